@@ -1,0 +1,17 @@
+//! Compiles the messages in this directory with protox: no protoc needed.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let files = ["proto/control.proto", "proto/replication.proto", "proto/admin.proto"];
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    println!("cargo:rerun-if-changed=proto/build.rs");
+    let descriptors = protox::compile(files, ["proto"])?;
+    prost_build::Config::new()
+        .bytes(["."])
+        .btree_map(["."])
+        .compile_fds(descriptors)?;
+    Ok(())
+}
