@@ -10,6 +10,8 @@
 use std::sync::Arc;
 
 pub mod posix;
+pub mod promise;
+pub mod task;
 
 /// Why a disk said no.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,192 @@
+//! Every way in which the data file and its companions are changed, as values.
+//!
+//! The core asks for these; the shell performs them on one thread in the order asked, the simulator likewise, both
+//! by `perform`. Because the order is kept, a promise is durable only after everything that was appended before it.
+//! A failed task is never retried: what the disk holds afterwards is unknown until the file is read again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::promise;
+use super::{Disk, DiskError, DiskFile};
+use crate::types::Epoch;
+
+/// The link in the data directory that says which generation's file is current.
+pub const CURRENT: &str = "current.durus";
+
+/// One change. Done means durable.
+pub enum DiskTask {
+    /// Writes `bytes` at `offset` and syncs; neighbours in the queue share the sync.
+    Append {
+        file: Arc<dyn DiskFile>,
+        offset: u64,
+        bytes: Bytes,
+    },
+    /// Keeps the promise not to take appends below `epoch`.
+    Promise {
+        epoch: Epoch,
+    },
+    /// Saves everything from `offset` on under `keep_as` (after `header`), then cuts the file there.
+    CutBack {
+        file: Arc<dyn DiskFile>,
+        offset: u64,
+        keep_as: String,
+        header: String,
+    },
+    /// Makes `target` the current file.
+    Flip {
+        target: String,
+    },
+    /// A new empty file, replacing one of that name; durable as a name at once.
+    Create {
+        name: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    /// Removes files that may or may not be there.
+    Remove {
+        names: Vec<String>,
+    },
+}
+
+/// What a task has to tell.
+#[derive(Clone)]
+pub enum TaskDone {
+    Nothing,
+    Created(Arc<dyn DiskFile>),
+}
+
+/// Performs `tasks` in order; one result each, by the number it came with. After the first failure nothing more is
+/// tried: the rest is answered with the same kind of failure.
+pub fn perform(
+    disk: &dyn Disk,
+    tasks: Vec<(u64, DiskTask)>,
+) -> Vec<(u64, Result<TaskDone, DiskError>)> {
+    let mut results = Vec::with_capacity(tasks.len());
+    let mut written: Vec<(u64, Arc<dyn DiskFile>)> = Vec::new();
+    let mut broken: Option<String> = None;
+    for (number, task) in tasks {
+        if let Some(why) = &broken {
+            results.push((number, Err(not_tried(why))));
+            continue;
+        }
+        if let DiskTask::Append { file, offset, bytes } = &task {
+            match file.write_at(*offset, bytes) {
+                Ok(()) => written.push((number, file.clone())),
+                Err(error) => {
+                    broken = Some(error.to_string());
+                    sync_written(&mut written, &mut results, &mut broken);
+                    results.push((number, Err(error)));
+                }
+            }
+            continue;
+        }
+        sync_written(&mut written, &mut results, &mut broken);
+        let result = match &broken {
+            Some(why) => Err(not_tried(why)),
+            None => perform_one(disk, task),
+        };
+        if let Err(error) = &result {
+            broken.get_or_insert_with(|| error.to_string());
+        }
+        results.push((number, result));
+    }
+    sync_written(&mut written, &mut results, &mut broken);
+    results
+}
+
+/// One sync for each file that was written, then the appends are done.
+fn sync_written(
+    written: &mut Vec<(u64, Arc<dyn DiskFile>)>,
+    results: &mut Vec<(u64, Result<TaskDone, DiskError>)>,
+    broken: &mut Option<String>,
+) {
+    let mut synced: Vec<(Arc<dyn DiskFile>, Option<String>)> = Vec::new();
+    for (number, file) in written.drain(..) {
+        let known = synced.iter().position(|(other, _)| Arc::ptr_eq(other, &file));
+        let at = known.unwrap_or_else(|| {
+            let failed = file.sync().err().map(|error| error.to_string());
+            synced.push((file, failed));
+            synced.len() - 1
+        });
+        let result = match &synced[at].1 {
+            None => Ok(TaskDone::Nothing),
+            Some(why) => {
+                broken.get_or_insert_with(|| why.clone());
+                Err(not_tried(why))
+            }
+        };
+        results.push((number, result));
+    }
+}
+
+fn not_tried(why: &str) -> DiskError {
+    DiskError::Io {
+        verb: "sync or write after a failure",
+        name: "data file".into(),
+        source: std::io::Error::other(why.to_string()),
+    }
+}
+
+fn perform_one(disk: &dyn Disk, task: DiskTask) -> Result<TaskDone, DiskError> {
+    match task {
+        DiskTask::Append { .. } => unreachable!("appends are performed together"),
+        DiskTask::Promise { epoch } => promise::write(disk, epoch)?,
+        DiskTask::CutBack { file, offset, keep_as, header } => {
+            cut_back(disk, &*file, offset, &keep_as, &header)?;
+        }
+        DiskTask::Flip { target } => {
+            disk.set_link(CURRENT, &target)?;
+            disk.sync_dir()?;
+        }
+        DiskTask::Create { name } => {
+            let file = disk.create(&name)?;
+            disk.sync_dir()?;
+            return Ok(TaskDone::Created(file));
+        }
+        DiskTask::Rename { from, to } => {
+            disk.rename(&from, &to)?;
+            disk.sync_dir()?;
+        }
+        DiskTask::Remove { names } => {
+            for name in names {
+                if disk.exists(&name)? {
+                    disk.remove(&name)?;
+                }
+            }
+            disk.sync_dir()?;
+        }
+    }
+    Ok(TaskDone::Nothing)
+}
+
+/// Nothing is cut before it is safe elsewhere. A crash in between leaves the file whole, and the cut is computed anew.
+fn cut_back(
+    disk: &dyn Disk,
+    file: &dyn DiskFile,
+    offset: u64,
+    keep_as: &str,
+    header: &str,
+) -> Result<(), DiskError> {
+    const CHUNK: u64 = 1 << 20;
+    let end = file.len()?;
+    if end <= offset {
+        return Ok(());
+    }
+    let kept = disk.create(keep_as)?;
+    kept.write_at(0, header.as_bytes())?;
+    let mut at = offset;
+    while at < end {
+        let mut chunk = vec![0; CHUNK.min(end - at) as usize];
+        file.read_at(at, &mut chunk)?;
+        kept.write_at(header.len() as u64 + at - offset, &chunk)?;
+        at += chunk.len() as u64;
+    }
+    kept.sync()?;
+    disk.sync_dir()?;
+    file.truncate(offset)?;
+    file.sync()
+}
