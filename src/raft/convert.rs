@@ -5,9 +5,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{self, EntryType, MessageType};
 
-use crate::proto::control::{
-    RaftConfState, RaftEntry, RaftHardState, RaftMessage, RaftSnapshot,
-};
+use crate::proto::control::{RaftConfState, RaftEntry, RaftHardState, RaftMessage, RaftSnapshot};
 
 /// Terms and indexes from here on are nonsense: raft-rs counts up from what it is told.
 const NUMBER_MAX: u64 = 1 << 62;

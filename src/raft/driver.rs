@@ -138,7 +138,9 @@ impl Driver {
         let mut voters: Vec<u64> = voters.iter().map(|voter| voter.0).collect();
         voters.sort_unstable();
         if !voters.contains(&id.0) {
-            return Err(DriverError::Start(format!("node {id} is not among the voters {voters:?}")));
+            return Err(DriverError::Start(format!(
+                "node {id} is not among the voters {voters:?}"
+            )));
         }
         let Recovered { hard_state, entries, snapshot, .. } = recovered;
         if let Some(snapshot) = &snapshot {
@@ -173,7 +175,16 @@ impl Driver {
 
     /// One step of raft's clock.
     pub fn tick(&mut self) {
-        self.node.tick();
+        if !self.installing() {
+            self.node.tick();
+        }
+    }
+
+    /// A leader's snapshot is in memory and not durable yet. raft-rs would panic on the start of a campaign, looking
+    /// for entries that the snapshot replaced.
+    fn installing(&self) -> bool {
+        let outstanding = self.outstanding.as_ref().is_some_and(|(_, batch)| batch.installs != 0);
+        outstanding || self.pending.installs != 0
     }
 
     /// A peer's message, whose sender the caller has made sure of.
@@ -186,6 +197,9 @@ impl Driver {
         }
         let message = convert::message_to_raft(message, &self.voters).map_err(refused)?;
         self.check(&message)?;
+        if message.msg_type == MessageType::MsgTimeoutNow && self.installing() {
+            return Ok(());
+        }
         self.node.step(message).map_err(|error| refused(error.to_string()))
     }
 
@@ -231,10 +245,12 @@ impl Driver {
         }
     }
 
-    /// Asks for votes now (pre-votes first). Nothing if this is the leader.
+    /// Asks for votes now (pre-votes first). Nothing if this is the leader, or while a snapshot is being written.
     pub fn campaign(&mut self) {
-        // the only error is about messages that a campaign is not
-        let _ = self.node.campaign();
+        if !self.installing() {
+            // the only error is about messages that a campaign is not
+            let _ = self.node.campaign();
+        }
     }
 
     /// Hands leadership over; nothing if this is not the leader. Proposals are dropped until it is done or has failed.
@@ -273,7 +289,8 @@ impl Driver {
         self.settle(batch.ready, batch.installs, batch.held);
         if !self.pending.must && self.pending.ready != 0 {
             // readies that came meanwhile and need no record of their own
-            let (ready, held) = (mem::take(&mut self.pending.ready), mem::take(&mut self.pending.held));
+            let (ready, held) =
+                (mem::take(&mut self.pending.ready), mem::take(&mut self.pending.held));
             self.settle(ready, 0, held);
         }
     }
@@ -308,18 +325,21 @@ impl Driver {
         let current = message.term == self.term();
         match message.msg_type {
             MessageType::MsgHeartbeat if message.term >= self.term() && message.commit > last => {
-                let why = format!("it says that {} is committed here; {last} is last", message.commit);
+                let why =
+                    format!("it says that {} is committed here; {last} is last", message.commit);
                 Err(DriverError::Amnesia { from, why })
             }
             MessageType::MsgAppend if message.term >= self.term() => {
-                let conflicts = |index: u64, term| index <= committed && !log.match_term(index, term);
+                let conflicts =
+                    |index: u64, term| index <= committed && !log.match_term(index, term);
                 let entries = message.entries.iter().map(|entry| (entry.index, entry.term));
                 let known = entries.filter(|(index, _)| *index >= log.first_index());
                 let joins = log.match_term(message.index, message.log_term);
                 match known.into_iter().find(|&(index, term)| joins && conflicts(index, term)) {
                     None => Ok(()),
                     Some((index, term)) => {
-                        let why = format!("entry {index} of term {term} is committed here otherwise");
+                        let why =
+                            format!("entry {index} of term {term} is committed here otherwise");
                         Err(DriverError::Amnesia { from, why })
                     }
                 }
@@ -380,7 +400,7 @@ impl Driver {
         }
         if let Some(hard_state) = ready.hs() {
             let hard_state: RaftHardState = convert::hard_state_from_raft(hard_state);
-            *commit = hard_state.commit;
+            *commit = hard_state.commit.max(*commit);
             record.hard_state = Some(hard_state);
         }
     }

@@ -79,7 +79,11 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// What one copy has at an offset.
 enum At<'a> {
-    Good { seq: u64, payload: &'a [u8], end: usize },
+    Good {
+        seq: u64,
+        payload: &'a [u8],
+        end: usize,
+    },
     /// The file ends here, or before.
     Absent,
     /// The file ends inside the record.
@@ -123,7 +127,8 @@ pub struct Contents<'a> {
 
 /// Reads both copies in step, taking each record from the copy that has it. A missing copy is an empty slice.
 pub fn read_copies<'a>(a: &'a [u8], b: &'a [u8], generation: u64) -> Result<Contents<'a>, Damage> {
-    let mut contents = Contents { payloads: Vec::new(), last_seq: 0, end: FILE_HEADER, whole: true };
+    let mut contents =
+        Contents { payloads: Vec::new(), last_seq: 0, end: FILE_HEADER, whole: true };
     contents.whole = [a, b].iter().all(|file| generation_of(file) == Some(generation));
     loop {
         let wanted = |seq| contents.payloads.is_empty() || seq == contents.last_seq + 1;
@@ -131,7 +136,8 @@ pub fn read_copies<'a>(a: &'a [u8], b: &'a [u8], generation: u64) -> Result<Cont
             At::Good { seq, .. } if !wanted(seq) => At::Bad,
             at => at,
         });
-        contents.whole &= matches!(pair, [At::Good { .. }, At::Good { .. }] | [At::Absent, At::Absent]);
+        contents.whole &=
+            matches!(pair, [At::Good { .. }, At::Good { .. }] | [At::Absent, At::Absent]);
         match pair {
             [At::Good { seq, payload, end }, _] | [_, At::Good { seq, payload, end }] => {
                 contents.payloads.push(payload);

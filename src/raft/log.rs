@@ -107,17 +107,15 @@ impl RaftLog {
             panic!("a record that does not fit the Raft log: {error}; record {record:?}");
         }
         let large = self.end > REWRITE_ABOVE.max(REWRITE_FACTOR * self.end_rewritten);
-        let done = if record.snapshot.is_some() || large {
-            self.rewrite()
-        } else {
-            self.extend(record)
-        };
+        let done =
+            if record.snapshot.is_some() || large { self.rewrite() } else { self.extend(record) };
         self.failed = done.is_err();
         Ok(done?)
     }
 
     fn extend(&mut self, record: &RaftRecord) -> Result<(), DiskError> {
-        let bytes = format::encode_record(self.generation, self.last_seq + 1, &record.encode_to_vec());
+        let bytes =
+            format::encode_record(self.generation, self.last_seq + 1, &record.encode_to_vec());
         // the order is what tells a torn tail from corruption: see format
         for file in &self.files {
             file.write_at(self.end, &bytes)?;

@@ -15,7 +15,6 @@ struct Inner {
     durable_names: BTreeMap<String, usize>,
     /// Changes until the disk fails for good; None: never.
     fails_in: Option<u64>,
-    changes: u64,
 }
 
 #[derive(Clone, Default)]
@@ -43,11 +42,6 @@ impl TestDisk {
     /// Fails at the change after `changes` more, and at every later one.
     pub fn fail_in(&self, changes: u64) {
         self.lock().fails_in = Some(changes);
-    }
-
-    /// Changes made so far.
-    pub fn changes(&self) -> u64 {
-        self.lock().changes
     }
 
     /// What is found after the power came back, on a disk of its own.
@@ -82,7 +76,6 @@ impl TestDisk {
             let source = std::io::Error::other("told to fail");
             return Err(DiskError::Io { verb: "change", name: "test disk".into(), source });
         }
-        inner.changes += 1;
         inner.fails_in = inner.fails_in.map(|left| left - 1);
         Ok(inner)
     }
