@@ -156,7 +156,11 @@ impl Tip {
 
 impl fmt::Display for Tip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "epoch {} seq {} offset {} chain {}", self.epoch, self.seq, self.offset, self.chain)
+        write!(
+            f,
+            "epoch {} seq {} offset {} chain {}",
+            self.epoch, self.seq, self.offset, self.chain
+        )
     }
 }
 

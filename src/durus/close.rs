@@ -66,7 +66,9 @@ pub enum CloseReason {
     Limit { name: &'static str, limit: u64, what: String },
     #[error("malformed commit: {0}")]
     Malformed(Malformed),
-    #[error("no answer from the master for {waited_ms} ms (wait_max_ms); outcome of {what} unknown")]
+    #[error(
+        "no answer from the master for {waited_ms} ms (wait_max_ms); outcome of {what} unknown"
+    )]
     Unanswered { what: &'static str, waited_ms: u64 },
     #[error("client stalled inside a command for {0} ms (command_timeout_ms)")]
     Stalled(u64),

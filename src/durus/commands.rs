@@ -3,9 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::close::{CloseReason, Limits};
-use super::session::{
-    Commit, Reading, Session, SessionAction, Sessions, View, Waiter, Waiting,
-};
+use super::session::{Commit, Reading, Session, SessionAction, Sessions, View, Waiter, Waiting};
 use super::unseen::ChangeLog;
 use super::wire::{self, Command};
 use crate::types::{ConnId, Now, Oid};

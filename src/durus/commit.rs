@@ -192,7 +192,11 @@ impl CommitChecker {
     fn judge(&self, request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Verdict, String> {
         if let Some(seq) = self.find(request.commit_id) {
             let committed = seq <= ground.committed;
-            return Ok(if committed { Verdict::AlreadyCommitted(seq) } else { Verdict::InFlight(seq) });
+            return Ok(if committed {
+                Verdict::AlreadyCommitted(seq)
+            } else {
+                Verdict::InFlight(seq)
+            });
         }
         let (base, last) = (request.base, self.last);
         if self.conflicts.contains(&request.commit_id) {

@@ -241,7 +241,8 @@ impl OidPool {
     }
 
     fn is_nobodys(&self, oid: Oid, exists: Exists<'_>) -> Result<bool, String> {
-        let taken = oid == Oid::CHAIN || self.owners.contains_key(&oid) || self.used.contains(oid.0);
+        let taken =
+            oid == Oid::CHAIN || self.owners.contains_key(&oid) || self.used.contains(oid.0);
         Ok(!taken && !exists(oid)?)
     }
 
@@ -315,7 +316,13 @@ mod tests {
         pool
     }
 
-    fn take(pool: &mut OidPool, key: SessionKey, id: u64, count: u32, exists: Exists<'_>) -> Vec<u64> {
+    fn take(
+        pool: &mut OidPool,
+        key: SessionKey,
+        id: u64,
+        count: u32,
+        exists: Exists<'_>,
+    ) -> Vec<u64> {
         match pool.allocate(key, id, count, exists).unwrap() {
             Allocation::Granted(oids) => oids.iter().map(|oid| oid.0).collect(),
             other => panic!("{other:?}"),

@@ -36,13 +36,23 @@ pub trait View {
 /// What sessions want done. Everything with an `id` goes to the master, until it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionAction {
-    Send { conn: ConnId, bytes: Bytes },
+    Send {
+        conn: ConnId,
+        bytes: Bytes,
+    },
     /// Close after what was sent before is out. The session is gone already.
-    Close { conn: ConnId, reason: CloseReason },
+    Close {
+        conn: ConnId,
+        reason: CloseReason,
+    },
     /// A client asked the server to stop, and may.
-    Quit { conn: ConnId },
+    Quit {
+        conn: ConnId,
+    },
     /// Answer: [`Sessions::synced`].
-    Sync { id: u64 },
+    Sync {
+        id: u64,
+    },
     /// Answer: [`Sessions::committed`], [`Sessions::conflict`], [`Sessions::send_touched`] or
     /// [`Sessions::refused`]. The same id and commit id come again, with `touched`, after `send_touched`.
     Commit {
@@ -55,13 +65,25 @@ pub enum SessionAction {
         touched: Option<Bytes>,
     },
     /// Answer: [`Sessions::oids`] or [`Sessions::refused`].
-    NewOids { id: u64, session: u64, count: u32 },
+    NewOids {
+        id: u64,
+        session: u64,
+        count: u32,
+    },
     /// No answer needed. The session's unused oids are free.
-    FreeSession { id: u64, session: u64 },
+    FreeSession {
+        id: u64,
+        session: u64,
+    },
     /// No answer needed.
-    Pack { id: u64 },
+    Pack {
+        id: u64,
+    },
     /// No answer needed. Every session here was told what the packs up to this generation removed.
-    Told { id: u64, generation: Generation },
+    Told {
+        id: u64,
+        generation: Generation,
+    },
 }
 
 /// What a session does once it reads a state that is new enough.
@@ -92,7 +114,10 @@ pub(super) enum Waiting {
     Sync(Reading),
     /// This node to show that seq.
     Visible(Seq, Reading),
-    NewOids { id: u64, count: u32 },
+    NewOids {
+        id: u64,
+        count: u32,
+    },
     Commit(Commit),
 }
 

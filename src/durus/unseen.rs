@@ -189,14 +189,22 @@ impl Unseen {
             || self.removals(log).any(|removed| removed.contains(oid.0))
     }
 
-    fn removals<'a>(&self, log: &'a ChangeLog) -> impl Iterator<Item = &'a RoaringTreemap> + use<'a> {
+    fn removals<'a>(
+        &self,
+        log: &'a ChangeLog,
+    ) -> impl Iterator<Item = &'a RoaringTreemap> + use<'a> {
         let told = self.generation;
         log.removals.iter().filter(move |(number, _)| *number > told).map(|(_, oids)| &**oids)
     }
 
     /// What the client is to be told now; after this it knows everything up to the log's end. `touched`: all it
     /// can have in its cache.
-    pub fn tell(&mut self, conn: ConnId, log: &ChangeLog, touched: &RoaringTreemap) -> RoaringTreemap {
+    pub fn tell(
+        &mut self,
+        conn: ConnId,
+        log: &ChangeLog,
+        touched: &RoaringTreemap,
+    ) -> RoaringTreemap {
         self.read(conn, log);
         for removed in self.removals(log) {
             self.oids |= removed;

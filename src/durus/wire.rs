@@ -45,7 +45,10 @@ pub enum Command {
 }
 
 /// Takes one whole command from the front of `buffer`; None if it is not all there yet.
-pub fn take_command(buffer: &mut BytesMut, limits: &Limits) -> Result<Option<Command>, CloseReason> {
+pub fn take_command(
+    buffer: &mut BytesMut,
+    limits: &Limits,
+) -> Result<Option<Command>, CloseReason> {
     let Some(&byte) = buffer.first() else { return Ok(None) };
     let body = &buffer[1..];
     let (command, len) = match byte {
@@ -89,9 +92,9 @@ fn bulk(body: &[u8], limits: &Limits) -> Result<Option<Vec<Oid>>, CloseReason> {
             what: format!("bulk load of {count} oids"),
         });
     }
-    Ok(body[4..].get(..8 * count as usize).map(|oids| {
-        oids.chunks_exact(8).map(|oid| Oid(be64(oid).expect("chunk of 8"))).collect()
-    }))
+    Ok(body[4..]
+        .get(..8 * count as usize)
+        .map(|oids| oids.chunks_exact(8).map(|oid| Oid(be64(oid).expect("chunk of 8"))).collect()))
 }
 
 /// After `C` was answered: takes length:4 and that many bytes; None if they are not all there yet. Empty data means
