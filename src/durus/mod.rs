@@ -23,6 +23,8 @@ mod unseen;
 pub mod wire;
 
 #[cfg(test)]
+mod commit_tests;
+#[cfg(test)]
 mod session_tests;
 
 pub use close::{CloseReason, Limits};

@@ -217,3 +217,100 @@ impl Unseen {
         std::mem::take(&mut self.oids)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// What stock Durus keeps: a set for everybody, added to at every commit.
+    #[derive(Default, Clone)]
+    struct Naive {
+        invalid: BTreeSet<u64>,
+    }
+
+    struct Lcg(u64);
+
+    impl Lcg {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) % n
+        }
+    }
+
+    #[test]
+    fn the_shared_log_says_what_a_set_for_everybody_would() {
+        for seed in 0..200 {
+            let mut random = Lcg(seed);
+            let mut log = ChangeLog::new(Seq(5), Generation(1));
+            let mut naive = vec![Naive::default(); 4];
+            let mut real: Vec<Unseen> = (0..4).map(|_| Unseen::new(&log)).collect();
+            let conn = |n: usize| ConnId(n as u64);
+            for _ in 0..400 {
+                let who = random.below(4) as usize;
+                let oids: Vec<u64> = (0..random.below(4)).map(|_| random.below(30)).collect();
+                match random.below(12) {
+                    0..5 => {
+                        let own = random.below(2) == 0;
+                        let seq = log.last().next();
+                        let oid_list: Vec<Oid> = oids.iter().map(|oid| Oid(*oid)).collect();
+                        log.push(seq, own.then_some(conn(who)), &oid_list, true);
+                        if own {
+                            real[who].own_commit(seq);
+                        }
+                        let others = naive.iter_mut().enumerate();
+                        for (_, naive) in others.filter(|(n, _)| !own || *n != who) {
+                            naive.invalid.extend(&oids);
+                        }
+                    }
+                    5 => {
+                        let generation = log.generation().next();
+                        log.remove(generation, &oids.iter().copied().collect());
+                        naive.iter_mut().for_each(|naive| naive.invalid.extend(&oids));
+                    }
+                    6 => log.read_out(real.iter_mut().enumerate().map(|(n, r)| (conn(n), r))),
+                    7 => {
+                        let told = real.iter().map(Unseen::generation).min().unwrap();
+                        log.told(told);
+                    }
+                    8 => {
+                        let told = real[who].tell(conn(who), &log, &RoaringTreemap::new());
+                        let expected = std::mem::take(&mut naive[who].invalid);
+                        assert!(told.iter().eq(expected), "seed {seed}");
+                    }
+                    _ => {
+                        let oid = random.below(30);
+                        let invalid = real[who].contains(conn(who), Oid(oid), &log);
+                        assert_eq!(invalid, naive[who].invalid.contains(&oid), "seed {seed}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_log_is_read_out_to_everybody_and_emptied() {
+        let mut log = ChangeLog::new(Seq(0), Generation(1));
+        let mut idle = Unseen::new(&log);
+        let mut starting = Unseen::new(&log);
+        starting.start_at(Seq(10));
+        let oids: Vec<Oid> = (0..LOG_OIDS_MAX as u64 / 4).map(Oid).collect();
+        for seq in 1..=4 {
+            assert!(!log.is_full());
+            log.push(Seq(seq), None, &oids, true);
+        }
+        assert!(log.is_full());
+        let readers = [(ConnId(1), &mut idle), (ConnId(2), &mut starting)];
+        log.read_out(readers.into_iter());
+        assert!(!log.is_full() && log.changes.is_empty());
+        assert!(idle.contains(ConnId(1), oids[7], &log));
+        // What it will read is not older than 10.
+        for seq in 5..=10 {
+            log.push(Seq(seq), None, &oids[..9], true);
+        }
+        assert!(!starting.contains(ConnId(2), oids[7], &log));
+        log.push(Seq(11), None, &oids[..1], true);
+        assert!(starting.contains(ConnId(2), oids[0], &log));
+    }
+}
