@@ -24,6 +24,10 @@ fn record(oid: u64, value: i64, references: &[u64]) -> (Oid, Bytes) {
     (Oid(oid), bytes.into())
 }
 
+fn value(record: &[u8]) -> i64 {
+    i64::from_be_bytes(record[12..20].try_into().unwrap())
+}
+
 fn set(oids: &[u64]) -> RoaringTreemap {
     oids.iter().copied().collect()
 }
@@ -196,6 +200,8 @@ fn nothing_dead_comes_back() {
 
 const ACCOUNTS: u64 = 6;
 const EACH: i64 = 100;
+/// Oid of the first client's journal; the others' follow.
+const JOURNAL: u64 = ACCOUNTS;
 
 /// Knuth's generator: enough for orders, and the same on every machine.
 struct Lcg(u64);
@@ -249,7 +255,7 @@ struct Bank {
 
 impl Bank {
     fn new(seed: u64) -> Bank {
-        let records: Vec<_> = (0..ACCOUNTS).map(|oid| record(oid, EACH, &[])).collect();
+        let records: Vec<_> = (0..ACCOUNTS + 4).map(|oid| record(oid, EACH, &[])).collect();
         let members = (0..2).map(|n| Member {
             sessions: Sessions::new(Limits::default(), BootId(n + 1), Seq(1), Generation(1)),
             records: records.iter().cloned().collect(),
@@ -307,7 +313,7 @@ impl Bank {
                     records: &records,
                     touched: touched.as_ref(),
                 };
-                let exists = |oid: Oid| Ok(oid.0 < ACCOUNTS);
+                let exists = |oid: Oid| Ok(oid.0 < ACCOUNTS + 4);
                 let ground = Ground {
                     committed: self.committed,
                     exists: &exists,
@@ -398,7 +404,7 @@ impl Bank {
         if answer == b"I" {
             return None;
         }
-        let balance = i64::from_be_bytes(answer[5 + 12..].try_into().unwrap());
+        let balance = value(&answer[5..]);
         self.clients[client].cache.insert(oid, balance);
         Some(balance)
     }
@@ -423,17 +429,22 @@ impl Bank {
             assert_eq!(self.ask(client, &[0; 4]), b"");
             return;
         }
-        let changed = [(from, balances[from as usize] - 1), (to, balances[to as usize] + 1)];
+        let (less, more) = (balances[from as usize] - 1, balances[to as usize] + 1);
+        let changed = match self.random.below(3) {
+            // Writes down what it read, and from where: changes nothing that anybody else changes.
+            0 => vec![record(JOURNAL + client as u64, less + 1, &[from])],
+            _ => vec![record(from, less, &[]), record(to, more, &[])],
+        };
         let mut data = Vec::new();
-        for (oid, balance) in changed {
-            let record = record(oid, balance, &[]).1;
+        for (oid, record) in &changed {
             data.extend((8 + record.len() as u32).to_be_bytes());
-            data.extend(oid.to_be_bytes());
+            data.extend(oid.0.to_be_bytes());
             data.extend(&record[..]);
         }
         match &self.ask(client, &[&(data.len() as u32).to_be_bytes()[..], &data].concat())[..] {
             b"O" => {
-                self.clients[client].cache.extend(changed);
+                let cached = changed.iter().map(|(oid, record)| (oid.0, value(record)));
+                self.clients[client].cache.extend(cached);
                 self.clients[client].moved += 1;
             }
             b"I" => {
@@ -441,6 +452,19 @@ impl Bank {
                 self.sync(client);
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Every journal entry is true where it stands in the chain.
+    fn check_journals(&self) {
+        let mut state = BTreeMap::new();
+        for (_, records) in &self.chain {
+            for (oid, record) in records {
+                if let Some(read) = wire::references(record).next() {
+                    assert_eq!(value(record), state[&read], "{read} as it was then");
+                }
+                state.insert(*oid, value(record));
+            }
         }
     }
 
@@ -467,6 +491,7 @@ fn no_money_is_lost_or_seen_twice() {
         let moved: u64 = bank.clients.iter().map(|client| client.moved).sum();
         let conflicts: u64 = bank.clients.iter().map(|client| client.conflicts).sum();
         assert_eq!(moved, bank.chain.len() as u64 - 1, "seed {seed}: every O is one transaction");
+        bank.check_journals();
         assert!(moved > 5 && conflicts > 0, "seed {seed}: {moved} moved, {conflicts} conflicts");
     }
 }
