@@ -23,9 +23,13 @@ mod unseen;
 pub mod wire;
 
 #[cfg(test)]
+mod close_tests;
+#[cfg(test)]
 mod commit_tests;
 #[cfg(test)]
 mod session_tests;
+#[cfg(test)]
+mod testing;
 
 pub use close::{CloseReason, Limits};
 pub use commit::{CommitChecker, CommitRequest, Ground, TouchedError, Verdict, decode_touched};

@@ -49,6 +49,8 @@ pub enum Allocation {
     NeedBlock,
     /// The session ended: this is an old copy of a request.
     Gone,
+    /// Its node has to say first what its sessions hold.
+    RegisterFirst,
 }
 
 #[derive(Default)]
@@ -165,7 +167,7 @@ impl OidPool {
         self.freed |= oids;
     }
 
-    /// `count` oids for a session of a registered node, for its request `id`: the root's if there is no root and
+    /// `count` oids for a session, for its request `id`: the root's if there is no root and
     /// nobody holds its oid, then holes, then what was given back, then from the block.
     pub fn allocate(
         &mut self,
@@ -174,8 +176,9 @@ impl OidPool {
         count: u32,
         exists: Exists<'_>,
     ) -> Result<Allocation, String> {
-        let node = self.nodes.get(&key.node);
-        let node = node.unwrap_or_else(|| panic!("node {} asks before it registered", key.node));
+        let Some(node) = self.nodes.get(&key.node) else {
+            return Ok(Allocation::RegisterFirst);
+        };
         if node.gone.contains(key.session) {
             return Ok(Allocation::Gone);
         }
@@ -345,6 +348,8 @@ mod tests {
     #[test]
     fn a_request_that_comes_twice_gets_the_same_and_one_of_a_gone_session_nothing() {
         let mut pool = pool(&[], (10, 20));
+        let stranger = key(NodeId(3), 1);
+        assert_eq!(pool.allocate(stranger, 5, 3, &rooted), Ok(Allocation::RegisterFirst));
         let first = take(&mut pool, key(N1, 1), 5, 3, &rooted);
         assert_eq!(take(&mut pool, key(N1, 1), 5, 3, &rooted), first);
         assert_ne!(take(&mut pool, key(N1, 1), 6, 3, &rooted), first);
