@@ -61,7 +61,7 @@ pub struct Fed {
 }
 
 impl Feed {
-    pub fn new() -> (Feed, Receiver<Fed>) {
+    pub fn channel() -> (Feed, Receiver<Fed>) {
         let (sender, receiver) = mpsc::channel();
         (Feed(sender), receiver)
     }
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_tick_comes_at_the_deadline_and_not_before() {
-        let (_feed, inputs) = Feed::new();
+        let (_feed, inputs) = Feed::channel();
         let mut machine = Notes { tick_at: Some(20_000), ..Notes::default() };
         assert_eq!(until_exit(&mut machine, &inputs).as_deref(), Some("tick"));
         assert!(machine.tick_was_due);
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_stepped_before_a_deadline_is_judged() {
-        let (feed, inputs) = Feed::new();
+        let (feed, inputs) = Feed::channel();
         feed.put(Input::PeerUp { peer: NodeId(2) });
         feed.put(Input::PeerUp { peer: NodeId(3) });
         let mut machine = Notes { tick_at: Some(0), ..Notes::default() };
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_handed_out_together_and_gives_its_budget_back() {
-        let (feed, inputs) = Feed::new();
+        let (feed, inputs) = Feed::channel();
         let budget = Arc::new(Semaphore::new(10));
         let conn = ConnId(1);
         let opened = Input::ClientOpened { conn, address: String::new() };
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_loop_ends_when_nobody_can_feed() {
-        let (feed, inputs) = Feed::new();
+        let (feed, inputs) = Feed::channel();
         drop(feed);
         assert_eq!(until_exit(&mut Notes::default(), &inputs), None);
     }

@@ -204,7 +204,7 @@ mod tests {
     fn disk_tasks_are_done_in_order_and_none_after_a_failure() {
         let dir = tempfile::tempdir().unwrap();
         let posix: Arc<dyn Disk> = Arc::new(PosixDisk::new(dir.path()));
-        let (feed, inputs) = Feed::new();
+        let (feed, inputs) = Feed::channel();
         let worker = disk(posix.clone(), feed).unwrap();
         let file = posix.create("g").unwrap();
         for n in 0..100u64 {
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn raft_records_are_not_written_after_a_failure() {
-        let (feed, inputs) = Feed::new();
+        let (feed, inputs) = Feed::channel();
         let (wrote, written) = mpsc::channel();
         let append = move |record: &RaftRecord| {
             wrote.send(record.entries.len()).unwrap();
