@@ -9,18 +9,15 @@ use crate::types::NodeId;
 
 /// Whether `member` could be elected now; otherwise why not, as the end of the sentence "n2 can't be master: ...".
 ///
-/// `beat` is its newest one, and `None` if it was never heard or not lately.
+/// `beat` is its newest one; whether that is too old to count is the caller's to say first.
 /// A node that merely lags is eligible: it fetches what it lacks before it opens.
-pub fn eligible(member: &Member, beat: Option<&Beat>, state: &ControlState) -> Result<(), String> {
+pub fn eligible(member: &Member, beat: &Beat, state: &ControlState) -> Result<(), String> {
     if member.role != "voter" {
         return Err(format!("it is a {}, not a voter", member.role));
     }
     if !member.may_be_master {
         return Err("its configuration says may_be_master = false".to_owned());
     }
-    let Some(beat) = beat else {
-        return Err("it does not answer".to_owned());
-    };
     if !beat.suspect.is_empty() {
         return Err(format!("it is suspect: {}", beat.suspect));
     }
@@ -138,51 +135,50 @@ mod tests {
         ControlState { generations: vec![current], ..Default::default() }
     }
 
-    fn why_not(member: &Member, beat: Option<&Beat>) -> String {
+    fn why_not(member: &Member, beat: &Beat) -> String {
         eligible(member, beat, &state()).unwrap_err()
     }
 
     #[test]
     fn a_clean_voter_in_the_current_generation_is_eligible() {
-        assert_eq!(eligible(&member(), Some(&beat()), &state()), Ok(()));
+        assert_eq!(eligible(&member(), &beat(), &state()), Ok(()));
     }
 
     #[test]
     fn membership_rules_come_first() {
         let learner = Member { role: "learner".into(), ..member() };
-        assert_eq!(why_not(&learner, Some(&beat())), "it is a learner, not a voter");
+        assert_eq!(why_not(&learner, &beat()), "it is a learner, not a voter");
         let barred = Member { may_be_master: false, ..member() };
-        assert!(why_not(&barred, Some(&beat())).contains("may_be_master"));
+        assert!(why_not(&barred, &beat()).contains("may_be_master"));
     }
 
     #[test]
-    fn silent_suspect_failing_and_leaving_nodes_are_not() {
-        assert_eq!(why_not(&member(), None), "it does not answer");
+    fn suspect_failing_and_leaving_nodes_are_not() {
         let suspect = Beat { suspect: "bad chain at 9".into(), ..beat() };
-        assert_eq!(why_not(&member(), Some(&suspect)), "it is suspect: bad chain at 9");
+        assert_eq!(why_not(&member(), &suspect), "it is suspect: bad chain at 9");
         let failing = Beat { failing: "disk full".into(), ..beat() };
-        assert_eq!(why_not(&member(), Some(&failing)), "it is failing: disk full");
+        assert_eq!(why_not(&member(), &failing), "it is failing: disk full");
         let leaving = Beat { leaving: true, ..beat() };
-        assert_eq!(why_not(&member(), Some(&leaving)), "it is stopping");
+        assert_eq!(why_not(&member(), &leaving), "it is stopping");
     }
 
     #[test]
     fn the_file_must_be_the_agreed_one() {
         let mut old = beat();
         old.position.as_mut().unwrap().generation = 1;
-        assert!(why_not(&member(), Some(&old)).contains("rebases first"));
+        assert!(why_not(&member(), &old).contains("rebases first"));
         let mut ahead = beat();
         ahead.position.as_mut().unwrap().generation = 3;
-        assert!(why_not(&member(), Some(&ahead)).contains("never agreed"));
+        assert!(why_not(&member(), &ahead).contains("never agreed"));
         let mut other = beat();
         other.position.as_mut().unwrap().base_hash = vec![8; 20].into();
-        assert!(why_not(&member(), Some(&other)).contains("another base"));
-        assert!(why_not(&member(), Some(&Beat::default())).contains("has not said"));
+        assert!(why_not(&member(), &other).contains("another base"));
+        assert!(why_not(&member(), &Beat::default()).contains("has not said"));
     }
 
     #[test]
     fn before_the_first_election_any_file_will_do() {
-        assert_eq!(eligible(&member(), Some(&beat()), &ControlState::default()), Ok(()));
+        assert_eq!(eligible(&member(), &beat(), &ControlState::default()), Ok(()));
     }
 
     fn candidate(node: u64, order: (u64, u64)) -> Candidate {

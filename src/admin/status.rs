@@ -66,10 +66,9 @@ fn survives_failures(view: &ClusterView) -> u32 {
     }
     let in_step = view.in_step_voters();
     // The enemy takes those first that could replace the master.
-    let heirs = in_step.iter().filter(|&&id| {
-        let member = view.member(id);
-        member.is_some_and(|member| eligible(member, view.fresh_beat(id), &view.state).is_ok())
-    });
+    let heirs = in_step
+        .iter()
+        .filter(|&&id| view.member(id).is_some_and(|member| fit(view, member).is_ok()));
     let spare = in_step.len() - view.majority();
     spare.min(heirs.count().saturating_sub(1)) as u32
 }
@@ -98,9 +97,8 @@ fn if_master_died(view: &ClusterView) -> IfMasterDied {
     let mut candidates = Vec::new();
     let mut others = Vec::new();
     for member in view.state.members.iter().filter(|member| Some(NodeId(member.id)) != master) {
-        let beat = view.fresh_beat(NodeId(member.id));
-        match eligible(member, beat, &view.state) {
-            Ok(()) => candidates.push(candidate(member, beat)),
+        match fit(view, member) {
+            Ok(beat) => candidates.push(candidate(member, beat)),
             Err(why) => others.push(Loser { name: member.name.clone(), why }),
         }
     }
@@ -130,8 +128,14 @@ fn if_master_died(view: &ClusterView) -> IfMasterDied {
     }
 }
 
-fn candidate(member: &Member, beat: Option<&Beat>) -> Candidate {
-    let tip = beat.map(tip).unwrap_or_default();
+/// The beat that makes it eligible, or why it is not.
+fn fit<'a>(view: &'a ClusterView, member: &Member) -> Result<&'a Beat, String> {
+    let beat = view.fresh_beat(NodeId(member.id)).ok_or("it does not answer")?;
+    eligible(member, beat, &view.state).map(|()| beat)
+}
+
+fn candidate(member: &Member, beat: &Beat) -> Candidate {
+    let tip = tip(beat);
     Candidate {
         node: NodeId(member.id),
         order: (tip.epoch, tip.seq),
@@ -160,7 +164,7 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
     let position = position(beat);
     let tip = tip(beat);
     let answering = view.fresh_beat(id).is_some();
-    let fit = eligible(member, view.fresh_beat(id), &view.state);
+    let fit = fit(view, member);
     NodeStatus {
         name: member.name.clone(),
         role: role(view, member),
