@@ -1,1 +1,4 @@
+//! What the node tells people about itself.
 
+pub mod http;
+mod metrics;
