@@ -53,7 +53,11 @@ fn open(config: &Log) -> Result<(Logger, slog_async::AsyncGuard), TelemetryError
     };
     let (drain, guard) = match (config.format, plain) {
         (LogFormat::Json, _) => queued(
-            slog_json::Json::new(BufWriter::new(out)).add_default_keys().set_flush(true).build().ignore_res(),
+            slog_json::Json::new(BufWriter::new(out))
+                .add_default_keys()
+                .set_flush(true)
+                .build()
+                .ignore_res(),
             config.level,
         ),
         (LogFormat::Text, true) => {
