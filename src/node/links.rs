@@ -5,13 +5,15 @@
 //! sends messages must be fine with losing them, as with any network. A queue has a bound in bytes; past it the
 //! connection is given up and opened anew, empty.
 //!
+//! When a lane that was lost is open again, the core is told by another `PeerUp`: what was under way on it may be lost.
+//!
 //! The control link is how a dead process is noticed: its connection closes and the port refuses. A peer whose own
 //! control connection to us closes is asked in the same way at once. Nothing here waits for a timer before it looks.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -62,8 +64,13 @@ struct Link {
 struct Gate {
     /// Do messages wait, or are they dropped?
     accepts: AtomicBool,
+    /// Messages of an earlier era are dropped instead of sent: they were meant for a connection that is lost, perhaps
+    /// for a process that is gone.
+    era: AtomicU64,
     queued_bytes: AtomicUsize,
     queued_bytes_max: usize,
+    /// There is a connection.
+    connected: AtomicBool,
     /// Past the bound since the connection was opened.
     overflowed: AtomicBool,
     overflow: Notify,
@@ -74,6 +81,7 @@ struct Gate {
 /// A message that waits; its bytes are charged to the queue until it is dropped.
 struct Queued {
     message: PeerMessage,
+    era: u64,
     charge: Charge,
 }
 
@@ -132,6 +140,7 @@ impl Links {
                     lane,
                     gate: gate.clone(),
                     queued,
+                    control: gates[Lane::Control as usize].clone(),
                     others: if lane == Lane::Control { gates[1..].to_vec() } else { Vec::new() },
                     feed: feed.clone(),
                     stop: stop.clone(),
@@ -166,7 +175,8 @@ impl Link {
         }
         let bytes = message.encoded_len();
         let before = gate.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let queued = Queued { message, charge: Charge { bytes, gate: gate.clone() } };
+        let era = gate.era.load(Ordering::Acquire);
+        let queued = Queued { message, era, charge: Charge { bytes, gate: gate.clone() } };
         // A message that is longer than the bound passes an empty queue.
         if before > 0 && before + bytes > gate.queued_bytes_max {
             if !gate.overflowed.swap(true, Ordering::AcqRel) {
@@ -182,11 +192,24 @@ impl Link {
 }
 
 impl Gate {
+    /// What waits now is not sent any more.
+    fn new_era(&self) {
+        self.era.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// And what comes later is dropped.
+    fn shut(&self) {
+        self.accepts.store(false, Ordering::Release);
+        self.new_era();
+    }
+
     fn new(queued_bytes_max: usize) -> Gate {
         Gate {
             accepts: AtomicBool::new(true),
+            era: AtomicU64::new(0),
             queued_bytes: AtomicUsize::new(0),
             queued_bytes_max,
+            connected: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
             overflow: Notify::new(),
             dial_now: Notify::new(),
@@ -202,12 +225,13 @@ struct Dialler {
     lane: Lane,
     gate: Arc<Gate>,
     queued: UnboundedReceiver<Queued>,
+    control: Arc<Gate>,
     /// Of the control link: the other lanes.
     others: Vec<Arc<Gate>>,
     feed: Feed,
     stop: StopSeen,
     log: Logger,
-    /// The core was told that it is open.
+    /// It has been open; of the control link: and the core believes that it is.
     up: bool,
     /// Dialling has failed, and that was logged.
     failing: bool,
@@ -242,11 +266,14 @@ impl Dialler {
                     backoff = BACKOFF_MIN;
                     let opened = Instant::now();
                     self.on_open();
-                    match self.carry(stream).await {
+                    let end = self.carry(stream).await;
+                    self.gate.connected.store(false, Ordering::Release);
+                    match end {
                         End::Finished => return,
                         End::Refused => Failure::Refused,
                         End::Lost(why) => {
                             info!(self.log, "connection lost"; "why" => why);
+                            self.gate.new_era();
                             self.drop_queued();
                             if opened.elapsed() < BACKOFF_MIN {
                                 sleep(BACKOFF_MIN).await;
@@ -271,7 +298,12 @@ impl Dialler {
         self.failing = false;
         self.gate.overflowed.store(false, Ordering::Release);
         self.gate.accepts.store(true, Ordering::Release);
+        self.gate.connected.store(true, Ordering::Release);
         if self.lane != Lane::Control {
+            let again = std::mem::replace(&mut self.up, true);
+            if again && self.control.connected.load(Ordering::Acquire) {
+                self.feed.put(Input::PeerUp { peer: self.peer.id });
+            }
             return;
         }
         // What the core sends because of this must find the other lanes waiting for it.
@@ -286,8 +318,12 @@ impl Dialler {
     }
 
     fn on_failure(&mut self, failure: &Failure) {
-        self.gate.accepts.store(false, Ordering::Release);
+        self.gate.shut();
         self.drop_queued();
+        // A peer that can't be reached here is not reached by the other lanes either; they may not know it yet.
+        for gate in &self.others {
+            gate.shut();
+        }
         let refused = matches!(failure, Failure::Refused);
         if !std::mem::replace(&mut self.failing, true) {
             let why = match failure {
@@ -302,6 +338,7 @@ impl Dialler {
         }
     }
 
+    /// Gives the memory back; what is of an older era would not be sent anyway.
     fn drop_queued(&mut self) {
         while self.queued.try_recv().is_ok() {}
     }
@@ -343,7 +380,7 @@ impl Dialler {
         let (read, write) = stream.into_split();
         let gate = self.gate.clone();
         tokio::select! {
-            end = write_queued(&mut self.queued, write) => end,
+            end = write_queued(&mut self.queued, &gate, write) => end,
             why = read_nothing(read) => End::Lost(why),
             () = overflow(&gate) => End::Lost("too much waited to be sent".into()),
             () = refused(&gate, &self.peer.peer) => End::Refused,
@@ -374,7 +411,11 @@ fn from_io(error: io::Error) -> Failure {
     }
 }
 
-async fn write_queued(queued: &mut UnboundedReceiver<Queued>, mut write: OwnedWriteHalf) -> End {
+async fn write_queued(
+    queued: &mut UnboundedReceiver<Queued>,
+    gate: &Gate,
+    mut write: OwnedWriteHalf,
+) -> End {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     let mut out = BytesMut::new();
     let mut charges = Vec::new();
@@ -386,8 +427,10 @@ async fn write_queued(queued: &mut UnboundedReceiver<Queued>, mut write: OwnedWr
         }
         let mut rest = batch.drain(..).peekable();
         while let Some(next) = rest.next() {
-            frame::encode(&next.message, &mut out);
-            charges.push(next.charge);
+            if next.era == gate.era.load(Ordering::Acquire) {
+                frame::encode(&next.message, &mut out);
+                charges.push(next.charge);
+            }
             if rest.peek().is_some() && out.len() < WRITE_BYTES {
                 continue;
             }

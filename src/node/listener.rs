@@ -56,8 +56,11 @@ pub struct PeerPort {
 #[derive(Default)]
 pub struct Current {
     next: AtomicU64,
-    of: Mutex<HashMap<(NodeId, i32), (u64, Arc<Notify>)>>,
+    of: Mutex<Newest>,
 }
+
+/// By node and lane: the connection's number, and how it is told that it is replaced.
+type Newest = HashMap<(NodeId, i32), (u64, Arc<Notify>)>;
 
 impl Current {
     /// The number of this connection, and what is notified when a newer one replaces it.
@@ -82,7 +85,7 @@ impl Current {
         newest
     }
 
-    fn of(&self) -> MutexGuard<'_, HashMap<(NodeId, i32), (u64, Arc<Notify>)>> {
+    fn of(&self) -> MutexGuard<'_, Newest> {
         self.of.lock().expect("a thread panicked while it held the table of peers")
     }
 }

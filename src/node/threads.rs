@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// A thread with its queue of work.
 pub struct Worker<T> {
     queue: Sender<T>,
-    thread: JoinHandle<()>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl<T> Worker<T> {
@@ -32,19 +33,31 @@ impl<T> Worker<T> {
         self.queue.send(work).expect("a worker ends only when its queue is closed");
     }
 
-    /// Waits until everything queued is done.
-    pub fn finish(self) {
+    /// Waits until everything queued is done; false if that takes longer than `within`.
+    pub fn finish(self, within: Duration) -> bool {
         drop(self.queue);
-        // A panic in it has ended the process already.
-        let _ = self.thread.join();
+        self.ended.recv_timeout(within) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    /// `work` gets the queue's other end.
+    fn start(name: &str, work: impl FnOnce(Receiver<T>) + Send + 'static) -> io::Result<Worker<T>>
+    where
+        T: Send + 'static,
+    {
+        let (queue, queued) = mpsc::channel();
+        let (ending, ended) = mpsc::channel();
+        Builder::new().name(name.into()).spawn(move || {
+            work(queued);
+            drop::<Sender<()>>(ending);
+        })?;
+        Ok(Worker { queue, ended })
     }
 }
 
 /// Performs disk tasks; all that wait together share their syncs.
 pub fn disk(disk: Arc<dyn Disk>, feed: Feed) -> io::Result<Worker<(u64, DiskTask)>> {
-    let (queue, tasks) = mpsc::channel::<(u64, DiskTask)>();
     let mut broken: Option<String> = None;
-    let work = move || {
+    let work = move |tasks: Receiver<(u64, DiskTask)>| {
         while let Ok(first) = tasks.recv() {
             let batch: Vec<_> = std::iter::once(first).chain(tasks.try_iter()).collect();
             let results = match &broken {
@@ -59,7 +72,7 @@ pub fn disk(disk: Arc<dyn Disk>, feed: Feed) -> io::Result<Worker<(u64, DiskTask
             }
         }
     };
-    Ok(Worker { queue, thread: Builder::new().name("disk".into()).spawn(work)? })
+    Worker::start("disk", work)
 }
 
 fn refuse<T>(batch: Vec<(u64, DiskTask)>, why: &str) -> Vec<(u64, Result<T, DiskError>)> {
@@ -71,9 +84,8 @@ pub fn raft(
     mut append: impl FnMut(&RaftRecord) -> Result<(), DiskError> + Send + 'static,
     feed: Feed,
 ) -> io::Result<Worker<(u64, RaftRecord)>> {
-    let (queue, records) = mpsc::channel::<(u64, RaftRecord)>();
     let mut broken: Option<String> = None;
-    let work = move || {
+    let work = move |records: Receiver<(u64, RaftRecord)>| {
         while let Ok((number, record)) = records.recv() {
             let result = match &broken {
                 None => append(&record),
@@ -85,7 +97,7 @@ pub fn raft(
             feed.put(Input::RaftDone { number, result });
         }
     };
-    Ok(Worker { queue, thread: Builder::new().name("raft-log".into()).spawn(work)? })
+    Worker::start("raft-log", work)
 }
 
 fn after_failure(name: &str, why: &str) -> DiskError {
@@ -125,14 +137,10 @@ impl Jobs {
         }
     }
 
-    /// Cancels all and waits for them.
-    pub fn finish(self) {
+    /// None is waited for: what a job leaves half done is what a crash would leave.
+    pub fn cancel_all(&self) {
         for (cancelled, _) in self.running.values() {
             cancelled.store(true, Ordering::Relaxed);
-        }
-        for (_, thread) in self.running.into_values() {
-            // A panic in it has ended the process already.
-            let _ = thread.join();
         }
     }
 }
@@ -221,7 +229,7 @@ mod tests {
         assert_eq!(collect(&inputs, 1), [(100, false)]);
         worker.give((101, DiskTask::Create { name: "fine".into() }));
         assert_eq!(collect(&inputs, 1), [(101, false)]);
-        worker.finish();
+        assert!(worker.finish(Duration::from_secs(5)));
         assert!(!posix.exists("fine").unwrap());
     }
 
@@ -241,7 +249,7 @@ mod tests {
         worker.give((1, RaftRecord::default()));
         worker.give((2, bad));
         worker.give((3, RaftRecord::default()));
-        worker.finish();
+        assert!(worker.finish(Duration::from_secs(5)));
         assert_eq!(collect(&inputs, 3), [(1, true), (2, false), (3, false)]);
         assert_eq!(written.iter().collect::<Vec<_>>(), [0, 1]);
     }
