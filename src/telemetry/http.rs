@@ -14,7 +14,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::MethodRouter;
 use serde::Deserialize;
-use tokio::net::TcpListener;
 
 use super::metrics;
 use crate::admin::model::{NodeStatus, Status};
@@ -27,22 +26,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 const PAGE: &str = include_str!("page.html");
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Serves the pages until `stop` is ready, then finishes what is being answered.
+/// The pages. `ask` brings a request to this node's core.
 ///
-/// `ask` brings a request to this node's core.
-pub async fn serve<A, F>(
-    listener: TcpListener,
-    ask: A,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()>
-where
-    A: Fn(AdminRequest) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = AdminReply> + Send + 'static,
-{
-    axum::serve(listener, router(ask)).with_graceful_shutdown(stop).await
-}
-
-/// The pages as an axum router; see [`serve`].
+/// Whoever serves them bounds how long a slow reader may keep a shutdown waiting.
 pub fn router<A, F>(ask: A) -> Router
 where
     A: Fn(AdminRequest) -> F + Clone + Send + Sync + 'static,

@@ -1,7 +1,7 @@
 //! The pages over a real socket, of a node that answers as told.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::admin::status_reply;
@@ -41,17 +41,13 @@ where
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve(listener, ask, async {
-        let _ = stopped.await;
-    }));
+    let server = tokio::spawn(axum::serve(listener, router(ask)).into_future());
     let mut stream = TcpStream::connect(address).await.unwrap();
     let text = format!("{method} {path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n");
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    stop.send(()).unwrap();
-    server.await.unwrap().expect("stops cleanly");
+    server.abort();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
     (code, head.to_ascii_lowercase(), body.to_owned())

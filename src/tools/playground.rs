@@ -357,8 +357,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in ["--nodes 0", "--nodes 8", "--restart-after soon", "--port-base 80", "--fast"]
-        {
+        for line in ["--nodes 0", "--nodes 8", "--restart-after soon", "--port-base 80", "--fast"] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
     }
