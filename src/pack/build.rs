@@ -33,17 +33,17 @@ pub struct Build {
 enum Stage {
     Mark(Mark),
     /// What the root reaches as of F.
-    Walk(Base, Walk),
+    Walk(Box<Base>, Walk),
     /// What else is kept, ascending.
-    Rest(Base, roaring::treemap::IntoIter),
+    Rest(Box<Base>, roaring::treemap::IntoIter),
     Map {
-        base: Base,
+        base: Box<Base>,
         stitch: Stitch,
         shape: MapShape,
         slot: u64,
     },
     Hash {
-        base: Base,
+        base: Box<Base>,
         hash: Sha1,
         reader: Reader,
         at: u64,
@@ -88,7 +88,7 @@ impl Build {
     fn mark(&mut self, mut mark: Mark, disk: &dyn Disk) -> Result<u32, JobError> {
         match mark.step(disk)? {
             Step::Done(JobOutcome::Marked(marked)) => {
-                let base = Base::begin(marked, disk, &self.to)?;
+                let base = Box::new(Base::begin(marked, disk, &self.to)?);
                 let mut walk = Walk::default();
                 walk.add(Oid::ROOT, &base.history.index);
                 self.stage = Stage::Walk(base, walk);
@@ -102,7 +102,7 @@ impl Build {
         }
     }
 
-    fn walk(&mut self, mut base: Base, mut walk: Walk) -> Result<u32, JobError> {
+    fn walk(&mut self, mut base: Box<Base>, mut walk: Walk) -> Result<u32, JobError> {
         let (mut objects, mut bytes) = (0, 0);
         while objects < STEP_OBJECTS && bytes < STEP_BYTES {
             let next = walk.next(&base.history.index, &mut base.records)?;
@@ -124,7 +124,7 @@ impl Build {
 
     fn rest(
         &mut self,
-        mut base: Base,
+        mut base: Box<Base>,
         mut rest: roaring::treemap::IntoIter,
     ) -> Result<u32, JobError> {
         let (mut objects, mut bytes) = (0, 0);
@@ -145,7 +145,7 @@ impl Build {
         Ok(permille)
     }
 
-    fn begin_map(&mut self, mut base: Base) -> Result<(), JobError> {
+    fn begin_map(&mut self, mut base: Box<Base>) -> Result<(), JobError> {
         let start = base.out.end();
         let last = base.index.last();
         let shape = MapShape::new(start, last).filter(|shape| shape.slots <= MAP_SLOTS_MAX);
@@ -160,7 +160,7 @@ impl Build {
 
     fn map(
         &mut self,
-        mut base: Base,
+        mut base: Box<Base>,
         mut stitch: Stitch,
         shape: MapShape,
         mut slot: u64,
@@ -186,7 +186,7 @@ impl Build {
     /// Done, or how far.
     fn hash(
         &mut self,
-        base: Base,
+        base: Box<Base>,
         mut hash: Sha1,
         mut reader: Reader,
         at: u64,

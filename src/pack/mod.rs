@@ -56,7 +56,7 @@ pub enum Step {
 pub enum JobOutcome {
     Marked(Marked),
     Built(Built),
-    Opened(Opened),
+    Opened(Box<Opened>),
 }
 
 /// A new base, whole and durable under its temporary name.
@@ -107,7 +107,7 @@ impl Job {
                 Ok(Step::More { permille: 0 })
             }
             Job::Opening(opening) => Ok(match opening.step(STEP_BYTES)? {
-                Some(opened) => Step::Done(JobOutcome::Opened(opened)),
+                Some(opened) => Step::Done(JobOutcome::Opened(Box::new(opened))),
                 None => Step::More { permille: opening.permille() },
             }),
         }

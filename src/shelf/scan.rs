@@ -255,7 +255,7 @@ impl Scan {
 
     fn start(&mut self) -> Result<(), ShelfError> {
         let head = BASE_START as usize;
-        if self.reader.end() < BASE_START || &self.reader.bytes(0, 8)?[..] != PREFIX {
+        if self.reader.end() < BASE_START || self.reader.bytes(0, 8)? != PREFIX {
             return Err(ShelfError::NotShelf { name: self.name() });
         }
         let len = u64_at(self.reader.bytes(0, head)?, 8).unwrap_or_default();
