@@ -113,6 +113,7 @@ impl Core {
             may_be_master: report.may_be_master,
         };
         self.controller.on_report(from, report);
+        self.controller_due_us = 0;
         Ok(())
     }
 }

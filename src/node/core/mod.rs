@@ -212,6 +212,9 @@ impl Core {
         if let Some(sessions) = self.sessions.deadline() {
             due = due.min(sessions);
         }
+        if let Some(requests) = self.requests.deadline_us() {
+            due = due.min(requests.max(self.now.mono_us + 1000));
+        }
         if let Role::Master(master) = &self.role {
             for follower in master.followers.values() {
                 due = due.min(follower.deadline_us().unwrap_or(u64::MAX));
