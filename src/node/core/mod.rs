@@ -96,6 +96,8 @@ pub struct Core {
     /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
     promised: Epoch,
     promise_durable: Epoch,
+    /// Who waits for our position, as soon as the promise is durable.
+    fence_asked_by: Option<(Epoch, NodeId)>,
     role: Role,
     health: Health,
     controller: Controller,

@@ -79,6 +79,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         member_up_sent: None,
         promised,
         promise_durable: promised,
+        fence_asked_by: None,
         role: Role::None,
         health: Health::new(peers, now),
         controller: Controller::default(),
