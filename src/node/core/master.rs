@@ -34,8 +34,6 @@ pub(super) struct Master {
     pub(super) confirm_sent: Now,
     /// Commits on their way: who asked.
     pub(super) in_flight: BTreeMap<Seq, (NodeId, u64)>,
-    /// Commits that were refused in this epoch stay refused, however often they are sent.
-    pub(super) refused: VecDeque<(CommitId, String)>,
     pub(super) registered: BTreeMap<NodeId, Registered>,
     /// Said before we were open.
     pub(super) early_registers: BTreeMap<NodeId, pb::Register>,
@@ -68,7 +66,6 @@ impl Master {
             voters,
             confirm_sent: now,
             in_flight: BTreeMap::new(),
-            refused: VecDeque::new(),
             registered: BTreeMap::new(),
             early_registers: BTreeMap::new(),
             oids: OidPool::default(),
@@ -197,7 +194,9 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         // A follower is never ahead of us, but a guess may be of a file we have left.
-        let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else { return };
+        let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else {
+            return;
+        };
         let data = match plan.bytes_max {
             0 => Bytes::new(),
             max if prev.offset < self.shelf.tip().offset => {

@@ -96,6 +96,8 @@ pub struct Core {
     /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
     promised: Epoch,
     promise_durable: Epoch,
+    /// Who waits for our position, as soon as the promise is durable.
+    fence_asked_by: Option<(Epoch, NodeId)>,
     role: Role,
     health: Health,
     controller: Controller,
@@ -211,6 +213,9 @@ impl Core {
         }
         if let Some(sessions) = self.sessions.deadline() {
             due = due.min(sessions);
+        }
+        if let Some(requests) = self.requests.deadline_us() {
+            due = due.min(requests.max(self.now.mono_us + 1000));
         }
         if let Role::Master(master) = &self.role {
             for follower in master.followers.values() {

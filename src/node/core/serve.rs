@@ -70,11 +70,8 @@ impl Core {
         };
         let told = Generation(register.told_generation);
         master.registered.insert(from, Registered { boot, told });
-        let reply = pb::RegisterReply {
-            epoch: master.epoch.0,
-            boot: boot.0,
-            revoked_sessions: revoked,
-        };
+        let reply =
+            pb::RegisterReply { epoch: master.epoch.0, boot: boot.0, revoked_sessions: revoked };
         self.send(from, Kind::RegisterReply(reply), out);
         self.judge_holes();
     }
@@ -84,9 +81,9 @@ impl Core {
         let generation = self.shelf.generation();
         let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
         let Role::Master(master) = &mut self.role else { return };
-        let usable = everybody.iter().all(|id| {
-            master.registered.get(id).is_some_and(|node| node.told >= generation)
-        });
+        let usable = everybody
+            .iter()
+            .all(|id| master.registered.get(id).is_some_and(|node| node.told >= generation));
         master.oids.set_holes_usable(usable);
     }
 
@@ -133,7 +130,9 @@ impl Core {
                 self.answer(from, boot, id, Answer::Done(true), out);
             }
             Ask::Told(told) => {
-                if let Some(known) = self.master().and_then(|master| master.registered.get_mut(&from)) {
+                if let Some(known) =
+                    self.master().and_then(|master| master.registered.get_mut(&from))
+                {
                     known.told = known.told.max(Generation(told.generation));
                 }
                 self.judge_holes();
@@ -143,15 +142,9 @@ impl Core {
         Ok(())
     }
 
-    fn answer(
-        &mut self,
-        to: NodeId,
-        boot: BootId,
-        id: u64,
-        answer: Answer,
-        out: &mut Vec<Action>,
-    ) {
-        let reply = pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
+    fn answer(&mut self, to: NodeId, boot: BootId, id: u64, answer: Answer, out: &mut Vec<Action>) {
+        let reply =
+            pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
         self.send(to, Kind::ClientReply(reply), out);
     }
 
@@ -174,7 +167,9 @@ impl Core {
     ) -> Result<(), String> {
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
         let touched = match commit.has_touched {
-            true => Some(durus::decode_touched(&commit.touched).map_err(|error| error.to_string())?),
+            true => {
+                Some(durus::decode_touched(&commit.touched).map_err(|error| error.to_string())?)
+            }
             false => None,
         };
         let records: Vec<_> =
