@@ -205,6 +205,11 @@ impl Scan {
         self.sealed
     }
 
+    /// Has it come upon unchained transactions after the last seal?
+    pub fn in_foreign(&self) -> bool {
+        self.foreign.is_some()
+    }
+
     /// SHA-1 of every byte of a file without a seal, as far as it was accepted.
     pub fn whole_hash(&self) -> Option<Chain> {
         self.whole.clone().map(|whole| Chain(whole.finalize().into()))
