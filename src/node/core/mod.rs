@@ -141,6 +141,8 @@ pub struct Core {
 
     beats: beats::Beats,
     admin: admin::Forwards,
+    /// Said to us before we were open.
+    early_registers: BTreeMap<NodeId, crate::proto::replication::Register>,
     loopback: VecDeque<PeerMessage>,
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,

@@ -113,6 +113,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         controller_due_us: 0,
         beats: beats::Beats::default(),
         admin: admin::Forwards::default(),
+        early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
         suspect: String::new(),
         leaving: None,
