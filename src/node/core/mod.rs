@@ -90,6 +90,8 @@ pub struct Core {
     raft_tick_due_us: u64,
     raft_campaign_due_us: Option<u64>,
     compacted_index: u64,
+    /// Something was put into the Raft log since it was last polled.
+    proposed: bool,
     control: State,
     member_up_sent: Option<Now>,
 
@@ -185,7 +187,7 @@ impl Core {
             self.drive_master(out);
             self.drive_requests(out);
             self.drive_controller(out);
-            if !self.drive_loopback(out) {
+            if !self.drive_loopback(out) && !std::mem::take(&mut self.proposed) {
                 break;
             }
         }

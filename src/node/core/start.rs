@@ -75,6 +75,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         raft_tick_due_us: now.mono_us,
         raft_campaign_due_us: None,
         compacted_index: 0,
+        proposed: false,
         control: State::new(members),
         member_up_sent: None,
         promised,
