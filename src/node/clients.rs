@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use super::core::io::Input;
 use super::listener::ACCEPT_PAUSE;
 use super::run_loop::Feed;
-use super::sockets::{StopSeen, tune};
+use super::sockets::{StopSeen, tune_client};
 use crate::types::ConnId;
 
 /// Bytes of one client that may wait for the core.
@@ -129,7 +129,7 @@ pub async fn accept(port: Arc<DurusPort>, listener: TcpListener) {
 }
 
 async fn serve(port: Arc<DurusPort>, conn: ConnId, stream: TcpStream, from: SocketAddr) {
-    if let Err(error) = tune(&stream) {
+    if let Err(error) = tune_client(&stream) {
         debug!(port.log, "client gone before it was served"; "from" => from, "why" => %error);
         return;
     }

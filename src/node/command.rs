@@ -13,7 +13,9 @@ use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
-use super::server::{Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin};
+use super::server::{
+    Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
+};
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::durus;
 use crate::node::core::io::{Action, Input};
@@ -219,15 +221,18 @@ mod tests {
 
     #[test]
     fn the_example_shows_the_core_s_own_timing() {
-        let uncommented: String =
-            EXAMPLE.lines().map(|line| format!("{}\n", shown_default(line).unwrap_or(line))).collect();
+        let uncommented: String = EXAMPLE
+            .lines()
+            .map(|line| format!("{}\n", shown_default(line).unwrap_or(line)))
+            .collect();
         let config = Config::parse(&uncommented, "example", &[]).unwrap();
         assert!(config.timing.beat_ms.is_some());
         assert_eq!(format!("{:?}", timing(&config.timing)), format!("{:?}", Timing::default()));
     }
 
     fn shown_default(line: &str) -> Option<&str> {
-        let keys = ["beat_ms", "silence_ms", "raft_tick_ms", "raft_election_ticks", "open_timeout_ms"];
+        let keys =
+            ["beat_ms", "silence_ms", "raft_tick_ms", "raft_election_ticks", "open_timeout_ms"];
         let shown = line.strip_prefix("# ")?;
         keys.iter().any(|key| shown.starts_with(&format!("{key} = "))).then_some(shown)
     }

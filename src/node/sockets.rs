@@ -11,7 +11,14 @@ use tokio::sync::watch;
 /// mended we connect anew instead of waiting for a retransmission that comes later and later.
 const UNANSWERED: Duration = Duration::from_secs(5);
 
-/// Nothing waits for more to be sent; a dead other side is noticed even when nothing is sent.
+/// For a client: nothing waits for more to be sent. One that is silent is never given up, as a stock server never
+/// does; that the kernel asks after it every few hours is for those that are gone without a word.
+pub fn tune_client(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    Ok(sockopt::set_socket_keepalive(stream, true)?)
+}
+
+/// Between nodes: and a dead other side is noticed even when nothing is sent.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

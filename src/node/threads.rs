@@ -170,10 +170,12 @@ mod tests {
     use super::*;
     use crate::node::core::io::Action;
     use crate::node::run_loop::{Clock, Machine, run};
+    use crate::storage::DiskFile;
     use crate::storage::posix::PosixDisk;
     use crate::types::Now;
     use bytes::Bytes;
     use std::ops::ControlFlow;
+    use std::sync::atomic::AtomicUsize;
 
     /// Collects disk and Raft results until there are `wanted`.
     struct Collect {
@@ -231,6 +233,57 @@ mod tests {
         assert_eq!(collect(&inputs, 1), [(101, false)]);
         assert!(worker.finish(Duration::from_secs(5)));
         assert!(!posix.exists("fine").unwrap());
+    }
+
+    /// Takes its time to sync, and counts.
+    struct SlowFile {
+        syncs: AtomicUsize,
+        written: AtomicUsize,
+    }
+
+    impl DiskFile for SlowFile {
+        fn name(&self) -> &str {
+            "slow"
+        }
+
+        fn len(&self) -> Result<u64, DiskError> {
+            Ok(self.written.load(Ordering::SeqCst) as u64)
+        }
+
+        fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), DiskError> {
+            Ok(())
+        }
+
+        fn write_at(&self, _: u64, data: &[u8]) -> Result<(), DiskError> {
+            self.written.fetch_add(data.len(), Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn truncate(&self, _: u64) -> Result<(), DiskError> {
+            Ok(())
+        }
+
+        fn sync(&self) -> Result<(), DiskError> {
+            std::thread::sleep(Duration::from_millis(100));
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn appends_that_wait_for_a_sync_share_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (feed, inputs) = Feed::channel();
+        let worker = disk(Arc::new(PosixDisk::new(dir.path())), feed).unwrap();
+        let file = Arc::new(SlowFile { syncs: Default::default(), written: Default::default() });
+        for n in 0..50 {
+            let bytes = Bytes::from_static(b"x");
+            worker.give((n, DiskTask::Append { file: file.clone(), offset: n, bytes }));
+        }
+        assert!(collect(&inputs, 50).iter().all(|(_, fine)| *fine));
+        assert_eq!(file.len().unwrap(), 50);
+        let syncs = file.syncs.load(Ordering::SeqCst);
+        assert!(syncs <= 3, "{syncs} syncs for 50 appends");
     }
 
     #[test]
