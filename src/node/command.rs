@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use slog::{Logger, crit, error, info};
 
-use super::core::{Core, Setup, StartError, Timing, start};
+use super::core::{Core, Setup, StartError, start};
 use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::prepare::{PrepareError, prepare};
@@ -16,6 +16,7 @@ use super::run_loop::{Clock, Machine};
 use super::server::{Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals};
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::durus;
+use crate::failover::controller::Timing;
 use crate::node::core::io::{Action, Input};
 use crate::proto::control;
 use crate::raft::{RaftLog, RaftLogError};

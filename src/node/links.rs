@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use prost::Message;
-use slog::{Logger, debug, info, warn};
+use slog::{Level, Logger, debug, log, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -272,7 +272,7 @@ impl Dialler {
                         End::Finished => return,
                         End::Refused => Failure::Refused,
                         End::Lost(why) => {
-                            info!(self.log, "connection lost"; "why" => why);
+                            log!(self.log, self.level(), "", "connection lost"; "why" => why);
                             self.gate.new_era();
                             self.drop_queued();
                             if opened.elapsed() < BACKOFF_MIN {
@@ -294,7 +294,7 @@ impl Dialler {
     }
 
     fn on_open(&mut self) {
-        info!(self.log, "connected"; "address" => &self.peer.peer);
+        log!(self.log, self.level(), "", "connected"; "address" => &self.peer.peer);
         self.failing = false;
         self.gate.overflowed.store(false, Ordering::Release);
         self.gate.accepts.store(true, Ordering::Release);
@@ -330,12 +330,17 @@ impl Dialler {
                 Failure::Refused => "connection refused",
                 Failure::Reset(why) | Failure::Other(why) => why,
             };
-            warn!(self.log, "cannot connect"; "address" => &self.peer.peer, "why" => why);
+            log!(self.log, self.level(), "", "cannot connect"; "address" => &self.peer.peer, "why" => why);
         }
         if self.lane == Lane::Control {
             self.up = false;
             self.feed.put(Input::PeerDown { peer: self.peer.id, refused });
         }
+    }
+
+    /// The three lanes mostly come and go together: the control lane speaks for them.
+    fn level(&self) -> Level {
+        if self.lane == Lane::Control { Level::Info } else { Level::Debug }
     }
 
     /// Gives the memory back; what is of an older era would not be sent anyway.
