@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use prost::Message;
-use slog::{Level, Logger, debug, log, warn};
+use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -272,7 +272,7 @@ impl Dialler {
                         End::Finished => return,
                         End::Refused => Failure::Refused,
                         End::Lost(why) => {
-                            log!(self.log, self.level(), "", "connection lost"; "why" => why);
+                            self.tell("connection lost", &why);
                             self.gate.new_era();
                             self.drop_queued();
                             if opened.elapsed() < BACKOFF_MIN {
@@ -294,7 +294,7 @@ impl Dialler {
     }
 
     fn on_open(&mut self) {
-        log!(self.log, self.level(), "", "connected"; "address" => &self.peer.peer);
+        self.tell("connected", "");
         self.failing = false;
         self.gate.overflowed.store(false, Ordering::Release);
         self.gate.accepts.store(true, Ordering::Release);
@@ -330,7 +330,7 @@ impl Dialler {
                 Failure::Refused => "connection refused",
                 Failure::Reset(why) | Failure::Other(why) => why,
             };
-            log!(self.log, self.level(), "", "cannot connect"; "address" => &self.peer.peer, "why" => why);
+            self.tell("cannot connect", why);
         }
         if self.lane == Lane::Control {
             self.up = false;
@@ -339,8 +339,12 @@ impl Dialler {
     }
 
     /// The three lanes mostly come and go together: the control lane speaks for them.
-    fn level(&self) -> Level {
-        if self.lane == Lane::Control { Level::Info } else { Level::Debug }
+    fn tell(&self, what: &str, why: &str) {
+        let (log, address) = (&self.log, &self.peer.peer);
+        match self.lane {
+            Lane::Control => info!(log, "{}", what; "address" => address, "why" => why),
+            _ => debug!(log, "{}", what; "address" => address, "why" => why),
+        }
     }
 
     /// Gives the memory back; what is of an older era would not be sent anyway.
