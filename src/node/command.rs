@@ -13,7 +13,7 @@ use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
-use super::server::{Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals};
+use super::server::{Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin};
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::durus;
 use crate::failover::controller::Timing;
@@ -38,6 +38,9 @@ pub struct Args {
     /// Override a key of the configuration
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Stop when standard input ends: for programs that start nodes and must not leave any behind
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +73,7 @@ pub fn run(args: Args) -> ExitCode {
     let log = logging.log.clone();
     end_on_panic(log.clone());
     // The logging is dropped last: dropping it writes out what is queued.
-    match run_node(config, &log) {
+    match run_node(config, args.exit_with_stdin, &log) {
         Ok(exit) if !exit.failed => ExitCode::SUCCESS,
         Ok(exit) => {
             error!(log, "this node has failed"; "why" => exit.reason);
@@ -83,7 +86,7 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-fn run_node(config: Config, log: &Logger) -> Result<Exit, NodeError> {
+fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit, NodeError> {
     let version = env!("CARGO_PKG_VERSION");
     let name = config.me().name.clone();
     info!(log, "packmaster"; "version" => version, "node" => name, "cluster" => &config.cluster);
@@ -116,6 +119,9 @@ fn run_node(config: Config, log: &Logger) -> Result<Exit, NodeError> {
     let runtime = runtime()?;
     let inlet = Inlet::new();
     stop_on_signals(&runtime, inlet.feed.clone(), log.clone())?;
+    if exit_with_stdin {
+        stop_with_stdin(inlet.feed.clone(), log.clone())?;
+    }
     let exit = serve(parts, &mut core, inlet, &runtime)?;
     // A task that hangs must not keep the process.
     runtime.shutdown_background();

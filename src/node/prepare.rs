@@ -65,7 +65,8 @@ pub fn prepare(config: &Config, log: &Logger) -> Result<Prepared, PrepareError> 
 fn import(disk: &dyn Disk, path: &Path) -> Result<u64, PrepareError> {
     let failed = |source| PrepareError::Import { path: path.to_path_buf(), source };
     let mut source = File::open(path).map_err(failed)?;
-    source.try_lock().map_err(|error| match error {
+    // Shared: keeps a stock server out, but not the other nodes of this machine that import the same file.
+    source.try_lock_shared().map_err(|error| match error {
         std::fs::TryLockError::WouldBlock => PrepareError::ImportInUse { path: path.into() },
         std::fs::TryLockError::Error(error) => failed(error),
     })?;

@@ -36,6 +36,9 @@ const SOCKET_THREADS: usize = 2;
 /// For sending what was said, and again for finishing what was written. A disk that hangs does not keep the process.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
+/// A node whose starter is gone has this long to hand over.
+const ORPHAN_STOPS_WITHIN: Duration = Duration::from_secs(10);
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("cannot listen for {what} on {address}: {source}")]
@@ -144,6 +147,23 @@ pub fn stop_on_signals(runtime: &Runtime, feed: Feed, log: Logger) -> Result<(),
         std::process::exit(1);
     });
     Ok(())
+}
+
+/// The end of standard input asks the machine to stop, and ends the process if it does not: whoever started this node
+/// is gone and can't see to it any more.
+pub fn stop_with_stdin(feed: Feed, log: Logger) -> Result<(), ServeError> {
+    let wait = move || {
+        // An error is an end too.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        info!(log, "standard input has ended: stopping with whoever started this node");
+        feed.put(Input::Stop);
+        std::thread::sleep(ORPHAN_STOPS_WITHIN);
+        std::process::exit(1);
+    };
+    let spawned = std::thread::Builder::new().name("stdin".into()).spawn(wait);
+    spawned
+        .map(|_| ())
+        .map_err(|source| ServeError::Start { what: "to watch standard input", source })
 }
 
 /// Where actions go.

@@ -1,8 +1,11 @@
-//! What the node tells people about itself: the log.
+//! What the node tells people about itself: the log, here, and its pages in [`http`].
 //!
 //! Records are filtered before they are queued, written by a thread of their own, and never dropped: a full queue
 //! makes the writer of the record wait. What libraries log through `log` comes by slog's global scope into the same
 //! place, warnings and worse only.
+
+pub mod http;
+mod metrics;
 
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
