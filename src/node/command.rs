@@ -1,6 +1,5 @@
 //! `packmaster node`: one node in the foreground.
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,14 +12,14 @@ use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
-use super::server::{Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin};
+use super::server::{
+    Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
+};
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::durus;
 use crate::failover::controller::Timing;
 use crate::node::core::io::{Action, Input};
 use crate::proto::control;
-use crate::raft::{RaftLog, RaftLogError};
-use crate::storage::DiskError;
 use crate::telemetry::{self, TelemetryError};
 use crate::types::{BootId, Now};
 
@@ -94,7 +93,7 @@ fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit,
     let boot = new_boot()?;
     let setup = setup(&config, &prepared.disk, prepared.disk_uuid, boot, log);
     let clock = Clock::start();
-    let (mut core, raft_log) = start(setup, clock.now())?;
+    let (mut core, mut raft_log) = start(setup, clock.now())?;
 
     let me = Me {
         cluster: config.cluster.clone(),
@@ -106,7 +105,7 @@ fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit,
         config: Arc::new(config),
         me,
         disk: prepared.disk.clone(),
-        raft_append: raft_append(raft_log),
+        raft_append: Box::new(move |record| raft_log.append(record)),
         pages: Box::new(|desk| {
             telemetry::http::router(move |request| {
                 let desk = desk.clone();
@@ -178,19 +177,6 @@ fn timing(raw: &RawTiming) -> Timing {
     }
 }
 
-fn raft_append(mut log: RaftLog) -> super::server::RaftAppend {
-    Box::new(move |record| {
-        log.append(record).map_err(|error| match error {
-            RaftLogError::Disk(error) => error,
-            other => DiskError::Io {
-                verb: "append to",
-                name: "the Raft log".into(),
-                source: io::Error::other(other),
-            },
-        })
-    })
-}
-
 /// A panic is a bug of ours, on whatever thread: the process ends at once, which the other nodes notice at once,
 /// rather than going on without that thread.
 fn end_on_panic(log: Logger) {
@@ -220,15 +206,18 @@ mod tests {
 
     #[test]
     fn the_example_shows_the_core_s_own_timing() {
-        let uncommented: String =
-            EXAMPLE.lines().map(|line| format!("{}\n", shown_default(line).unwrap_or(line))).collect();
+        let uncommented: String = EXAMPLE
+            .lines()
+            .map(|line| format!("{}\n", shown_default(line).unwrap_or(line)))
+            .collect();
         let config = Config::parse(&uncommented, "example", &[]).unwrap();
         assert!(config.timing.beat_ms.is_some());
         assert_eq!(format!("{:?}", timing(&config.timing)), format!("{:?}", Timing::default()));
     }
 
     fn shown_default(line: &str) -> Option<&str> {
-        let keys = ["beat_ms", "silence_ms", "raft_tick_ms", "raft_election_ticks", "open_timeout_ms"];
+        let keys =
+            ["beat_ms", "silence_ms", "raft_tick_ms", "raft_election_ticks", "open_timeout_ms"];
         let shown = line.strip_prefix("# ")?;
         keys.iter().any(|key| shown.starts_with(&format!("{key} = "))).then_some(shown)
     }

@@ -11,6 +11,7 @@
 //! each connection's budget, queues out of it by the limits of each connection.
 
 pub mod clients;
+mod command;
 pub mod core;
 pub mod desk;
 pub mod frame;
@@ -23,6 +24,8 @@ pub mod run_loop;
 pub mod server;
 pub mod sockets;
 pub mod threads;
+
+pub use command::{Args, run};
 
 #[cfg(test)]
 mod tests;
