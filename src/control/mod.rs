@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Control: the small state that Raft replicates, and the commands that change it.
 //!
 //! Who are members, which epoch it is, whether it is fenced or who was elected in it, which generation is current, the
@@ -27,4 +24,3 @@ pub use state::{
     Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,
     Phase, Reason, Role, Seal, State,
 };
->>>>>>> w/raft

@@ -12,7 +12,7 @@ use crate::admin::eligible::eligible;
 use crate::control::{Phase, State};
 use crate::proto::control::command::Kind;
 use crate::proto::control::{
-    Beat, FenceCommand, Opened, PackCancel, PackStart, Reason,
+    Beat, ControlState, FenceCommand, Opened, PackCancel, PackStart, Reason,
 };
 use crate::replication::quorum::majority;
 use crate::types::{Epoch, Generation, NodeId, Now};
@@ -137,13 +137,10 @@ impl Controller {
         let mut out = Vec::new();
         match view.state.phase() {
             Phase::None => self.bootstrap(view, &mut out),
-            Phase::Fencing(fence) => {
-                let (epoch, fence) = (Epoch(fence.epoch), fence.clone());
-                self.fencing(view, epoch, &fence, &mut out);
-            }
-            Phase::Elected { epoch, opened: false } => self.opening(view, epoch, &mut out),
-            Phase::Elected { epoch, opened: true } => {
-                self.watching(view, epoch, &mut out);
+            Phase::Fencing { .. } => self.fencing(view, &mut out),
+            Phase::Elected { opened: false } => self.opening(view, &mut out),
+            Phase::Elected { opened: true } => {
+                self.watching(view, &mut out);
                 if out.is_empty() {
                     self.packing(view, &mut out);
                 }
@@ -154,8 +151,7 @@ impl Controller {
 
     fn bootstrap(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
         let everybody = view.state.members().all(|member| {
-            let id = NodeId(member.id);
-            member.disk_uuid.len() == 16 && view.is_alive(id)
+            member.disk_uuid.is_some() && view.is_alive(member.id)
         });
         if everybody {
             self.fence_now(view, Reason::Bootstrap, None, "automatic", "first election", out);
@@ -164,20 +160,16 @@ impl Controller {
 
     // ---- fenced: collect reports, elect ----
 
-    fn fencing(
-        &mut self,
-        view: &View<'_>,
-        epoch: Epoch,
-        fence: &FenceCommand,
-        out: &mut Vec<Decision>,
-    ) {
+    fn fencing(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let Some(fence) = view.state.fencing() else { return };
+        let epoch = fence.epoch;
         if self.fence.map(|(of, _)| of) != Some(epoch) {
             self.fence = Some((epoch, view.now));
             self.reports.clear();
             self.asked.clear();
             self.outage.get_or_insert(view.now);
         }
-        if self.promote.as_ref().is_some_and(|asked| asked.target.0 == fence.target) {
+        if self.promote.as_ref().is_some_and(|asked| Some(asked.target) == fence.target) {
             self.promote = None;
         }
         let since = self.fence.expect("just set").1;
@@ -205,7 +197,8 @@ impl Controller {
 
     // ---- elected: wait for it to open ----
 
-    fn opening(&mut self, view: &View<'_>, epoch: Epoch, out: &mut Vec<Decision>) {
+    fn opening(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let epoch = view.state.epoch();
         if self.elected.map(|(of, _)| of) != Some(epoch) {
             self.elected = Some((epoch, view.now));
         }
@@ -237,7 +230,8 @@ impl Controller {
 
     // ---- open: watch the master, do what was asked ----
 
-    fn watching(&mut self, view: &View<'_>, epoch: Epoch, out: &mut Vec<Decision>) {
+    fn watching(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let epoch = view.state.epoch();
         if self.opened.map(|(of, _)| of) != Some(epoch) {
             self.opened = Some((epoch, view.now));
             self.outage = None;
@@ -317,19 +311,19 @@ impl Controller {
         if pack.seal.is_none() {
             return;
         }
-        let generation = Generation(pack.generation);
+        let generation = pack.generation;
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
-        let is_ready = |id: &NodeId| pack.ready.contains(&id.0);
+        let is_ready = |id: &NodeId| pack.ready.contains(id);
         let has_failed = |id: &NodeId| {
             view.beat(*id).and_then(|beat| beat.pack.as_ref()).is_some_and(|progress| {
-                progress.generation == pack.generation && progress.phase.starts_with("failed")
+                progress.generation == generation.0 && progress.phase.starts_with("failed")
             })
         };
         let failed = voters.iter().filter(|id| has_failed(id)).count();
         if has_failed(&master) || failed >= majority(voters.len()) {
             let why = format!("{failed} of {} nodes could not build the new generation", voters.len());
-            let cancel = PackCancel { generation: pack.generation, why };
+            let cancel = PackCancel { generation: generation.0, why, asked_by: "automatic".into() };
             self.propose(view, Kind::PackCancel(cancel), out);
             return;
         }
@@ -368,14 +362,14 @@ impl Controller {
     }
 
     fn pack_again(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
-        let asked_by = view.state.pack_again();
+        let Some(asked_by) = view.state.pack_again() else { return };
         let settled = self
             .opened
             .is_some_and(|(_, since)| view.now.since_ms(since) >= view.timing.pack_again_ms);
-        if asked_by.is_empty() || !settled || view.state.paused() || preflight(view).is_err() {
+        if !settled || view.state.paused() || preflight(view).is_err() {
             return;
         }
-        let generation = view.state.generation().map_or(1, |current| current.number + 1);
+        let generation = view.state.generation().map_or(1, |current| current.number.next().0);
         let start = PackStart { generation, asked_by: asked_by.to_string() };
         self.propose(view, Kind::PackStart(start), out);
     }
@@ -391,7 +385,7 @@ impl Controller {
         why: &str,
         out: &mut Vec<Decision>,
     ) {
-        let promised = view.state.members().filter_map(|member| view.beat(NodeId(member.id)));
+        let promised = view.state.members().filter_map(|member| view.beat(member.id));
         let highest = promised.map(|beat| beat.promised).max().unwrap_or(0);
         let fence = FenceCommand {
             epoch: highest.max(view.state.epoch().0) + 1,
@@ -461,12 +455,17 @@ pub fn preflight(view: &View<'_>) -> Result<(), String> {
 }
 
 /// Can `target` take over now? Shared by `ctl promote`, its dry run and the execution.
-pub fn may_promote(view: &View<'_>, target: NodeId, force: bool) -> Result<(), String> {
+pub fn may_promote(
+    view: &View<'_>,
+    message: &ControlState,
+    target: NodeId,
+    force: bool,
+) -> Result<(), String> {
     let Some(member) = view.state.member(target) else {
         return Err(format!("node {target} is not a member"));
     };
     match view.state.phase() {
-        Phase::Fencing(_) => return Err("an election is under way; try again in a second".into()),
+        Phase::Fencing { .. } => return Err("an election is under way; try again in a second".into()),
         Phase::None => return Err("the cluster has not had its first election yet".into()),
         Phase::Elected { .. } => {}
     }
@@ -477,7 +476,8 @@ pub fn may_promote(view: &View<'_>, target: NodeId, force: bool) -> Result<(), S
         return Err(format!("{} can't be reached", member.name));
     }
     let beat = view.beat(target).expect("alive nodes have said something");
-    match eligible(member, beat, view.state) {
+    let described = message.members.iter().find(|member| member.id == target.0).expect("a member");
+    match eligible(described, beat, message) {
         Err(why) if !force => Err(format!("{}: {why}", member.name)),
         _ => Ok(()),
     }

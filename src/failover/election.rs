@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::control::State;
-use crate::proto::control::{Elect, FenceCommand, GenerationRecord, Reason};
+use crate::control::{Fencing, State};
+use crate::proto::control::{Elect, GenerationRecord, Reason};
 use crate::replication::quorum::majority;
 use crate::replication::wire::{Position, put_chain, put_position};
 use crate::types::{BootId, Chain, Epoch, Generation, NodeId};
@@ -32,8 +32,7 @@ impl Report {
     pub fn counts(&self, state: &State) -> bool {
         self.suspect.is_empty()
             && state.generation().is_none_or(|current| {
-                current.number == self.position.generation.0
-                    && current.base_hash[..] == self.position.base_hash.0
+                self.position.same_file(current.number, current.base_hash)
             })
     }
 }
@@ -48,7 +47,7 @@ pub enum Verdict {
 
 pub fn judge(
     state: &State,
-    fence: &FenceCommand,
+    fence: &Fencing,
     reports: &BTreeMap<NodeId, Report>,
 ) -> Verdict {
     let voters = state.voters();
@@ -76,26 +75,27 @@ pub fn judge(
         report.may_be_master && switch.as_ref().is_none_or(|next| has_next(report, next))
     });
     let preferred = |id: NodeId, report: &Report| {
-        let asked = id.0 == fence.target;
-        let equal = report.position.tip.order() == greatest.tip.order();
+        let asked = Some(id) == fence.target;
         // For a planned change the one asked for may fetch the last moments from the holder.
-        let planned = asked && fence.reason() == Reason::Promote;
+        let planned = asked && fence.reason == Reason::Promote;
         let member = state.member(id);
         let priority = member.map_or(0, |member| member.priority);
-        let present = state.master().is_some_and(|(master, _)| master == id);
-        (planned || equal, report.position.tip.order().max(if planned { greatest.tip.order() } else { report.position.tip.order() }), asked, priority, present, std::cmp::Reverse(id))
+        let present = state.mastership().is_some_and(|before| before.master == id);
+        let order = if planned { greatest.tip.order() } else { report.position.tip.order() };
+        (order, asked, priority, present, std::cmp::Reverse(id))
     };
     let Some((winner, report)) = candidates.max_by_key(|(id, report)| preferred(**id, report)) else {
         return Verdict::Alarm("no voter that reported may be master".into());
     };
-    let generation = switch.or_else(|| state.generation().cloned()).expect("checked above");
+    let current = || state.generation().map(record_message);
+    let generation = switch.or_else(current).expect("checked above");
     Verdict::Elect(elect(state, fence, *winner, report, generation, holder, &greatest, &counted))
 }
 
 /// The very first election: everybody must have spoken, since a file that was brought along counts however few have it.
 fn judge_first(
     state: &State,
-    fence: &FenceCommand,
+    fence: &Fencing,
     counted: &BTreeMap<NodeId, &Report>,
 ) -> Verdict {
     if counted.len() < state.members().count() {
@@ -153,21 +153,18 @@ fn two_histories(state: &State, counted: &BTreeMap<NodeId, &Report>) -> Option<S
 /// The next generation, if that is what the fence was for and a majority has it whole.
 fn agreed_switch(
     state: &State,
-    fence: &FenceCommand,
+    fence: &Fencing,
     counted: &BTreeMap<NodeId, &Report>,
     voters: usize,
 ) -> Option<GenerationRecord> {
-    let pack = state.pack().filter(|_| fence.reason() == Reason::GenerationSwitch)?;
+    let pack = state.pack().filter(|_| fence.reason == Reason::GenerationSwitch)?;
     let seal = pack.seal.as_ref()?;
-    if pack.base_hash.is_empty() {
-        return None;
-    }
     let next = GenerationRecord {
-        number: pack.generation,
-        base_hash: pack.base_hash.clone(),
-        pack_seq: seal.pack_seq,
-        cut_seq: seal.cut_seq,
-        cut_chain: seal.cut_chain.clone(),
+        number: pack.generation.0,
+        base_hash: put_chain(pack.base_hash?),
+        pack_seq: seal.pack_seq.0,
+        cut_seq: seal.cut_seq.0,
+        cut_chain: put_chain(seal.cut_chain),
         since_wall_us: 0,
     };
     let greatest = counted.values().map(|report| report.position.tip.order()).max()?;
@@ -176,6 +173,17 @@ fn agreed_switch(
         report.position.tip.order() == greatest && report.may_be_master
     });
     (holds_all && ready.count() >= majority(voters)).then_some(next)
+}
+
+fn record_message(record: &crate::control::GenerationRecord) -> GenerationRecord {
+    GenerationRecord {
+        number: record.number.0,
+        base_hash: put_chain(record.base_hash),
+        pack_seq: record.pack_seq.0,
+        cut_seq: record.cut_seq.0,
+        cut_chain: put_chain(record.cut_chain),
+        since_wall_us: record.since_wall_us,
+    }
 }
 
 fn has_next(report: &Report, next: &GenerationRecord) -> bool {
@@ -187,7 +195,7 @@ fn has_next(report: &Report, next: &GenerationRecord) -> bool {
 #[expect(clippy::too_many_arguments, reason = "the fields of one command, named")]
 fn elect(
     state: &State,
-    fence: &FenceCommand,
+    fence: &Fencing,
     winner: NodeId,
     report: &Report,
     generation: GenerationRecord,
@@ -203,7 +211,7 @@ fn elect(
         })
         .collect();
     Elect {
-        epoch: fence.epoch,
+        epoch: fence.epoch.0,
         master: winner.0,
         boot: report.boot.0,
         voters: state.voters().iter().map(|id| id.0).collect(),

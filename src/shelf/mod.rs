@@ -6,7 +6,7 @@
 //!
 //! * `transaction`: one transaction's bytes, built, read, proved and put on another history
 //! * `scan`: one pass over a whole file; what is torn and what is corrupt
-//! * `store`: an open file with its index: `Shelf`
+//! * `open`, `store`: an open file with its index: `Shelf`
 //! * `adopt`: a plain file of stock Durus becomes one of ours, by appending
 //! * `offset_map`, `oid_map`: where objects are, on disk and in memory
 //!
@@ -16,6 +16,7 @@
 mod adopt;
 mod offset_map;
 mod oid_map;
+mod open;
 mod scan;
 mod store;
 mod transaction;
@@ -26,8 +27,9 @@ use crate::types::Seq;
 pub use adopt::{Adopted, adopt};
 pub use offset_map::{MapShape, OffsetMap, Stitch};
 pub use oid_map::OidMap;
+pub use open::Opening;
 pub use scan::Torn;
-pub(crate) use scan::{End, Found, PREFIX, Progress, Reader, Scan};
+pub(crate) use scan::{Found, PREFIX, Progress, Reader, Scan};
 pub use store::{Applied, Opened, Shelf};
 pub(crate) use transaction::u64_at;
 pub use transaction::{
@@ -66,4 +68,4 @@ pub enum ShelfError {
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -142,7 +142,7 @@ mod tests {
                 2 => scrambled(n % 500),
                 _ => u64::MAX - scrambled(n) % 40,
             };
-            if scrambled(n + 7) % 5 == 0 {
+            if scrambled(n + 7).is_multiple_of(5) {
                 assert_eq!(map.remove(Oid(oid)), model.remove(&oid));
             } else {
                 assert_eq!(map.insert(Oid(oid), n + 1), model.insert(oid, n + 1));

@@ -94,9 +94,9 @@ pub(crate) enum Found<'a> {
     /// A whole transaction of stock Durus, which a later seal may cover.
     Plain { offset: u64, records: &'a [RecordAt] },
     /// A seal whose hash of everything before it is right.
-    Seal { info: SealInfo, meta: TxMeta, tip: Tip },
+    Seal { meta: TxMeta, tip: Tip },
     /// A transaction whose chain is right; `bytes` begin at `offset`.
-    Chained { offset: u64, bytes: &'a [u8], records: &'a [RecordAt], meta: TxMeta, tip: Tip },
+    Chained { offset: u64, bytes: &'a [u8], records: &'a [RecordAt], tip: Tip },
 }
 
 /// A file that ends inside its last transaction: everything from `offset` on, `len` bytes.
@@ -188,6 +188,10 @@ impl Scan {
         (self.at, self.reader.end())
     }
 
+    pub fn file(&self) -> Arc<dyn DiskFile> {
+        self.file.clone()
+    }
+
     pub fn map(&self) -> Option<MapShape> {
         self.map
     }
@@ -251,7 +255,7 @@ impl Scan {
 
     fn start(&mut self) -> Result<(), ShelfError> {
         let head = BASE_START as usize;
-        if self.reader.end() < BASE_START || &self.reader.bytes(0, 8)?[..] != PREFIX {
+        if self.reader.end() < BASE_START || self.reader.bytes(0, 8)? != PREFIX {
             return Err(ShelfError::NotShelf { name: self.name() });
         }
         let len = u64_at(self.reader.bytes(0, head)?, 8).unwrap_or_default();
@@ -408,7 +412,7 @@ impl Scan {
         self.foreign = None;
         self.foreign_records = false;
         self.at = tip.offset;
-        visit(Found::Seal { info, meta, tip });
+        visit(Found::Seal { meta, tip });
         Ok(())
     }
 
@@ -436,7 +440,7 @@ impl Scan {
         self.sealed = Some((info, tip));
         self.time_us = meta.time_us;
         self.at = tip.offset;
-        visit(Found::Chained { offset, bytes, records: &self.records, meta, tip });
+        visit(Found::Chained { offset, bytes, records: &self.records, tip });
         Ok(())
     }
 

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use super::adopt::first_seal;
 use super::offset_map::{MapShape, OffsetMap};
 use super::oid_map::OidMap;
-use super::scan::{Found, PREFIX, Scan, Torn, hash_before};
+use super::open::Opening;
+use super::scan::{PREFIX, Torn, hash_before};
 use super::transaction::{
     self, CHAIN_RECORD_LEN, ParsedTx, SealInfo, TxMeta, parse_chain_record, u64_at,
 };
@@ -70,6 +71,21 @@ impl Pending {
     }
 }
 
+/// What is known of a file that has been read to its end.
+pub(super) struct Parts {
+    pub name: String,
+    pub file: Arc<dyn DiskFile>,
+    pub map: OffsetMap,
+    pub seal: SealInfo,
+    pub seal_meta: TxMeta,
+    pub base_hash: Chain,
+    pub base_records: u64,
+    pub ends: Vec<u64>,
+    pub tip: Tip,
+    pub time_us: u64,
+    pub index: OidMap,
+}
+
 /// What `Shelf::open` found.
 pub struct Opened {
     pub shelf: Shelf,
@@ -105,51 +121,34 @@ impl Shelf {
         Ok(Shelf::open(disk, name)?.shelf)
     }
 
-    /// Reads and proves the whole file, and indexes everything in it.
+    /// Reads and proves the whole file, and indexes everything in it. `Opening` does the same in steps.
     pub fn open(disk: &dyn Disk, name: &str) -> Result<Opened, ShelfError> {
-        let file = disk.open(name)?;
-        let mut scan = Scan::new(file.clone(), None)?;
-        let (mut index, mut ends, mut last_seal) = (OidMap::new(), Vec::new(), None);
-        let end = scan.finish(&mut |found| match found {
-            Found::Base { .. } => {}
-            Found::Plain { offset, records } => index_records(&mut index, offset, records),
-            Found::Seal { meta, tip, .. } => {
-                last_seal = Some((meta, tip.chain));
-                ends.clear();
-                ends.push(tip.offset);
+        let mut opening = Opening::new(disk, name)?;
+        loop {
+            if let Some(opened) = opening.step(u64::MAX)? {
+                return Ok(opened);
             }
-            Found::Chained { offset, records, tip, .. } => {
-                ends.push(tip.offset);
-                index_records(&mut index, offset, records);
-            }
-        })?;
-        if let Some(offset) = end.foreign {
-            return Err(ShelfError::ForeignTail { name: name.to_owned(), offset });
         }
-        let sealed = scan.sealed().zip(last_seal);
-        let Some(((seal, tip), (seal_meta, base_hash))) = sealed else {
-            return Err(ShelfError::Plain { name: name.to_owned() });
-        };
-        let start = scan.map().map_or(0, |shape| shape.start);
-        let map = OffsetMap::open(&file, start)?;
-        let map = map.ok_or_else(|| corrupt(name, start, tip.seq, "the offset map is gone"))?;
-        let shelf = Shelf {
-            name: name.to_owned(),
+    }
+
+    pub(super) fn from_parts(parts: Parts) -> Shelf {
+        let Parts { name, file, map, seal, seal_meta, base_hash, .. } = parts;
+        Shelf {
+            name,
             file,
             map,
             seal,
             seal_meta,
             base_hash,
-            base_records: scan.base_records(),
-            ends,
-            tip,
-            time_us: scan.time_us(),
-            indexed: tip.seq,
-            index,
+            base_records: parts.base_records,
+            ends: parts.ends,
+            tip: parts.tip,
+            time_us: parts.time_us,
+            indexed: parts.tip.seq,
+            index: parts.index,
             unindexed: VecDeque::new(),
             pending: VecDeque::new(),
-        };
-        Ok(Opened { shelf, torn: end.torn })
+        }
     }
 
     /// Copies a torn tail to the new file `keep_as`, durably, and then cuts it off, durably.
@@ -234,6 +233,14 @@ impl Shelf {
         }
         let Some((offset, meta, chain)) = self.chain_record(seq)? else { return Ok(None) };
         Ok(Some(Tip { epoch: meta.epoch, seq, offset, chain }))
+    }
+
+    /// The transaction that ends at this offset, the seal's among them; None if none does.
+    pub fn tip_ending_at(&self, offset: u64) -> Result<Option<Tip>, ShelfError> {
+        match self.ends.binary_search(&offset) {
+            Ok(nth) => self.tip_at(Seq(self.seal.cut.0 + nth as u64)),
+            Err(_) => Ok(None),
+        }
     }
 
     /// What the chain record of any transaction from the seal to the tip says; None outside of them.
@@ -448,13 +455,13 @@ impl Shelf {
     }
 }
 
-fn index_records(index: &mut OidMap, tx_offset: u64, records: &[RecordAt]) {
+pub(super) fn index_records(index: &mut OidMap, tx_offset: u64, records: &[RecordAt]) {
     for record in records {
         index.insert(record.oid, tx_offset + record.offset);
     }
 }
 
-fn corrupt(name: &str, offset: u64, seq: Seq, why: &str) -> ShelfError {
+pub(super) fn corrupt(name: &str, offset: u64, seq: Seq, why: &str) -> ShelfError {
     ShelfError::Corrupt { name: name.to_owned(), offset, seq, why: why.to_owned() }
 }
 

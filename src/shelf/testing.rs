@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Kind, MapShape, Shelf, Stitch, TxMeta, build, parse};
 use crate::storage::Disk;
 use crate::storage::mem::MemDisk;
-use crate::types::{CommitId, Epoch, Oid, Seq};
+use crate::types::{CommitId, Oid, Seq};
 
 /// A pack-record.
 pub fn record(oid: u64, data: &[u8], refs: &[u64]) -> Bytes {

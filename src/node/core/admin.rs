@@ -209,8 +209,8 @@ impl Core {
             PackVerb::Cancel => {
                 let pack = self.control.pack().ok_or("no pack is in progress")?;
                 let generation = pack.generation.0;
-                let why = format!("called off by {asked_by}");
-                self.propose(CommandKind::PackCancel(PackCancel { generation, why }), out);
+                let why = "asked for".to_string();
+                self.propose(CommandKind::PackCancel(PackCancel { generation, why, asked_by }), out);
                 Ok(format!("the pack into generation {generation} is called off"))
             }
         }

@@ -113,6 +113,7 @@ impl Core {
             rebase: self.last_rebase.clone(),
             seal_seq: self.shelf.cut().0,
             blank: self.shelf.is_blank(),
+            tip_wall_us: self.shelf.last_time_us(),
         }
     }
 

@@ -13,9 +13,9 @@ use crate::proto::control::{
     Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
 };
 use crate::raft::DriverError;
+use crate::storage::DiskError;
 use crate::replication::quorum::majority;
 use crate::replication::wire;
-use crate::storage::DiskError;
 use crate::types::{Epoch, NodeId};
 
 /// Entries applied since the last snapshot of the state, before the next is taken.
@@ -235,7 +235,7 @@ impl Core {
         self.controller.on_state_changed();
         self.beats.soon();
         if self.control.oid_limit() > before.oid_limit() {
-            self.on_oid_block(self.control.epoch(), before.oid_limit().0, out);
+            self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
         }
         match self.control.phase() {
             Phase::None => {}

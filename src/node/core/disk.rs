@@ -120,6 +120,10 @@ impl Core {
     /// Makes everything visible that is committed, and tells the sessions.
     pub(super) fn apply_committed(&mut self, out: &mut Vec<Action>) {
         let applied = self.shelf.index_to(self.committed);
+        if !self.serving {
+            self.serve_early(out);
+            return;
+        }
         if applied.is_empty() {
             return;
         }
@@ -131,10 +135,5 @@ impl Core {
             self.sessions.applied(tx.seq, &tx.oids, tx.meta.commit_id);
         }
         self.poke_sessions(out);
-    }
-
-    /// The newest transaction that loads may see; nothing while the file holds what may yet be cut back.
-    pub(super) fn applied(&self) -> Seq {
-        if self.committed >= self.shelf.indexed() { self.shelf.indexed() } else { Seq(0) }
     }
 }

@@ -53,7 +53,7 @@ impl Core {
 
     /// A fence that is being decided upon wants our position; also after a rebase, which makes it count.
     pub(super) fn report_to_leader(&mut self, out: &mut Vec<Action>) {
-        let fenced = self.control.fencing_epoch() == Some(self.promised);
+        let fenced = self.control.fencing().map(|fencing| fencing.epoch) == Some(self.promised);
         if fenced
             && self.promise_durable == self.promised
             && let Some(leader) = self.raft.leader()

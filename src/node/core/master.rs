@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::serve::Registered;
 use super::{Action, Core, Role};
-use crate::durus::oids::OidPool;
+use crate::durus::OidPool;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::confirm::Confirm;
@@ -15,7 +15,7 @@ use crate::replication::points::newest_match;
 use crate::replication::quorum::{Durability, Quorum};
 use crate::replication::wire::{self, Position};
 use crate::shelf::{self, TxMeta};
-use crate::types::{CommitId, Epoch, NodeId, Now, Seq, Tip};
+use crate::types::{CommitId, Epoch, NodeId, Now, Oid, Seq, Tip};
 
 /// A mastership of this node, from its election to the next fence.
 pub(super) struct Master {
@@ -42,6 +42,8 @@ pub(super) struct Master {
     pub(super) oids: OidPool,
     pub(super) oids_wanted: VecDeque<(NodeId, u64, u64, u32)>,
     pub(super) block_asked: Option<Now>,
+    /// Blocks that came before we were open.
+    pub(super) oid_blocks: Vec<(Oid, Oid)>,
     pub(super) opened_at: Option<Now>,
 }
 
@@ -72,8 +74,17 @@ impl Master {
             oids: OidPool::default(),
             oids_wanted: VecDeque::new(),
             block_asked: None,
+            oid_blocks: Vec::new(),
             opened_at: None,
         }
+    }
+}
+
+impl Master {
+    /// Oids that can be given out before the next block, counting what came before we were open.
+    pub(super) fn oid_left(&self) -> u64 {
+        let early: u64 = self.oid_blocks.iter().map(|(from, below)| below.0 - from.0).sum();
+        self.oids.blocks_left() + early
     }
 }
 
@@ -150,7 +161,7 @@ impl Core {
     pub(super) fn append_own(
         &mut self,
         meta: &TxMeta,
-        records: &[(crate::types::Oid, Bytes)],
+        records: &[(Oid, Bytes)],
         out: &mut Vec<Action>,
     ) {
         let tip = self.shelf.tip();
@@ -190,7 +201,7 @@ impl Core {
         let data = match plan.bytes_max {
             0 => Bytes::new(),
             max if prev.offset < self.shelf.tip().offset => {
-                match self.shelf.read_range(prev.offset, max as usize) {
+                match self.shelf.read_range(prev.offset, max) {
                     Ok(data) => data,
                     Err(error) => {
                         slog::error!(self.log, "can't read back what the slaves lack"; "error" => %error);
@@ -202,10 +213,7 @@ impl Core {
         };
         let upto = match data.is_empty() {
             true => prev,
-            false => match self.shelf.tip_ending_at(prev.offset + data.len() as u64) {
-                Ok(Some(tip)) => tip,
-                _ => return,
-            },
+            false => last_tip(prev.offset, &data),
         };
         let commit = self.shelf.tip_at(self.committed).ok().flatten().unwrap_or_default();
         let Role::Master(master) = &mut self.role else { return };
@@ -336,20 +344,32 @@ impl Core {
 
     fn open(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
-        let first_fresh = self.shelf.next_free();
-        let limit = self.control.oid_limit();
-        let holes: Vec<_> = self.shelf.holes().collect();
-        let root_exists = self.shelf.contains(crate::types::Oid::ROOT).unwrap_or(true);
+        let holes = self.shelf.holes().unwrap_or_else(|error| {
+            slog::warn!(self.log, "can't read the file's holes; new oids are taken instead"; "error" => %error);
+            Vec::new()
+        });
+        let oid_limit = self.control.oid_limit();
         let Some(master) = self.master() else { return };
         master.open = true;
         master.opened_at = Some(now);
-        master.oids.open(first_fresh.0.max(master.oids.start()), holes, root_exists);
+        let blocks = std::mem::take(&mut master.oid_blocks);
+        master.oids = OidPool::new(holes);
+        for (from, below) in blocks {
+            master.oids.add_block(from, below);
+        }
         let epoch = master.epoch;
         let early = std::mem::take(&mut master.early_registers);
-        slog::info!(self.log, "open: serving as master"; "epoch" => epoch.0, "oid_limit" => limit);
+        slog::info!(self.log, "open: serving as master"; "epoch" => epoch.0, "oid_limit" => oid_limit.0);
         for (from, register) in early {
             self.register(from, register, out);
         }
         self.beats.soon();
     }
+}
+
+/// Where whole transactions that begin at `offset` end.
+fn last_tip(offset: u64, data: &[u8]) -> Tip {
+    let last = shelf::split_transactions(data).last().expect("not empty").expect("our own file");
+    let begins = offset + (data.len() - last.len()) as u64;
+    shelf::parse(last).expect("our own file").tip(begins)
 }

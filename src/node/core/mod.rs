@@ -30,7 +30,8 @@ use slog::Logger;
 
 use crate::control::State;
 use crate::durus;
-use crate::failover::controller::{Controller, Timing};
+use crate::failover::controller::Controller;
+pub use crate::failover::controller::Timing;
 use crate::failover::health::Health;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
@@ -115,8 +116,11 @@ pub struct Core {
     old: BTreeMap<Generation, Shelf>,
     tasks: disk::Tasks,
 
-    checker: durus::commit::CommitChecker,
+    checker: durus::CommitChecker,
     sessions: durus::Sessions,
+    /// What our file shows is known to be committed; until then clients wait, in `early_clients`.
+    serving: bool,
+    early_clients: VecDeque<Input>,
     requests: Requests,
 
     pack: PackRun,
@@ -154,9 +158,9 @@ impl Core {
             Input::Peer { from, from_disk, message } => self.on_peer(from, from_disk, message, out),
             Input::PeerUp { peer } => self.on_peer_up(peer),
             Input::PeerDown { peer, refused } => self.on_peer_down(peer, refused),
-            Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
-            Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
-            Input::ClientClosed { conn } => self.on_client_closed(conn, out),
+            Input::ClientOpened { .. } | Input::ClientData { .. } | Input::ClientClosed { .. } => {
+                self.on_client(input, out);
+            }
             Input::Admin { request, message } => self.on_admin(request, message, out),
             Input::DiskDone { task, result } => self.on_disk_done(task, result, out),
             Input::RaftDone { number, result } => self.on_raft_done(number, result, out),

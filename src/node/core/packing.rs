@@ -249,7 +249,7 @@ impl Core {
     fn cancel_pack(&mut self, why: &str, out: &mut Vec<Action>) {
         slog::warn!(self.log, "pack: called off"; "why" => why);
         let Some((generation, _)) = self.pack.of else { return };
-        let cancel = PackCancel { generation: generation.0, why: why.to_string() };
+        let cancel = PackCancel { generation: generation.0, why: why.to_string(), asked_by: "automatic".into() };
         self.propose(CommandKind::PackCancel(cancel), out);
     }
 
@@ -525,9 +525,8 @@ pub(super) fn rechain_onto(
 fn is_clean(tx: &[u8], dead: &RoaringTreemap) -> bool {
     let Ok(parsed) = shelf::parse(tx) else { return false };
     parsed.records.iter().all(|record| {
-        let Some(bytes) = record.record(tx) else { return false };
         !dead.contains(record.oid.0)
-            && shelf::refs(bytes).is_ok_and(|mut refs| refs.all(|oid| !dead.contains(oid.0)))
+            && shelf::refs(record.record(tx)).is_ok_and(|mut refs| refs.all(|oid| !dead.contains(oid.0)))
     })
 }
 

@@ -394,7 +394,7 @@ impl Core {
                     false => shelf.tip().offset,
                 };
                 match fetch.offset < end {
-                    true => shelf.read_range(fetch.offset, len as usize).unwrap_or_default(),
+                    true => shelf.read_range(fetch.offset, len).unwrap_or_default(),
                     false => Bytes::new(),
                 }
             }

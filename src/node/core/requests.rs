@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::serve::ASK_AGAIN_MS;
-use super::{Action, Core};
+use super::{Action, Core, Input};
 use crate::durus::{self, SessionAction};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
@@ -70,7 +70,7 @@ impl durus::View for ShelfView<'_> {
 /// Calls a session function with this node's state as its view.
 macro_rules! with_view {
     ($core:expr, $out:expr, |$sessions:ident, $now:ident, $view:ident, $actions:ident| $call:expr) => {{
-        let applied = $core.applied();
+        let applied = $core.shelf.indexed();
         let $view = &ShelfView { shelf: &$core.shelf, applied };
         let ($sessions, $now) = (&mut $core.sessions, $core.now);
         let mut actions = Vec::new();
@@ -83,19 +83,48 @@ macro_rules! with_view {
 impl Core {
     // ---- from the sockets ----
 
-    pub(super) fn on_client_opened(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+    pub(super) fn on_client(&mut self, input: Input, out: &mut Vec<Action>) {
+        if !self.serving {
+            // Backpressure is the shell's: so much and no more is read from a client before we look at it.
+            self.early_clients.push_back(input);
+            return;
+        }
+        match input {
+            Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
+            Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
+            Input::ClientClosed { conn } => self.on_client_closed(conn, out),
+            _ => unreachable!("only clients' inputs come here"),
+        }
+    }
+
+    /// After a start the file may show what is to be cut back. From when everything in it is known to be committed,
+    /// clients are served.
+    pub(super) fn serve_early(&mut self, out: &mut Vec<Action>) {
+        if self.committed < self.shelf.indexed() {
+            return;
+        }
+        self.serving = true;
+        let (limits, boot) = (self.setup.limits.clone(), self.setup.boot);
+        self.sessions =
+            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation());
+        for input in std::mem::take(&mut self.early_clients) {
+            self.on_client(input, out);
+        }
+    }
+
+    fn on_client_opened(&mut self, conn: ConnId, out: &mut Vec<Action>) {
         let mut actions = Vec::new();
         self.sessions.opened(conn, self.now, &mut actions);
         self.on_session_actions(actions, out);
     }
 
-    pub(super) fn on_client_data(&mut self, conn: ConnId, bytes: Bytes, out: &mut Vec<Action>) {
+    fn on_client_data(&mut self, conn: ConnId, bytes: Bytes, out: &mut Vec<Action>) {
         with_view!(self, out, |sessions, now, view, actions| {
             sessions.data(conn, &bytes, now, view, actions)
         });
     }
 
-    pub(super) fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+    fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
         let mut actions = Vec::new();
         self.sessions.closed(conn, &mut actions);
         self.on_session_actions(actions, out);
@@ -172,7 +201,7 @@ impl Core {
     fn master_to_ask(&self) -> Option<(Epoch, NodeId)> {
         let (master, _) = self.control.master()?;
         let epoch = self.control.epoch();
-        (self.control.fencing_epoch().is_none() && self.promised == epoch).then_some((epoch, master))
+        (self.control.fencing().map(|fencing| fencing.epoch).is_none() && self.promised == epoch).then_some((epoch, master))
     }
 
     fn send_register(&mut self, epoch: Epoch, master: NodeId, out: &mut Vec<Action>) {

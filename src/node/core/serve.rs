@@ -82,7 +82,7 @@ impl Core {
     /// Holes may be used when every session there may be is known and was told of what the last pack removed.
     fn judge_holes(&mut self) {
         let generation = self.shelf.generation();
-        let everybody: Vec<NodeId> = self.control.members().map(|member| NodeId(member.id)).collect();
+        let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
         let Role::Master(master) = &mut self.role else { return };
         let usable = everybody.iter().all(|id| {
             master.registered.get(id).is_some_and(|node| node.told >= generation)
@@ -342,6 +342,7 @@ impl Core {
                 return;
             }
             Ok(Allocation::Gone) => return,
+            Ok(Allocation::RegisterFirst) => Answer::RegisterFirst(true),
             Err(error) => {
                 slog::error!(self.log, "can't give out oids"; "error" => error);
                 return;
@@ -355,27 +356,31 @@ impl Core {
     /// Has the next block on its way before the present one is used up.
     pub(super) fn drive_oid_block(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
-        let from = self.control.oid_limit().max(self.shelf.next_free().0);
+        let from = self.control.oid_limit().max(self.shelf.next_free());
         let Some(master) = self.master() else { return };
         let asked = master.block_asked.is_some_and(|at| now.since_ms(at) < ASK_AGAIN_MS);
-        if asked || (master.oids.block_left() >= OID_BLOCK_LOW && master.oids_wanted.is_empty()) {
+        if asked || (master.oid_left() >= OID_BLOCK_LOW && master.oids_wanted.is_empty()) {
             return;
         }
         master.block_asked = Some(now);
-        let block = OidBlock { epoch: master.epoch.0, below: from + OID_BLOCK };
+        let block = OidBlock { epoch: master.epoch.0, below: from.0 + OID_BLOCK };
         self.propose(CommandKind::OidBlock(block), out);
     }
 
     /// Raft has given this epoch the oids from `before` up to the state's limit.
-    pub(super) fn on_oid_block(&mut self, epoch: Epoch, before: u64, out: &mut Vec<Action>) {
-        let from = before.max(self.shelf.next_free().0);
+    pub(super) fn on_oid_block(&mut self, epoch: Epoch, before: Oid, out: &mut Vec<Action>) {
+        let from = before.max(self.shelf.next_free());
         let below = self.control.oid_limit();
         let Some(master) = self.master() else { return };
         if master.epoch != epoch || from >= below {
             return;
         }
         master.block_asked = None;
-        master.oids.add_block(Oid(from), Oid(below));
+        if !master.open {
+            master.oid_blocks.push((from, below));
+            return;
+        }
+        master.oids.add_block(from, below);
         let wanted = std::mem::take(&mut master.oids_wanted);
         for (node, id, session, count) in wanted {
             self.grant_oids(SessionKey { node, session }, id, count, out);

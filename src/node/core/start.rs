@@ -89,6 +89,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         tasks: disk::Tasks::default(),
         checker,
         sessions: Sessions::new(setup.limits.clone(), setup.boot, shelf.indexed(), shelf.generation()),
+        serving: false,
+        early_clients: VecDeque::new(),
         requests: requests::Requests::default(),
         pack: packing::PackRun::default(),
         rebase: None,
@@ -170,7 +172,7 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
 fn adopt_import(disk: &dyn Disk, log: &slog::Logger) -> Result<(), StartError> {
     match Shelf::open(disk, FIRST) {
         Ok(_) => Ok(()),
-        Err(ShelfError::Plain) => {
+        Err(ShelfError::Plain { .. }) => {
             slog::info!(log, "adopting a plain Durus file by appending a seal"; "file" => FIRST);
             at(FIRST, shelf::adopt(disk, FIRST))?;
             Ok(())
