@@ -1,5 +1,6 @@
 //! `packmaster node`: one node in the foreground.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,13 +14,15 @@ use super::identity::{IdentityError, new_boot};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
 use super::server::{
-    Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
+    Exit, Inlet, Parts, RaftAppend, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
 };
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::durus;
 use crate::failover::controller::Timing;
 use crate::node::core::io::{Action, Input};
 use crate::proto::control;
+use crate::raft::{RaftLog, RaftLogError};
+use crate::storage::DiskError;
 use crate::telemetry::{self, TelemetryError};
 use crate::types::{BootId, Now};
 
@@ -93,7 +96,7 @@ fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit,
     let boot = new_boot()?;
     let setup = setup(&config, &prepared.disk, prepared.disk_uuid, boot, log);
     let clock = Clock::start();
-    let (mut core, mut raft_log) = start(setup, clock.now())?;
+    let (mut core, raft_log) = start(setup, clock.now())?;
 
     let me = Me {
         cluster: config.cluster.clone(),
@@ -105,7 +108,7 @@ fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit,
         config: Arc::new(config),
         me,
         disk: prepared.disk.clone(),
-        raft_append: Box::new(move |record| raft_log.append(record)),
+        raft_append: raft_append(raft_log),
         pages: Box::new(|desk| {
             telemetry::http::router(move |request| {
                 let desk = desk.clone();
@@ -175,6 +178,19 @@ fn timing(raw: &RawTiming) -> Timing {
         open_timeout_ms: raw.open_timeout_ms.unwrap_or(default.open_timeout_ms),
         ..default
     }
+}
+
+fn raft_append(mut log: RaftLog) -> RaftAppend {
+    Box::new(move |record| {
+        log.append(record).map_err(|error| match error {
+            RaftLogError::Disk(error) => error,
+            other => DiskError::Io {
+                verb: "append to",
+                name: "the Raft log".into(),
+                source: io::Error::other(other),
+            },
+        })
+    })
 }
 
 /// A panic is a bug of ours, on whatever thread: the process ends at once, which the other nodes notice at once,

@@ -28,9 +28,8 @@ use super::sockets::{Stop, StopSeen};
 use super::threads::{self, Jobs, Worker};
 use crate::config::Config;
 use crate::proto::control::RaftRecord;
-use crate::raft::RaftLogError;
-use crate::storage::Disk;
 use crate::storage::task::DiskTask;
+use crate::storage::{Disk, DiskError};
 
 /// Sockets are quick; what takes long has its own thread.
 const SOCKET_THREADS: usize = 2;
@@ -56,7 +55,7 @@ pub struct Exit {
 }
 
 /// Makes a record of the Raft log durable.
-pub type RaftAppend = Box<dyn FnMut(&RaftRecord) -> Result<(), RaftLogError> + Send>;
+pub type RaftAppend = Box<dyn FnMut(&RaftRecord) -> Result<(), DiskError> + Send>;
 /// The pages of the HTTP port.
 pub type Pages = Box<dyn FnOnce(Desk) -> axum::Router + Send>;
 

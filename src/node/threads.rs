@@ -16,7 +16,6 @@ use super::core::io::Input;
 use super::run_loop::Feed;
 use crate::pack::{Job, Step};
 use crate::proto::control::RaftRecord;
-use crate::raft::RaftLogError;
 use crate::storage::task::{DiskTask, perform};
 use crate::storage::{Disk, DiskError};
 
@@ -82,7 +81,7 @@ fn refuse<T>(batch: Vec<(u64, DiskTask)>, why: &str) -> Vec<(u64, Result<T, Disk
 
 /// Appends records with `append`, which makes them durable, and refuses by itself after a failure.
 pub fn raft(
-    mut append: impl FnMut(&RaftRecord) -> Result<(), RaftLogError> + Send + 'static,
+    mut append: impl FnMut(&RaftRecord) -> Result<(), DiskError> + Send + 'static,
     feed: Feed,
 ) -> io::Result<Worker<(u64, RaftRecord)>> {
     let work = move |records: Receiver<(u64, RaftRecord)>| {
@@ -288,7 +287,7 @@ mod tests {
         let (wrote, written) = mpsc::channel();
         let append = move |record: &RaftRecord| {
             wrote.send(record.entries.len()).unwrap();
-            if record.entries.is_empty() { Ok(()) } else { Err(RaftLogError::Failed) }
+            if record.entries.is_empty() { Ok(()) } else { Err(after_failure("no space")) }
         };
         let worker = raft(append, feed).unwrap();
         let bad = RaftRecord { entries: vec![Default::default()], ..Default::default() };
