@@ -4,14 +4,19 @@
     stock_suite.py run MODULE CLASS CHECK PORT
     stock_suite.py stress PORT LOOPS
 
-The tests are those of the unpacked source distribution in $DURUS_SOURCE, unchanged: only their _pre and _post, which
-start and stop a stock server, are replaced, and the address they talk to. Prints one line of JSON.
+The tests are those of the unpacked source distribution in $DURUS_SOURCE, unchanged. Replaced from outside: _pre and
+_post where they start and stop a stock server, the address they talk to, memory and temporary storages (by a client
+of the server), and `sleep`, by which they give a pack in a stock server time to end: ours is agreed among nodes and
+gets more. Prints one line of JSON.
 """
 import importlib
 import json
 import os
 import sys
+import time
 import types
+
+from durus.client_storage import ClientStorage
 
 # The suite's test package is not installed with Durus; its modules call it durus.test.
 import durus
@@ -22,6 +27,7 @@ durus.test = package
 
 from sancho.utest import UTest, check_names, run_check
 
+PACK_TIME_S = 3.0
 MODULES = [name[:-3] for name in sorted(os.listdir(package.__path__[0]))
            if name.startswith('utest_') and name.endswith('.py')]
 
@@ -41,20 +47,23 @@ def list_checks():
             for module in MODULES}
 
 
-def run(module, class_name, check, port):
-    original = test_classes(module)[class_name]
-
-    class Here(original):
-        address = ('127.0.0.1', port)
-
-        def _pre(self):
-            self.port = port
-
-        def _post(self):
-            pass
-
-    Here.__name__ = class_name
-    return run_check(Here, check)
+def run(module_name, class_name, check, port):
+    module = load(module_name)
+    test_class = test_classes(module_name)[class_name]
+    for name in ('MemoryStorage', 'TempFileStorage'):
+        if hasattr(module, name):
+            setattr(module, name, lambda: ClientStorage(host='127.0.0.1', port=port))
+    if hasattr(module, 'sleep'):
+        module.sleep = lambda seconds: time.sleep(max(seconds, PACK_TIME_S))
+    if hasattr(test_class, 'address'):
+        test_class.address = ('127.0.0.1', port)
+        test_class._pre = lambda test: setattr(test, 'port', port)
+        test_class._post = lambda test: None
+    talk, sys.stdout = sys.stdout, sys.stderr
+    try:
+        return run_check(test_class, check)
+    finally:
+        sys.stdout = talk
 
 
 def stress(port, loops):

@@ -91,6 +91,7 @@ impl Builder {
                     log: dir.path().join(format!("{name}.log")),
                     config: dir.path().join(format!("{name}.toml")),
                     child: None,
+                    frozen: false,
                     name,
                 }
             })
@@ -131,6 +132,7 @@ pub struct Node {
     pub log: PathBuf,
     config: PathBuf,
     child: Option<Child>,
+    frozen: bool,
 }
 
 impl Node {
@@ -214,18 +216,21 @@ impl Cluster {
     /// kill -9.
     pub fn kill(&mut self, i: usize) {
         self.nodes[i].signal(Signal::KILL);
+        self.nodes[i].frozen = false;
         let mut child = self.nodes[i].child.take().expect("it runs");
         child.wait().expect("collect a killed node");
     }
 
     /// SIGSTOP: the process is there and does nothing.
-    pub fn stop(&self, i: usize) {
+    pub fn stop(&mut self, i: usize) {
         self.nodes[i].signal(Signal::STOP);
+        self.nodes[i].frozen = true;
     }
 
     /// SIGCONT.
-    pub fn cont(&self, i: usize) {
+    pub fn cont(&mut self, i: usize) {
         self.nodes[i].signal(Signal::CONT);
+        self.nodes[i].frozen = false;
     }
 
     /// SIGTERM, and waits until the process has ended by itself.
@@ -274,9 +279,10 @@ impl Cluster {
         found.unwrap_or_else(|| panic!("no node is called {name}"))
     }
 
-    /// Runs `packmaster ctl` against all nodes of the cluster.
+    /// Runs `packmaster ctl` against the nodes that run and are not stopped.
     pub fn ctl(&self, verb: &[&str]) -> Ctl {
-        let peers: Vec<String> = self.nodes.iter().map(|node| node.peer.to_string()).collect();
+        let awake = self.nodes.iter().filter(|node| node.child.is_some() && !node.frozen);
+        let peers: Vec<String> = awake.map(|node| node.peer.to_string()).collect();
         let output = Command::new(packmaster())
             .arg("ctl")
             .args(verb)
@@ -294,7 +300,7 @@ impl Cluster {
     /// What the cluster says of itself, or why nothing was learnt.
     pub fn try_status(&self) -> Result<Status, String> {
         let answer = self.ctl(&["status", "--timeout", "2s"]);
-        if answer.stdout.trim().is_empty() {
+        if answer.code != Some(0) {
             return Err(format!("exit status {:?}, {}", answer.code, answer.stderr.trim()));
         }
         let parsed = serde_json::from_str(&answer.stdout);

@@ -13,6 +13,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod journal;
+pub mod load;
 pub mod ports;
 pub mod python;
 pub mod status;
