@@ -109,6 +109,9 @@ pub fn check(bytes: &[u8]) -> Result<Checked, String> {
         return Err("no SHELF-1 file".to_string());
     }
     let base = transaction(bytes, MAGIC.len())?;
+    if base.link(bytes)?.is_some() {
+        return Err("the base has a chain record in it".to_string());
+    }
     let map_len = length(bytes, base.end)?;
     let mut at = base.end + 8 + map_len;
     let mut links: Vec<Link> = Vec::new();
@@ -125,9 +128,6 @@ pub fn check(bytes: &[u8]) -> Result<Checked, String> {
             (None, Some(_)) => return Err(format!("the transaction at {at} has no chain")),
         };
         if let Kind::Seal { .. } = link.kind {
-            if !link.oids.is_empty() {
-                return Err(format!("the seal at {at} stores objects"));
-            }
             expect_chain(&link, Sha1::digest(&bytes[..at]).into(), bytes)?;
             links.clear();
         } else {
@@ -135,6 +135,9 @@ pub fn check(bytes: &[u8]) -> Result<Checked, String> {
                 links.last().ok_or(format!("a chained transaction at {at}, no seal before"))?;
             expect_chain(&link, before.chain, bytes)?;
             follows(before, &link)?;
+        }
+        if link.kind != Kind::Commit && !link.oids.is_empty() {
+            return Err(format!("seq {} stores objects and is no commit", link.seq));
         }
         if link.kind == Kind::Commit
             && (link.commit_id == [0; 16] || !commit_ids.insert(link.commit_id))

@@ -5,9 +5,12 @@
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -27,6 +30,42 @@ pub fn python() -> PathBuf {
 /// As [`python`].
 pub fn source() -> PathBuf {
     home().join("source")
+}
+
+/// A stock storage server; ended when dropped.
+pub struct Server {
+    pub address: SocketAddr,
+    child: Child,
+}
+
+impl Server {
+    /// Serves `file` at this port of 127.0.0.1, and waits until it does.
+    pub fn start(file: &Path, port: u16) -> Server {
+        let child = Command::new(python())
+            .args(["-m", "durus", "-s", "--logginglevel=50"])
+            .arg(format!("--file={}", file.display()))
+            .arg(format!("--port={port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start a stock server");
+        let server = Server { address: SocketAddr::from(([127, 0, 0, 1], port)), child };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(server.address).is_err() {
+            assert!(Instant::now() < deadline, "the stock server does not answer");
+            sleep(Duration::from_millis(20));
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Where cargo builds: what tests make belongs there too.
