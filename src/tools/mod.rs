@@ -1,1 +1,3 @@
+//! Commands beside `node` and `ctl`.
 
+pub mod playground;

@@ -1,1 +1,351 @@
+//! The node, pure: inputs and time in, actions out.
+//!
+//! This room connects the others. Whatever happens comes in by `step`; what is to be done comes out as actions. Nothing
+//! here reads a clock, opens a socket, starts a thread or draws a random number, and the disk is only read, through the
+//! trait; so the simulator runs this very code.
+//!
+//! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
+//! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
+//! `packing`, `rebase` and `pull` (generations), `beats`, `admin`.
 
+mod admin;
+mod beats;
+mod control;
+mod disk;
+mod fence;
+pub mod io;
+mod master;
+mod packing;
+mod pull;
+mod rebase;
+mod requests;
+mod serve;
+mod slave;
+mod start;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use slog::Logger;
+
+use crate::control::State;
+use crate::durus;
+use crate::failover::controller::Controller;
+pub use crate::failover::controller::Timing;
+use crate::failover::health::Health;
+use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{Member, PeerMessage};
+use crate::raft;
+use crate::shelf::Shelf;
+use crate::storage::Disk;
+use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
+
+pub use io::{Action, Input, lane};
+pub use start::{StartError, start};
+
+use master::Master;
+use packing::PackRun;
+use rebase::Rebase;
+use requests::Requests;
+
+/// What a node is started with.
+pub struct Setup {
+    pub id: NodeId,
+    /// Of this process; random, never 0.
+    pub boot: BootId,
+    pub disk_uuid: [u8; 16],
+    pub cluster: String,
+    /// The program's version, for status.
+    pub version: String,
+    /// Every member of the configuration, this one too.
+    pub members: Vec<Member>,
+    pub timing: Timing,
+    pub limits: durus::Limits,
+    /// Old generations' files kept, beside the current one.
+    pub keep_generations: u32,
+    pub disk: Arc<dyn Disk>,
+    pub log: Logger,
+}
+
+/// What this node is for the data, as far as it knows.
+enum Role {
+    /// Fenced, or not told yet.
+    None,
+    Slave(slave::Slave),
+    Master(Box<Master>),
+}
+
+/// The next generation's file, following the current one.
+struct Next {
+    shelf: Shelf,
+    durable: Tip,
+}
+
+pub struct Core {
+    setup: Setup,
+    log: Logger,
+    now: Now,
+
+    raft: raft::Driver,
+    raft_tick_due_us: u64,
+    raft_campaign_due_us: Option<u64>,
+    compacted_index: u64,
+    control: State,
+    member_up_sent: Option<Now>,
+
+    /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
+    promised: Epoch,
+    promise_durable: Epoch,
+    role: Role,
+    health: Health,
+    controller: Controller,
+
+    shelf: Shelf,
+    /// What the disk has confirmed of the current file.
+    durable: Tip,
+    /// Known to be committed, by a chain that matched.
+    committed: Seq,
+    /// Epoch of the newest epoch start that is committed and applied here.
+    applied_epoch: Epoch,
+    /// The file was verified against its chain up to here, at that wall-clock time in microseconds.
+    verified: (Seq, u64),
+    /// A cut-back is on its way to the disk: nothing is taken meanwhile.
+    cutting: bool,
+    next: Option<Next>,
+    /// Files of older generations, to serve those who come later.
+    old: BTreeMap<Generation, Shelf>,
+    tasks: disk::Tasks,
+
+    checker: durus::CommitChecker,
+    sessions: durus::Sessions,
+    /// What our file shows is known to be committed; until then clients wait, in `early_clients`.
+    serving: bool,
+    early_clients: VecDeque<Input>,
+    requests: Requests,
+
+    pack: PackRun,
+    rebase: Option<Rebase>,
+    pull: Option<pull::Pull>,
+    jobs_begun: u64,
+    /// File data taken over the wire since the start of this process; of it, for the rebase in progress.
+    fetched_bytes: u64,
+    tail_bytes: u64,
+    last_rebase: String,
+    /// Nobody had the rest of our generation up to that generation's cut.
+    tail_failed_for: Option<Generation>,
+    /// The job that opens an older file for others.
+    opening_old: Option<(u64, Generation)>,
+    controller_due_us: u64,
+
+    beats: beats::Beats,
+    admin: admin::Forwards,
+    loopback: VecDeque<PeerMessage>,
+    /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
+    suspect: String,
+    leaving: Option<Now>,
+    exited: bool,
+}
+
+impl Core {
+    /// One thing happened. Time never goes back between calls.
+    pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Action>) {
+        if self.exited {
+            return;
+        }
+        self.now = now;
+        match input {
+            Input::Tick => {}
+            Input::Peer { from, from_disk, message } => self.on_peer(from, from_disk, message, out),
+            Input::PeerUp { peer } => self.on_peer_up(peer),
+            Input::PeerDown { peer, refused } => self.on_peer_down(peer, refused),
+            Input::ClientOpened { .. } | Input::ClientData { .. } | Input::ClientClosed { .. } => {
+                self.on_client(input, out);
+            }
+            Input::Admin { request, message } => self.on_admin(request, message, out),
+            Input::DiskDone { task, result } => self.on_disk_done(task, result, out),
+            Input::RaftDone { number, result } => self.on_raft_done(number, result, out),
+            Input::JobProgress { job, permille } => self.pack.on_progress(job, permille),
+            Input::JobDone { job, result } => self.on_job_done(job, result, out),
+            Input::Stop => self.on_stop(),
+        }
+        self.drive(out);
+    }
+
+    /// Lets everything go on that can: state first, then data, then clients, then what the others are told.
+    fn drive(&mut self, out: &mut Vec<Action>) {
+        // Each round can make the next one possible; a handful is enough, and the next input goes on from there.
+        for _ in 0..8 {
+            self.drive_raft(out);
+            self.drive_rebase(out);
+            self.drive_pack(out);
+            self.drive_master(out);
+            self.drive_requests(out);
+            self.drive_controller(out);
+            if !self.drive_loopback(out) {
+                break;
+            }
+        }
+        self.drive_beats(out);
+        self.drive_stop(out);
+        self.assert_frontiers();
+    }
+
+    /// base <= committed <= written, durable <= written (design section 9), in every local file.
+    fn assert_frontiers(&self) {
+        let tip = self.shelf.tip();
+        assert!(
+            self.shelf.cut() <= tip.seq && self.durable.seq <= tip.seq && self.committed <= tip.seq,
+            "frontiers out of order: cut {} committed {} durable {} tip {}",
+            self.shelf.cut(),
+            self.committed,
+            self.durable,
+            tip
+        );
+    }
+
+    /// When `Tick` is wanted, in microseconds of the monotonic clock.
+    pub fn deadline(&self) -> u64 {
+        let mut due = self.raft_tick_due_us.min(self.beats.due_us(&self.setup.timing));
+        if let Some(campaign) = self.raft_campaign_due_us {
+            due = due.min(campaign);
+        }
+        if let Some(sessions) = self.sessions.deadline() {
+            due = due.min(sessions);
+        }
+        if let Some(requests) = self.requests.deadline_us() {
+            due = due.min(requests.max(self.now.mono_us + 1000));
+        }
+        if let Role::Master(master) = &self.role {
+            for follower in master.followers.values() {
+                due = due.min(follower.deadline_us().unwrap_or(u64::MAX));
+            }
+        }
+        due
+    }
+
+    fn on_peer(
+        &mut self,
+        from: NodeId,
+        from_disk: [u8; 16],
+        message: PeerMessage,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(member) = self.control.member(from) else { return };
+        // A wiped node under its old id must not be believed: its promises and votes are gone with its disk.
+        if member.disk_uuid.is_some_and(|known| known != from_disk) {
+            self.beats.complain_about_disk(from, &self.log, self.now);
+            return;
+        }
+        self.health.on_heard(from, self.now);
+        self.route(from, message, out);
+    }
+
+    fn route(&mut self, from: NodeId, message: PeerMessage, out: &mut Vec<Action>) {
+        let Some(kind) = message.kind else { return };
+        let refused = match kind {
+            Kind::Raft(message) => self.on_raft_message(message),
+            Kind::Beat(beat) => self.on_beat(from, beat),
+            Kind::FenceRequest(request) => self.on_fence_request(from, request, out),
+            Kind::FenceReport(report) => self.on_fence_report(from, report),
+            Kind::Propose(propose) => self.on_propose(propose),
+            Kind::PackTurn(turn) => self.on_pack_turn(turn),
+            Kind::AdminForward(forward) => self.on_admin_forward(from, forward, out),
+            Kind::AdminForwardReply(reply) => self.on_admin_forward_reply(reply, out),
+            Kind::Append(append) => self.on_append(from, append, out),
+            Kind::AppendReply(reply) => self.on_append_reply(from, reply, out),
+            Kind::CommonPoint(common) => self.on_common_point(from, common, out),
+            Kind::Probe(probe) => self.on_probe(from, probe, out),
+            Kind::ProbeReply(reply) => self.on_probe_reply(from, reply, out),
+            Kind::Fetch(fetch) => self.on_fetch(from, fetch, out),
+            Kind::FetchReply(reply) => self.on_fetch_reply(from, reply, out),
+            Kind::Confirm(confirm) => self.on_confirm(from, confirm, out),
+            Kind::ConfirmReply(reply) => self.on_confirm_reply(from, reply, out),
+            Kind::Register(register) => self.on_register(from, register, out),
+            Kind::RegisterReply(reply) => self.on_register_reply(from, reply, out),
+            Kind::ClientRequest(request) => self.on_client_request(from, request, out),
+            Kind::ClientReply(reply) => self.on_client_reply(reply, out),
+        };
+        if let Err(why) = refused {
+            slog::warn!(self.log, "refused a peer's message"; "from" => from.0, "why" => why);
+        }
+    }
+
+    /// To a peer, or to ourselves by the same path.
+    fn send(&mut self, to: NodeId, kind: Kind, out: &mut Vec<Action>) {
+        let message = PeerMessage { kind: Some(kind) };
+        if to == self.setup.id {
+            self.loopback.push_back(message);
+        } else {
+            out.push(Action::Send { to, message });
+        }
+    }
+
+    fn drive_loopback(&mut self, out: &mut Vec<Action>) -> bool {
+        let mut any = false;
+        while let Some(message) = self.loopback.pop_front() {
+            any = true;
+            self.route(self.setup.id, message, out);
+        }
+        any
+    }
+
+    fn on_peer_up(&mut self, peer: NodeId) {
+        self.health.on_up(peer);
+        if let Role::Master(master) = &mut self.role
+            && let Some(follower) = master.followers.get_mut(&peer)
+        {
+            follower.probe_again();
+        }
+        self.beats.soon();
+    }
+
+    fn on_peer_down(&mut self, peer: NodeId, refused: bool) {
+        if self.health.on_down(peer, refused) {
+            self.raft.report_unreachable(peer);
+            self.beats.soon();
+        }
+    }
+
+    fn on_stop(&mut self) {
+        if self.leaving.is_none() {
+            self.leaving = Some(self.now);
+            self.beats.soon();
+        }
+    }
+
+    /// Leaves when somebody else is master and leader, or when waiting any longer helps nobody.
+    fn drive_stop(&mut self, out: &mut Vec<Action>) {
+        const PATIENCE_MS: u64 = 5000;
+        let Some(since) = self.leaving else { return };
+        let alone = self.control.voters().len() <= 1;
+        let is_master = self.control.master().is_some_and(|(master, _)| master == self.setup.id);
+        let handing_over = !alone && (is_master || !self.control.is_open());
+        if handing_over && self.now.since_ms(since) < PATIENCE_MS {
+            return;
+        }
+        if !alone && self.raft.is_leader() && self.now.since_ms(since) < PATIENCE_MS {
+            if let Some(heir) = self.control.master().map(|(master, _)| master) {
+                self.raft.transfer_leader(heir);
+            }
+            return;
+        }
+        self.exit("stopped as asked", false, out);
+    }
+
+    fn exit(&mut self, reason: &str, failed: bool, out: &mut Vec<Action>) {
+        self.exited = true;
+        out.push(Action::Exit { reason: reason.to_string(), failed });
+    }
+
+    /// A number for a job nobody else has.
+    fn next_job(&mut self) -> u64 {
+        self.jobs_begun += 1;
+        self.jobs_begun
+    }
+
+    fn is_current_file(&self) -> bool {
+        self.control.generation().is_some_and(|current| {
+            (current.number, current.base_hash) == (self.shelf.generation(), self.shelf.base_hash())
+        })
+    }
+}

@@ -1,0 +1,268 @@
+//! Tables for people: the worst first, nothing that is not needed at 3 a.m.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
+
+use super::history::{Decision, History};
+use super::model::{NodeStatus, PackStatus, Status, Verdict};
+
+/// Longest text in the `why` column of the history; `--explain` tells it in full.
+const WHY_CHARS_MAX: usize = 70;
+
+/// The cluster at a glance: several lines, ending in a newline. Colours only on a terminal.
+pub fn status(status: &Status) -> String {
+    let mut out = format!("{} · {}\n", status.cluster, status.summary);
+    if status.paused {
+        out.push_str("!! PAUSED: nobody takes over by itself until `packmaster ctl resume`\n");
+    }
+    out.push_str(&format!("{}\n{}\n", facts(status), nodes(status)));
+    if let Some(pack) = &status.pack {
+        out.push_str(&pack_line(pack));
+    } else if let Some(who) = &status.pack_again {
+        out.push_str(&format!("pack    called off by an election; starts again for {who}\n"));
+    }
+    out.push_str(&if_master_died(status));
+    for command in &status.next {
+        out.push_str(&format!("next    {command}\n"));
+    }
+    out
+}
+
+/// One line without a newline, for a place that is refreshed.
+pub fn line(status: &Status) -> String {
+    let master = status.master.as_deref().unwrap_or("none");
+    let generation = status.generation.as_ref().map_or(0, |generation| generation.number);
+    let seq = status.nodes.iter().map(|node| node.committed_seq).max().unwrap_or(0);
+    let mut line = format!(
+        "{} · master {master} · epoch {} · generation {generation} · seq {seq}",
+        status.verdict.as_str(),
+        status.epoch
+    );
+    for node in &status.nodes {
+        let sign = match (node.answering, node.in_step) {
+            (false, _) => "down".to_owned(),
+            (true, true) => "ok".to_owned(),
+            (true, false) => format!("-{}", node.lag.transactions),
+        };
+        line.push_str(&format!(" · {} {sign}", node.name));
+    }
+    if status.paused {
+        line.push_str(" · PAUSED");
+    }
+    if let Some(pack) = &status.pack {
+        line.push_str(&format!(" · packing ({})", pack.phase));
+    }
+    line
+}
+
+fn facts(status: &Status) -> String {
+    let master = status.master.as_deref().unwrap_or("NONE");
+    let leader = status.raft_leader.as_deref().unwrap_or("NONE");
+    let generation = match &status.generation {
+        Some(generation) => {
+            let hash = generation.base_hash.get(..8).unwrap_or("-");
+            format!("{} ({hash}, cut at {})", generation.number, generation.cut_seq)
+        }
+        None => "none yet".to_owned(),
+    };
+    format!(
+        "master {master} · epoch {} · generation {generation} · durability {} · raft leader {leader}",
+        status.epoch, status.durability
+    )
+}
+
+fn nodes(status: &Status) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header([
+        "node", "role", "state", "lag", "seq", "file", "free", "clients", "raft", "durus",
+    ]);
+    for node in &status.nodes {
+        table.add_row([
+            Cell::new(&node.name).add_attribute(Attribute::Bold),
+            Cell::new(&node.role),
+            Cell::new(&node.state).fg(colour(node)),
+            Cell::new(lag(node)),
+            Cell::new(node.seq),
+            Cell::new(bytes(node.disk.file_bytes)),
+            Cell::new(bytes(node.disk.free_bytes)),
+            Cell::new(node.clients),
+            Cell::new(&node.raft),
+            Cell::new(&node.addresses.durus),
+        ]);
+    }
+    table
+}
+
+fn colour(node: &NodeStatus) -> Color {
+    match node {
+        NodeStatus { in_step: true, .. } => Color::Green,
+        NodeStatus { answering: true, suspect: None, failing: None, .. } => Color::Yellow,
+        _ => Color::Red,
+    }
+}
+
+fn lag(node: &NodeStatus) -> String {
+    match (node.answering, node.seen_ms_ago) {
+        (true, _) if node.lag.transactions == 0 => "-".to_owned(),
+        (true, _) => format!("{} tx, {}", node.lag.transactions, bytes(node.lag.bytes)),
+        (false, Some(ms)) => format!("seen {} ago", seconds(ms)),
+        (false, None) => "?".to_owned(),
+    }
+}
+
+fn pack_line(pack: &PackStatus) -> String {
+    let nodes: Vec<String> = pack
+        .nodes
+        .iter()
+        .map(|node| match node.phase.as_str() {
+            "ready" | "waiting" | "unknown" => format!("{} {}", node.name, node.phase),
+            phase => format!("{} {phase} {:.0}%", node.name, node.percent),
+        })
+        .collect();
+    let dead = pack.dead_objects.map_or(String::new(), |dead| format!(", {dead} objects dropped"));
+    format!(
+        "pack    to generation {}, {}{dead}: {} (asked by {})\n",
+        pack.generation,
+        pack.phase,
+        nodes.join(", "),
+        pack.asked_by
+    )
+}
+
+fn if_master_died(status: &Status) -> String {
+    let fate = &status.if_master_died;
+    let Some(master) = &status.master else { return String::new() };
+    if status.nodes.len() == 1 {
+        return String::new();
+    }
+    let mut line = match &fate.winner {
+        Some(winner) => format!("if {master} died, {winner} would take over"),
+        None => format!("if {master} died, NOBODY could take over"),
+    };
+    match fate.transactions_at_risk {
+        0 => line.push_str(", nothing acknowledged lost"),
+        n => line.push_str(&format!(", {n} ACKNOWLEDGED COMMITS LOST")),
+    }
+    for other in &fate.others {
+        line.push_str(&format!("\n        {}: {}", other.name, other.why));
+    }
+    if status.paused {
+        line.push_str("\n        but not by itself: automatic elections are paused");
+    }
+    format!("safety  {line}\n")
+}
+
+/// Newest last, as a log; ends in a newline.
+pub fn history(history: &History) -> String {
+    if history.decisions.is_empty() {
+        return "nothing was decided yet\n".to_owned();
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["no", "time (UTC)", "epoch", "what", "node", "asked by", "waited", "why"]);
+    for decision in &history.decisions {
+        table.add_row([
+            decision.number.to_string(),
+            decision.time.clone().unwrap_or_else(|| "?".to_owned()),
+            decision.epoch.to_string(),
+            decision.what.clone(),
+            decision.node.clone().unwrap_or_default(),
+            decision.asked_by.clone(),
+            decision.clients_waited_ms.map(milliseconds).unwrap_or_default(),
+            shorten(&decision.why, WHY_CHARS_MAX),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// One decision in full, and the others of its epoch in short.
+pub fn explain(history: &History, number: u64) -> String {
+    let Some(decision) = history.decisions.iter().find(|told| told.number == number) else {
+        return format!("no decision {number} is kept\n");
+    };
+    let mut out = format!("decision {number}: {}\n", decision.what);
+    let mut row = |name: &str, value: &str| {
+        if !value.is_empty() {
+            out.push_str(&format!("  {name:<10}{value}\n"));
+        }
+    };
+    row("time", decision.time.as_deref().unwrap_or("unknown"));
+    row("epoch", &decision.epoch.to_string());
+    row("node", decision.node.as_deref().unwrap_or(""));
+    row("asked by", &decision.asked_by);
+    row("why", &decision.why);
+    row("waited", &decision.clients_waited_ms.map(waited).unwrap_or_default());
+    out.push_str(&format!("all of epoch {}:\n", decision.epoch));
+    for told in &history.decisions {
+        out.push_str(&story_line(told, told.number == number));
+    }
+    out
+}
+
+fn story_line(told: &Decision, this: bool) -> String {
+    let mark = if this { '>' } else { ' ' };
+    let node = told.node.as_deref().map_or(String::new(), |node| format!(" {node}"));
+    let waited = told.clients_waited_ms.map(|ms| format!(" after {}", milliseconds(ms)));
+    let time = told.time.as_deref().unwrap_or("?");
+    format!(
+        "{mark} {:>5}  {time}  {}{node}{}\n",
+        told.number,
+        told.what,
+        waited.unwrap_or_default()
+    )
+}
+
+fn waited(ms: f64) -> String {
+    format!("clients waited {}, from the old master's last word to the opening", milliseconds(ms))
+}
+
+/// "81.5 ms", "2.3 s".
+pub fn milliseconds(ms: f64) -> String {
+    if ms < 1000.0 { format!("{ms:.1} ms") } else { format!("{:.1} s", ms / 1000.0) }
+}
+
+fn seconds(ms: u64) -> String {
+    match ms / 1000 {
+        0 => format!("{ms} ms"),
+        s @ 1..120 => format!("{s} s"),
+        s @ 120..7200 => format!("{} min", s / 60),
+        s => format!("{} h", s / 3600),
+    }
+}
+
+/// "17 B", "1.5 MiB".
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+fn shorten(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(chars_max - 1).collect();
+    format!("{kept}…")
+}
+
+/// 0, 1 or 2, as monitoring plugins expect.
+pub fn check_code(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Healthy => 0,
+        Verdict::Degraded => 1,
+        Verdict::Unavailable => 2,
+    }
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

@@ -1,0 +1,155 @@
+//! The one line at the top of a status, and the commands suggested under it.
+
+use super::model::{NodeStatus, Status, Verdict};
+use super::view::ClusterView;
+use crate::types::NodeId;
+
+/// A node with less free space than this many times its file can't pack, and less than this is said early.
+const FREE_FILES_MIN: u64 = 2;
+
+/// Whether the data is safe and how much more is survived, in one line.
+pub(super) fn summary(view: &ClusterView, status: &Status) -> String {
+    let mut line = match status.verdict {
+        Verdict::Healthy => healthy(status),
+        Verdict::Degraded => degraded(view, status),
+        Verdict::Unavailable => unavailable(view, status),
+    };
+    if status.paused {
+        line.insert_str(0, "PAUSED (no automatic failover). ");
+    }
+    line
+}
+
+fn healthy(status: &Status) -> String {
+    let master = status.master.as_deref().unwrap_or("nobody");
+    format!("Healthy: {master} is master, all nodes are in step. {}", safety(status))
+}
+
+fn degraded(view: &ClusterView, status: &Status) -> String {
+    let master = status.master.as_deref().unwrap_or("nobody");
+    let missing = out_of_step(view, status);
+    format!("Degraded: {master} is master, but {missing}. {}", safety(status))
+}
+
+/// "n2 is down and n3 is catching up": every voter that does not count, and why.
+fn out_of_step(view: &ClusterView, status: &Status) -> String {
+    let voters = view.voters();
+    let away = voters.iter().filter(|&&id| !view.in_step(id)).map(|&id| {
+        let name = view.name(id);
+        let state = status.node(&name).map_or("unknown", |node| node.state.as_str());
+        format!("{name} is not in step ({state})")
+    });
+    let away: Vec<String> = away.collect();
+    away.join(" and ")
+}
+
+/// What an acknowledgement is worth now, and what more may happen.
+fn safety(status: &Status) -> String {
+    let worth = match status.durability.as_str() {
+        "local" => {
+            let risk = status.if_master_died.transactions_at_risk;
+            format!("Durability is local: {risk} acknowledged commits are only on the master.")
+        }
+        "all" => "Data is safe: every acknowledged commit is on every voter.".to_owned(),
+        _ => "Data is safe: every acknowledged commit is on a majority.".to_owned(),
+    };
+    let more = match status.survives_failures {
+        _ if status.nodes.len() == 1 => "One node alone survives no failure.".to_owned(),
+        0 => "No further failure is survived.".to_owned(),
+        1 => "One more failure is survived.".to_owned(),
+        n => format!("{n} more failures are survived."),
+    };
+    format!("{worth} {more}")
+}
+
+/// Why commits wait, and what that means for the data.
+fn unavailable(view: &ClusterView, status: &Status) -> String {
+    let state = &view.state;
+    let why = match (&state.fencing, view.mastership()) {
+        (Some(fence), _) => format!("epoch {} is fenced, nobody is elected yet", fence.epoch),
+        (None, None) => "no master was elected yet".to_owned(),
+        (None, Some(elect)) => of_master(view, NodeId(elect.master)),
+    };
+    let answering = status.nodes.iter().filter(|node| node.answering).count();
+    let all = status.nodes.len();
+    let safe = match status.durability.as_str() {
+        "local" => "Durability is local: what only a lost master had would be lost",
+        _ => "Nothing acknowledged is lost: it is on a majority",
+    };
+    format!(
+        "Unavailable, commits wait: {why}. {answering} of {all} nodes answer {}. {safe}.",
+        status.answered_by
+    )
+}
+
+fn of_master(view: &ClusterView, master: NodeId) -> String {
+    let name = view.name(master);
+    if view.fresh_beat(master).is_none() {
+        format!("{name} is master and does not answer")
+    } else if view.open_master().is_none() {
+        format!("{name} is elected and has not opened yet")
+    } else {
+        let (have, need) = (view.in_step_voters().len(), view.majority());
+        format!("{name} is master, but only {have} of the {need} voters it needs are in step")
+    }
+}
+
+/// Commands worth typing now, most urgent first.
+pub(super) fn next(view: &ClusterView, status: &Status) -> Vec<String> {
+    let mut next = Vec::new();
+    for node in &status.nodes {
+        next.extend(for_node(node));
+    }
+    if status.verdict == Verdict::Unavailable {
+        next.push("packmaster ctl history  # what led here".to_owned());
+    }
+    if status.paused {
+        next.push("packmaster ctl resume  # automatic failover is off".to_owned());
+    }
+    if let Some(pack) = &status.pack {
+        if pack.nodes.iter().any(|node| node.phase.starts_with("failed")) {
+            next.push("packmaster ctl pack --cancel  # a node can't pack, see its log".to_owned());
+        } else {
+            next.push("packmaster ctl pack --wait  # follow the pack".to_owned());
+        }
+    }
+    next.extend(better_master(view, status));
+    next
+}
+
+fn for_node(node: &NodeStatus) -> Option<String> {
+    let host = node.addresses.peer.rsplit_once(':').map_or("its host", |(host, _)| host);
+    let name = &node.name;
+    if !node.answering {
+        return Some(format!("systemctl restart packmaster  # on {host}: {name} does not answer"));
+    }
+    if node.suspect.is_some() {
+        return Some(format!("packmaster shelf verify FILE  # on {host}: {name} is suspect"));
+    }
+    let DiskWords { short, free, file } = disk_words(node);
+    short.then(|| format!("df -h  # on {host}: {name} has {free} free for a file of {file}"))
+}
+
+struct DiskWords {
+    short: bool,
+    free: String,
+    file: String,
+}
+
+fn disk_words(node: &NodeStatus) -> DiskWords {
+    let (free, file) = (node.disk.free_bytes, node.disk.file_bytes);
+    // 0 of both: not told.
+    let short = (free, file) != (0, 0) && free < file.saturating_mul(FREE_FILES_MIN);
+    DiskWords { short, free: super::render::bytes(free), file: super::render::bytes(file) }
+}
+
+/// Somebody of higher priority is in step: mastership may go home.
+fn better_master(view: &ClusterView, status: &Status) -> Option<String> {
+    let master = status.node(status.master.as_deref()?)?;
+    let ready = status.nodes.iter().filter(|node| node.eligible && node.in_step);
+    let best = ready.max_by_key(|node| node.priority)?;
+    (best.priority > master.priority && view.state.pack.is_none()).then(|| {
+        let (name, priority) = (&best.name, best.priority);
+        format!("packmaster ctl promote {name}  # has priority {priority} and is in step")
+    })
+}

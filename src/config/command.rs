@@ -1,0 +1,54 @@
+//! `packmaster config`: print an example, check a file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{Config, EXAMPLE};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Print a complete configuration with a comment on every key
+    #[command(after_help = "Example: packmaster config example >/etc/packmaster.toml")]
+    Example,
+    /// Check a configuration file and say what is wrong with it
+    #[command(after_help = "Example: packmaster config check /etc/packmaster.toml")]
+    Check {
+        file: PathBuf,
+        /// Override a key of the file, as the node's own --set does
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+    },
+}
+
+/// Exit status: 0 fine, 1 the file is wrong.
+pub fn run(args: Args) -> ExitCode {
+    match args.verb {
+        Verb::Example => {
+            print!("{EXAMPLE}");
+            ExitCode::SUCCESS
+        }
+        Verb::Check { file, overrides } => match Config::load(&file, &overrides) {
+            Ok(config) => {
+                let (me, count) = (config.me(), config.members.len());
+                println!(
+                    "{}: fine; node {} ({}) of cluster {} with {count} members",
+                    file.display(),
+                    me.name,
+                    me.id,
+                    config.cluster
+                );
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("packmaster: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}

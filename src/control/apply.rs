@@ -1,0 +1,444 @@
+//! Applying commands. Each handler first checks everything, then changes; what it returns as an error is the reason of a
+//! refusal, in a sentence for the history's readers.
+
+use prost::Message;
+
+use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_seal};
+use super::state::{
+    Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Pack, Phase, Reason,
+    Role, State,
+};
+use crate::proto::control as pb;
+use crate::proto::control::command::Kind;
+use crate::types::{Epoch, Generation, NodeId, Oid, Seq};
+
+/// Bytes of a text that is kept; more is cut off.
+const TEXT_MAX: usize = 512;
+/// Bytes of a setting's name, and number of settings.
+const NAME_MAX: usize = 64;
+const SETTINGS_MAX: usize = 256;
+/// Epochs from here on are nonsense; they would soon run out.
+const EPOCH_MAX: u64 = 1 << 62;
+/// Who asks when nobody did.
+const AUTOMATIC: &str = "automatic";
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Applied {
+    Changed,
+    /// The state is as before; why, in a sentence.
+    Refused(String),
+}
+
+type Decided = Result<(), String>;
+
+/// A command as the node `by` proposes it, decided on a state of that epoch.
+pub fn command(on_epoch: Epoch, at_wall_us: u64, by: NodeId, kind: Kind) -> pb::Command {
+    pb::Command { on_epoch: on_epoch.0, at_wall_us, by: by.0, kind: Some(kind) }
+}
+
+/// What a decision was about, for the history.
+#[derive(Default)]
+struct About<'a> {
+    what: &'a str,
+    why: &'a str,
+    asked_by: &'a str,
+    node: Option<NodeId>,
+    clients_waited_us: u64,
+}
+
+fn refuse_if(refused: bool, why: impl FnOnce() -> String) -> Decided {
+    if refused { Err(why()) } else { Ok(()) }
+}
+
+fn clip(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_MAX)].to_string()
+}
+
+impl State {
+    /// Applies the bytes of a committed entry, a `Command`. Indexes must grow.
+    pub fn apply_bytes(&mut self, index: u64, bytes: &[u8]) -> Applied {
+        match pb::Command::decode(bytes) {
+            Ok(command) => self.apply(index, &command),
+            Err(error) => {
+                self.pass(index);
+                Applied::Refused(format!("not a command: {error}"))
+            }
+        }
+    }
+
+    /// Applies a committed command. Indexes must grow.
+    pub fn apply(&mut self, index: u64, command: &pb::Command) -> Applied {
+        self.pass(index);
+        match self.decide(command) {
+            Ok(()) => Applied::Changed,
+            Err(why) => Applied::Refused(why),
+        }
+    }
+
+    fn pass(&mut self, index: u64) {
+        assert!(index > self.applied, "command {index} after command {}", self.applied);
+        self.applied = index;
+    }
+
+    fn decide(&mut self, command: &pb::Command) -> Decided {
+        let (on, epoch, at) = (command.on_epoch, self.epoch, command.at_wall_us);
+        refuse_if(on != epoch.0, || format!("decided on epoch {on}, and it is {epoch}"))?;
+        match command.kind.as_ref().ok_or("a command of a kind that is not known")? {
+            Kind::MemberUp(up) => self.on_member_up(at, up),
+            Kind::Fence(fence) => self.on_fence(at, fence),
+            Kind::Elect(elect) => self.on_elect(at, elect),
+            Kind::Opened(opened) => self.on_opened(at, opened),
+            Kind::PackStart(start) => self.on_pack_start(at, start),
+            Kind::PackSeal(seal) => self.on_pack_seal(at, seal),
+            Kind::PackBase(base) => self.on_pack_base(at, base),
+            Kind::PackReady(ready) => self.on_pack_ready(ready),
+            Kind::PackCancel(cancel) => self.on_pack_cancel(at, cancel),
+            Kind::OidBlock(block) => self.on_oid_block(block),
+            Kind::Pause(pause) => self.on_pause(at, pause),
+            Kind::Setting(setting) => self.on_setting(at, setting),
+        }
+    }
+
+    fn record(&mut self, wall_us: u64, about: About<'_>) {
+        self.decisions += 1;
+        self.history.push_back(Decision {
+            number: self.decisions,
+            wall_us,
+            epoch: self.epoch,
+            what: about.what.to_string(),
+            why: clip(about.why),
+            asked_by: clip(about.asked_by),
+            node: about.node,
+            clients_waited_us: about.clients_waited_us,
+        });
+        while self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
+    }
+
+    fn known(&self, node: NodeId) -> Decided {
+        let unknown = !self.members.contains_key(&node);
+        refuse_if(unknown, || format!("node {node} is not a member"))
+    }
+
+    fn on_member_up(&mut self, at: u64, up: &pb::MemberUp) -> Decided {
+        let mut member = get_member(up.member.as_ref().ok_or("no member is named")?)?;
+        for text in [&mut member.name, &mut member.durus, &mut member.peer, &mut member.http] {
+            *text = clip(text);
+        }
+        let (id, name) = (member.id, member.name.clone());
+        let uuid = member.disk_uuid.ok_or("the member does not tell its disk")?;
+        let present = self.members.get(&id).ok_or_else(|| format!("node {id} is not a member"))?;
+        for other in self.members.values().filter(|other| other.id != id) {
+            let same_disk = other.disk_uuid == Some(uuid);
+            refuse_if(same_disk, || format!("node {id} has the disk of node {}", other.id))?;
+            let same_name = other.name == name;
+            refuse_if(same_name, || format!("node {id} has the name of node {}", other.id))?;
+        }
+        match present.disk_uuid {
+            Some(bound) if bound != uuid => {
+                let why = format!("node {id} came up with another disk than it is known by");
+                self.record_once(at, "member refused", &why, id);
+                return Err(why);
+            }
+            Some(_) => {}
+            None => {
+                let why =
+                    format!("{name} is up for the first time; its disk is bound to node {id}");
+                let node = Some(id);
+                let about = About { what: "member up", why: &why, node, ..Default::default() };
+                self.record(at, About { asked_by: AUTOMATIC, ..about });
+            }
+        }
+        self.members.insert(id, member);
+        Ok(())
+    }
+
+    /// The one refusal that people must find later: it is tried again at every start, and recorded the first time.
+    fn record_once(&mut self, at: u64, what: &str, why: &str, node: NodeId) {
+        if self.history.iter().all(|decision| decision.what != what || decision.why != why) {
+            let about =
+                About { what, why, asked_by: AUTOMATIC, node: Some(node), ..Default::default() };
+            self.record(at, about);
+        }
+    }
+
+    fn on_fence(&mut self, at: u64, fence: &pb::FenceCommand) -> Decided {
+        let mut fencing = get_fencing(fence)?;
+        fencing.why = clip(&fencing.why);
+        fencing.asked_by = clip(&fencing.asked_by);
+        let (epoch, present) = (fencing.epoch, self.epoch);
+        let fits = epoch > present && epoch.0 < EPOCH_MAX;
+        refuse_if(!fits, || format!("epoch {epoch} cannot follow epoch {present}"))?;
+        fencing.target.map_or(Ok(()), |target| self.known(target))?;
+        let bootstrap = fencing.reason == Reason::Bootstrap;
+        let elected = self.mastership.is_some();
+        refuse_if(bootstrap && elected, || "there was a master already".into())?;
+        self.epoch = epoch;
+        self.fenced_wall_us = at;
+        self.record(
+            at,
+            About {
+                what: "fence",
+                why: &fencing.why,
+                asked_by: &fencing.asked_by,
+                node: fencing.target,
+                ..Default::default()
+            },
+        );
+        self.fencing = Some(fencing);
+        Ok(())
+    }
+
+    fn on_elect(&mut self, at: u64, elect: &pb::Elect) -> Decided {
+        let mut mastership = get_mastership(elect)?;
+        mastership.why = clip(&mastership.why);
+        let fenced = self.fencing.as_ref().is_some_and(|it| it.epoch == mastership.epoch);
+        refuse_if(!fenced, || format!("epoch {} is not being fenced", mastership.epoch))?;
+        self.check_master(&mastership)?;
+        let switched = self.check_generation(&mastership.generation)?;
+        let asked_by = self.fencing.take().expect("just looked at").asked_by;
+        let about = About { why: &mastership.why, asked_by: &asked_by, ..Default::default() };
+        self.record(at, About { what: "elect", node: Some(mastership.master), ..about });
+        if switched {
+            mastership.generation.since_wall_us = at;
+            self.begin_generation(at, &mastership.generation);
+            self.pack_again = None;
+        } else {
+            mastership.generation = self.generation().expect("checked").clone();
+            self.call_off(at);
+        }
+        self.opened = None;
+        self.mastership = Some(mastership);
+        Ok(())
+    }
+
+    fn check_master(&self, elected: &Mastership) -> Decided {
+        let Mastership { master, boot, voters, floor_holder, .. } = elected;
+        self.known(*master)?;
+        self.known(*floor_holder)?;
+        let may = self.members.get(master).is_some_and(|member| member.may_be_master);
+        refuse_if(!may, || format!("node {master} may not be master"))?;
+        refuse_if(boot.0 == 0, || format!("node {master} tells no boot id"))?;
+        refuse_if(!voters.contains(master), || format!("node {master} is not among the voters"))?;
+        for voter in voters {
+            let votes = self.members.get(voter).is_some_and(|it| it.role == Role::Voter);
+            refuse_if(!votes, || format!("node {voter} cannot be a data voter"))?;
+        }
+        // sets that differ by one have no disjoint majorities
+        let before = self.voters();
+        let gone = before.iter().filter(|voter| !voters.contains(voter)).count();
+        let come = voters.iter().filter(|voter| !before.contains(voter)).count();
+        let far = self.mastership.is_some() && gone + come > 1;
+        refuse_if(far, || format!("voters {before:?} and {voters:?} differ by more than one"))
+    }
+
+    /// May this generation be elected, and is it a new one?
+    fn check_generation(&self, record: &GenerationRecord) -> Result<bool, String> {
+        let number = record.number;
+        let Some(current) = self.generation() else { return Ok(true) };
+        if number == current.number {
+            let same = record.same(current);
+            refuse_if(!same, || {
+                format!("generation {number} is not as it was agreed: {record:?}")
+            })?;
+            return Ok(false);
+        }
+        let pack = self.pack.as_ref().filter(|pack| pack.generation == number);
+        let Some(pack) = pack else {
+            return Err(format!(
+                "generation {number} is neither {} nor being packed",
+                current.number
+            ));
+        };
+        let (Some(seal), Some(base_hash)) = (&pack.seal, pack.base_hash) else {
+            return Err(format!("generation {number} has no agreed base"));
+        };
+        let agreed = GenerationRecord {
+            number,
+            base_hash,
+            pack_seq: seal.pack_seq,
+            cut_seq: seal.cut_seq,
+            cut_chain: seal.cut_chain,
+            since_wall_us: 0,
+        };
+        refuse_if(!record.same(&agreed), || {
+            format!("generation {number} is elected as {record:?}, and agreed as {agreed:?}")
+        })?;
+        Ok(true)
+    }
+
+    fn begin_generation(&mut self, at: u64, record: &GenerationRecord) {
+        let asked_by = self.pack.take().map_or(AUTOMATIC.into(), |pack| pack.asked_by);
+        let why = format!("generation {} with base {} is current", record.number, record.base_hash);
+        let about = About { what: "generation", why: &why, ..Default::default() };
+        self.record(at, About { asked_by: &asked_by, ..about });
+        self.generations.push_back(record.clone());
+        while self.generations.len() > GENERATIONS_MAX {
+            self.generations.pop_front();
+        }
+    }
+
+    /// An election other than the switch ends a pack: the new master knows no dead set.
+    fn call_off(&mut self, at: u64) {
+        let Some(pack) = self.pack.take() else { return };
+        let why = format!("an election called off the pack to generation {}", pack.generation);
+        let about = About { what: "pack called off", why: &why, ..Default::default() };
+        self.record(at, About { asked_by: &pack.asked_by, ..about });
+        self.pack_again = Some(pack.asked_by);
+    }
+
+    fn on_opened(&mut self, at: u64, opened: &pb::Opened) -> Decided {
+        let (epoch, seq) = (opened.epoch, Seq(opened.seq));
+        let waits = epoch == self.epoch.0 && self.phase() == Phase::Elected { opened: false };
+        refuse_if(!waits, || format!("epoch {epoch} does not wait for its master to open"))?;
+        let mastership = self.mastership.as_ref().expect("elected");
+        let floor = mastership.floor.tip.as_ref().map_or(0, |tip| tip.seq);
+        refuse_if(seq.0 <= floor, || format!("seq {seq} does not follow the floor {floor}"))?;
+        let why = format!("its epoch start is committed at seq {seq}");
+        let about = About { what: "opened", why: &why, asked_by: AUTOMATIC, ..Default::default() };
+        let node = Some(mastership.master);
+        let clients_waited_us = opened.clients_waited_us;
+        self.record(at, About { node, clients_waited_us, ..about });
+        self.opened = Some(seq);
+        Ok(())
+    }
+
+    fn on_pack_start(&mut self, at: u64, start: &pb::PackStart) -> Decided {
+        refuse_if(!self.is_open(), || "no master is open".into())?;
+        if let Some(pack) = &self.pack {
+            return Err(format!("the pack to generation {} is in progress", pack.generation));
+        }
+        let current = self.generation().expect("a master is open").number;
+        let generation = Generation(start.generation);
+        let follows = generation == current.next();
+        refuse_if(!follows, || format!("generation {generation} does not follow {current}"))?;
+        // an empty asker would be lost when the pack is called off
+        let asked_by = Some(clip(&start.asked_by)).filter(|by| !by.is_empty());
+        let asked_by = asked_by.unwrap_or(AUTOMATIC.into());
+        let why = format!("generation {generation} is being made");
+        let about = About { what: "pack start", why: &why, ..Default::default() };
+        self.record(at, About { asked_by: &asked_by, ..about });
+        self.pack_again = None;
+        self.pack = Some(Pack {
+            generation,
+            started_epoch: self.epoch,
+            started_wall_us: at,
+            asked_by,
+            seal: None,
+            base_hash: None,
+            base_len: 0,
+            ready: Default::default(),
+        });
+        Ok(())
+    }
+
+    /// The pack in progress, if it is to this generation and belongs to the present epoch.
+    fn pack_of(&mut self, generation: u64) -> Result<&mut Pack, String> {
+        let epoch = self.epoch;
+        let pack = self.pack.as_mut().filter(|pack| pack.generation.0 == generation);
+        let pack =
+            pack.ok_or_else(|| format!("no pack to generation {generation} is in progress"))?;
+        let started = pack.started_epoch;
+        refuse_if(started != epoch, || format!("the pack is of epoch {started}, it is {epoch}"))?;
+        Ok(pack)
+    }
+
+    fn on_pack_seal(&mut self, at: u64, command: &pb::PackSeal) -> Decided {
+        let seal = get_seal(command)?;
+        let base = self.generation().map_or(Seq(0), |record| record.cut_seq);
+        let pack = self.pack_of(command.generation)?;
+        refuse_if(pack.seal.is_some(), || "the pack is sealed already".into())?;
+        let (p, f) = (seal.pack_seq, seal.cut_seq);
+        let ordered = base <= p && p <= f;
+        refuse_if(!ordered, || format!("P {p} and F {f} are not in order after {base}"))?;
+        let asked_by = pack.asked_by.clone();
+        let why = format!("P {p}, F {f}, {} objects dead", seal.dead_count);
+        pack.seal = Some(seal);
+        let about = About { what: "pack seal", why: &why, ..Default::default() };
+        self.record(at, About { asked_by: &asked_by, ..about });
+        Ok(())
+    }
+
+    fn on_pack_base(&mut self, at: u64, base: &pb::PackBase) -> Decided {
+        let base_hash = get_chain("the base hash", &base.base_hash)?;
+        let node = NodeId(base.node);
+        self.known(node)?;
+        let pack = self.pack_of(base.generation)?;
+        refuse_if(pack.seal.is_none(), || "the pack is not sealed".into())?;
+        refuse_if(pack.base_hash.is_some(), || "the base is agreed already".into())?;
+        pack.base_hash = Some(base_hash);
+        pack.base_len = base.base_len;
+        let asked_by = pack.asked_by.clone();
+        let why = format!("base {base_hash} of {} bytes was built first here", base.base_len);
+        let about = About { what: "pack base", why: &why, ..Default::default() };
+        self.record(at, About { asked_by: &asked_by, node: Some(node), ..about });
+        Ok(())
+    }
+
+    fn on_pack_ready(&mut self, ready: &pb::PackReady) -> Decided {
+        let node = NodeId(ready.node);
+        self.known(node)?;
+        let pack = self.pack_of(ready.generation)?;
+        refuse_if(pack.base_hash.is_none(), || "no base is agreed".into())?;
+        refuse_if(!pack.ready.insert(node), || format!("node {node} is ready already"))
+    }
+
+    fn on_pack_cancel(&mut self, at: u64, cancel: &pb::PackCancel) -> Decided {
+        let generation = Generation(cancel.generation);
+        // also one that would be started again by itself
+        let next = self.generation().map(|record| record.number.next());
+        let again = self.pack_again.is_some() && next == Some(generation);
+        let running = self.pack.as_ref().is_some_and(|pack| pack.generation == generation);
+        refuse_if(!running && !again, || {
+            format!("no pack to generation {generation} is in progress")
+        })?;
+        self.pack = None;
+        self.pack_again = None;
+        let asked_by = cancel.asked_by.as_str();
+        let asked_by = if asked_by.is_empty() { AUTOMATIC } else { asked_by };
+        let about = About { what: "pack cancel", why: &cancel.why, ..Default::default() };
+        self.record(at, About { asked_by, ..about });
+        Ok(())
+    }
+
+    /// Not recorded: a busy master takes many.
+    fn on_oid_block(&mut self, block: &pb::OidBlock) -> Decided {
+        let (epoch, limit) = (block.epoch, self.oid_limit);
+        let own = epoch == self.epoch.0 && self.master().is_some();
+        refuse_if(!own, || format!("epoch {epoch} has no master to give out oids"))?;
+        let below = Oid(block.below);
+        let raises = below > limit && below < Oid::CHAIN;
+        refuse_if(!raises, || format!("oid limit {below} does not raise {limit}"))?;
+        self.oid_limit = below;
+        Ok(())
+    }
+
+    fn on_pause(&mut self, at: u64, pause: &pb::Pause) -> Decided {
+        let same = pause.paused == self.paused;
+        let (what, already) = match pause.paused {
+            true => ("pause", "automatic elections are paused already"),
+            false => ("resume", "automatic elections are not paused"),
+        };
+        refuse_if(same, || already.into())?;
+        self.paused = pause.paused;
+        self.record(at, About { what, asked_by: &pause.asked_by, ..Default::default() });
+        Ok(())
+    }
+
+    fn on_setting(&mut self, at: u64, setting: &pb::Setting) -> Decided {
+        let pb::Setting { name, value, asked_by } = setting;
+        let fits = (1..=NAME_MAX).contains(&name.len()) && value.len() <= TEXT_MAX;
+        refuse_if(!fits, || "the setting's name or value is empty or too long".into())?;
+        let full = self.settings.len() >= SETTINGS_MAX && !self.settings.contains_key(name);
+        refuse_if(full, || format!("there are {SETTINGS_MAX} settings already"))?;
+        let why = format!("{name} = {value}");
+        self.settings.insert(name.clone(), value.clone());
+        self.record(at, About { what: "setting", why: &why, asked_by, ..Default::default() });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -1,0 +1,493 @@
+//! Traces: what was decided, and what was refused. After every command a state that went through a snapshot must be
+//! the same, byte for byte.
+
+use bytes::Bytes;
+
+use super::super::state::Member;
+use super::*;
+use crate::proto::replication;
+use crate::types::{BootId, Chain};
+
+struct Trace {
+    state: State,
+    /// Goes through a snapshot before every command.
+    replica: State,
+    index: u64,
+}
+
+fn member(id: u64) -> Member {
+    Member {
+        id: NodeId(id),
+        name: format!("n{id}"),
+        disk_uuid: None,
+        durus: format!("host{id}:2972"),
+        peer: format!("host{id}:2973"),
+        http: format!("host{id}:2974"),
+        role: Role::Voter,
+        priority: 0,
+        may_be_master: id != 3,
+    }
+}
+
+impl Trace {
+    fn new() -> Trace {
+        let state = State::new((1..=3).map(member));
+        Trace { replica: state.clone(), state, index: 0 }
+    }
+
+    fn apply_on(&mut self, epoch: Epoch, kind: Kind) -> Applied {
+        self.index += 2;
+        let command = command(epoch, 1000 + self.index, NodeId(1), kind);
+        self.replica = State::decode(&self.replica.encode()).unwrap();
+        let replica = self.replica.apply_bytes(self.index, &command.encode_to_vec());
+        let applied = self.state.apply(self.index, &command);
+        assert_eq!(replica, applied);
+        assert_eq!(self.replica, self.state);
+        assert_eq!(self.replica.encode(), self.state.encode());
+        applied
+    }
+
+    #[track_caller]
+    fn ok(&mut self, kind: Kind) {
+        let applied = self.apply_on(self.state.epoch(), kind);
+        assert_eq!(applied, Applied::Changed);
+    }
+
+    #[track_caller]
+    fn no(&mut self, kind: Kind, why: &str) {
+        self.no_on(self.state.epoch(), kind, why);
+    }
+
+    #[track_caller]
+    fn no_on(&mut self, epoch: Epoch, kind: Kind, why: &str) {
+        let mut before = self.state.clone();
+        match self.apply_on(epoch, kind) {
+            Applied::Refused(reason) => assert!(reason.contains(why), "{reason}"),
+            Applied::Changed => panic!("taken, should be refused: {why}"),
+        }
+        before.applied = self.index;
+        assert_eq!(before, self.state, "a refusal changes nothing");
+    }
+
+    fn history(&self) -> Vec<String> {
+        self.state.history().map(|decision| decision.what.clone()).collect()
+    }
+
+    /// Fences and elects node 1 with a generation, and opens.
+    fn mastership(&mut self, epoch: u64, generation: pb::GenerationRecord) {
+        let reason = if epoch == 1 { Reason::Bootstrap } else { Reason::GenerationSwitch };
+        self.ok(fence(epoch, reason));
+        self.ok(elect(epoch, 1, generation));
+        self.ok(opened(epoch, 100 * epoch + 1));
+    }
+}
+
+fn bytes20(fill: u8) -> Bytes {
+    Bytes::from(vec![fill; 20])
+}
+
+fn up(id: u64, disk: u8) -> Kind {
+    let member = pb::Member {
+        id,
+        name: format!("n{id}"),
+        disk_uuid: Bytes::from(vec![disk; 16]),
+        peer: "elsewhere:1".into(),
+        role: "voter".into(),
+        may_be_master: true,
+        ..Default::default()
+    };
+    Kind::MemberUp(pb::MemberUp { member: Some(member) })
+}
+
+fn fence(epoch: u64, reason: Reason) -> Kind {
+    let (reason, asked_by, why) = (reason as i32, "ann@desk".into(), "a reason".into());
+    Kind::Fence(pb::FenceCommand { epoch, reason, target: 0, asked_by, why })
+}
+
+fn generation(number: u64, base: u8, p: u64, f: u64) -> pb::GenerationRecord {
+    pb::GenerationRecord {
+        number,
+        base_hash: bytes20(base),
+        pack_seq: p,
+        cut_seq: f,
+        cut_chain: if number == 1 { bytes20(0) } else { bytes20(9) },
+        since_wall_us: 5,
+    }
+}
+
+fn first() -> pb::GenerationRecord {
+    generation(1, 1, 0, 0)
+}
+
+/// Floor at seq 100 * epoch.
+fn elect(epoch: u64, master: u64, generation: pb::GenerationRecord) -> Kind {
+    Kind::Elect(elect_message(epoch, master, generation))
+}
+
+fn elect_message(epoch: u64, master: u64, generation: pb::GenerationRecord) -> pb::Elect {
+    let tip = replication::Tip { seq: 100 * epoch, chain: bytes20(3), ..Default::default() };
+    let base_hash = generation.base_hash.clone();
+    pb::Elect {
+        epoch,
+        master,
+        boot: 77,
+        voters: vec![3, 1, 2],
+        floor: Some(replication::Position {
+            generation: generation.number,
+            base_hash,
+            tip: Some(tip),
+        }),
+        generation: Some(generation),
+        floor_holder: 2,
+        why: "n1 has most".into(),
+    }
+}
+
+fn opened(epoch: u64, seq: u64) -> Kind {
+    Kind::Opened(pb::Opened { epoch, seq, clients_waited_us: 1234 })
+}
+
+fn pack_start(generation: u64) -> Kind {
+    Kind::PackStart(pb::PackStart { generation, asked_by: "bob@desk".into() })
+}
+
+fn pack_seal(generation: u64, pack_seq: u64, cut_seq: u64) -> Kind {
+    let (cut_chain, dead_count) = (bytes20(9), 4);
+    Kind::PackSeal(pb::PackSeal { generation, pack_seq, cut_seq, cut_chain, dead_count })
+}
+
+fn pack_base(generation: u64, base: u8) -> Kind {
+    let base_hash = bytes20(base);
+    Kind::PackBase(pb::PackBase { generation, base_hash, node: 2, base_len: 4096 })
+}
+
+fn pack_ready(generation: u64, node: u64) -> Kind {
+    Kind::PackReady(pb::PackReady { generation, node })
+}
+
+fn pack_cancel(generation: u64) -> Kind {
+    let (why, asked_by) = ("not now".into(), "bob@desk".into());
+    Kind::PackCancel(pb::PackCancel { generation, why, asked_by })
+}
+
+fn oids(epoch: u64, below: u64) -> Kind {
+    Kind::OidBlock(pb::OidBlock { epoch, below })
+}
+
+fn pause(paused: bool) -> Kind {
+    Kind::Pause(pb::Pause { paused, asked_by: "ann@desk".into() })
+}
+
+#[test]
+fn a_cluster_is_begun() {
+    let mut trace = Trace::new();
+    assert_eq!(trace.state.phase(), Phase::None);
+    assert_eq!(trace.state.voters(), [1, 2, 3].map(NodeId));
+    trace.no(elect(0, 1, first()), "not being fenced");
+    trace.no(opened(0, 5), "does not wait");
+    trace.no(oids(0, 100), "no master");
+    trace.no(pack_start(2), "no master is open");
+    trace.no_on(Epoch(1), fence(2, Reason::Bootstrap), "decided on epoch 1, and it is 0");
+    trace.no(fence(0, Reason::Bootstrap), "cannot follow");
+    trace.no(fence(u64::MAX, Reason::Bootstrap), "cannot follow");
+    trace.no(fence(1, Reason::None), "reason 0 is not known");
+
+    trace.ok(fence(1, Reason::Bootstrap));
+    assert_eq!(trace.state.phase(), Phase::Fencing { epoch: Epoch(1) });
+    assert_eq!(trace.state.master(), None);
+    trace.no(fence(1, Reason::Bootstrap), "cannot follow epoch 1");
+    trace.no_on(Epoch(0), fence(2, Reason::Bootstrap), "decided on epoch 0");
+    trace.no(elect(2, 1, first()), "epoch 2 is not being fenced");
+    trace.no(oids(1, 100), "no master");
+
+    trace.ok(elect(1, 1, first()));
+    assert_eq!(trace.state.phase(), Phase::Elected { opened: false });
+    assert_eq!(trace.state.master(), Some((NodeId(1), BootId(77))));
+    assert_eq!(trace.state.generation().unwrap().base_hash, Chain([1; 20]));
+    trace.no(elect(1, 2, first()), "epoch 1 is not being fenced");
+    trace.no(pack_start(2), "no master is open");
+    trace.ok(oids(1, 100));
+
+    trace.no(opened(2, 101), "does not wait");
+    trace.no(opened(1, 100), "does not follow the floor");
+    trace.ok(opened(1, 101));
+    assert!(trace.state.is_open());
+    assert_eq!(trace.state.opened_seq(), Some(Seq(101)));
+    trace.no(opened(1, 102), "does not wait");
+    assert_eq!(trace.history(), ["fence", "elect", "generation", "opened"]);
+    let last = trace.state.history().next_back().unwrap();
+    assert_eq!((last.number, last.clients_waited_us, last.node), (4, 1234, Some(NodeId(1))));
+    trace.no(fence(2, Reason::Bootstrap), "there was a master already");
+}
+
+#[test]
+fn one_epoch_has_one_master_and_late_controllers_lose() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    // two controllers fence on the same state: the second is refused, and so is all it decided
+    trace.ok(fence(2, Reason::MasterDead));
+    trace.no_on(Epoch(1), fence(2, Reason::MasterSilent), "decided on epoch 1");
+    trace.ok(elect(2, 2, first()));
+    trace.no_on(Epoch(1), elect(2, 1, first()), "decided on epoch 1");
+    trace.no(elect(2, 1, first()), "not being fenced");
+    assert_eq!(trace.state.master().unwrap().0, NodeId(2));
+    // the elected does not open in time, and opens after all when a new epoch is fenced
+    trace.ok(fence(5, Reason::NotOpened));
+    trace.no_on(Epoch(2), opened(2, 201), "decided on epoch 2");
+    trace.no(opened(2, 201), "does not wait");
+    assert!(!trace.state.is_open());
+    assert_eq!(trace.state.mastership().unwrap().master, NodeId(2), "what was");
+    trace.no(elect(2, 2, first()), "epoch 2 is not being fenced");
+    trace.ok(elect(5, 1, first()));
+    trace.ok(opened(5, 501));
+}
+
+#[test]
+fn who_may_be_elected() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.ok(fence(2, Reason::Promote));
+    let mut with = |spoil: fn(&mut pb::Elect), why: &str| {
+        let mut elect = elect_message(2, 1, first());
+        spoil(&mut elect);
+        trace.no(Kind::Elect(elect), why);
+    };
+    with(|it| it.master = 0, "node 0");
+    with(|it| it.master = 4, "node 4 is not a member");
+    with(|it| it.master = 3, "node 3 may not be master");
+    with(|it| it.boot = 0, "no boot id");
+    with(|it| it.voters = vec![2, 3], "not among the voters");
+    with(|it| it.voters = vec![1, 2, 2], "not distinct");
+    with(|it| it.voters = vec![1, 2, 3, 4], "node 4 cannot be a data voter");
+    with(|it| it.voters = vec![1], "differ by more than one");
+    with(|it| it.floor = None, "no floor");
+    with(|it| it.floor.as_mut().unwrap().tip = None, "no tip");
+    with(|it| it.floor.as_mut().unwrap().base_hash = Bytes::new(), "0 bytes, not 20");
+    with(|it| it.floor_holder = 9, "node 9 is not a member");
+    with(|it| it.generation = None, "no generation");
+    with(|it| it.generation.as_mut().unwrap().number = 2, "neither 1 nor being packed");
+    with(|it| it.generation.as_mut().unwrap().number = 0, "numbered from 1");
+    with(|it| it.generation.as_mut().unwrap().base_hash = bytes20(2), "not as it was agreed");
+    with(|it| it.generation.as_mut().unwrap().base_hash = Bytes::new(), "0 bytes, not 20");
+    let mut two = elect_message(2, 1, first());
+    two.voters = vec![2, 1];
+    trace.ok(Kind::Elect(two));
+    assert_eq!(trace.state.voters(), [NodeId(1), NodeId(2)]);
+    assert_eq!(trace.state.mastership().unwrap().generation.since_wall_us, 1004);
+}
+
+#[test]
+fn a_pack_goes_through_to_the_switch() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.no(pack_seal(2, 105, 110), "no pack to generation 2");
+    trace.no(pack_start(3), "does not follow 1");
+    trace.no(pack_start(1), "does not follow 1");
+    trace.ok(pack_start(2));
+    trace.no(pack_start(2), "in progress");
+    trace.no(pack_base(2, 7), "not sealed");
+    trace.no(pack_ready(2, 2), "no base is agreed");
+    trace.no(pack_seal(2, 110, 105), "not in order");
+    trace.no(pack_seal(3, 105, 110), "no pack to generation 3");
+    trace.ok(pack_seal(2, 105, 110));
+    trace.no(pack_seal(2, 105, 111), "sealed already");
+    trace.no(pack_ready(2, 2), "no base is agreed");
+    trace.ok(pack_base(2, 7));
+    trace.no(pack_base(2, 8), "agreed already");
+    trace.ok(pack_ready(2, 2));
+    trace.no(pack_ready(2, 2), "ready already");
+    trace.no(pack_ready(2, 4), "not a member");
+    trace.ok(pack_ready(2, 1));
+    assert_eq!(trace.state.pack().unwrap().ready.len(), 2);
+
+    trace.ok(fence(2, Reason::GenerationSwitch));
+    trace.no(pack_ready(2, 3), "the pack is of epoch 1, it is 2");
+    trace.no(elect(2, 1, generation(2, 8, 105, 110)), "agreed as");
+    trace.no(elect(2, 1, generation(2, 7, 104, 110)), "agreed as");
+    trace.no(elect(2, 1, generation(2, 7, 105, 111)), "agreed as");
+    let mut other_cut = generation(2, 7, 105, 110);
+    other_cut.cut_chain = bytes20(8);
+    trace.no(elect(2, 1, other_cut), "agreed as");
+    trace.ok(elect(2, 1, generation(2, 7, 105, 110)));
+    assert_eq!(trace.state.pack(), None);
+    assert_eq!(trace.state.pack_again(), None);
+    assert_eq!(trace.state.generation().unwrap().number, Generation(2));
+    assert_eq!(trace.state.generation_record(Generation(1)).unwrap().base_hash, Chain([1; 20]));
+    trace.no(pack_start(3), "no master is open");
+    trace.ok(opened(2, 201));
+    trace.ok(pack_start(3));
+    trace.no(pack_seal(3, 109, 200), "not in order after 110");
+    let packs = ["pack start", "pack seal", "pack base", "fence", "elect", "generation", "opened"];
+    assert_eq!(trace.history()[4..11], packs);
+    let mut history = trace.state.history();
+    assert!(history.any(|it| it.what == "generation" && it.asked_by == "bob@desk"));
+}
+
+#[test]
+fn any_other_election_calls_the_pack_off_and_has_it_started_again() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.ok(pack_start(2));
+    trace.ok(pack_seal(2, 105, 110));
+    trace.ok(fence(2, Reason::MasterDead));
+    assert!(trace.state.pack().is_some(), "a fence alone does not call it off");
+    trace.no(pack_base(2, 7), "the pack is of epoch 1, it is 2");
+    trace.no(elect(2, 2, generation(2, 7, 105, 110)), "no agreed base");
+    trace.ok(elect(2, 2, first()));
+    assert_eq!((trace.state.pack(), trace.state.pack_again()), (None, Some("bob@desk")));
+    trace.no(pack_base(2, 7), "no pack");
+    trace.ok(opened(2, 201));
+    trace.ok(pack_start(2));
+    assert_eq!(trace.state.pack_again(), None);
+    // a switch that failed: the old generation is elected although the new one was whole
+    trace.ok(pack_seal(2, 205, 210));
+    trace.ok(pack_base(2, 7));
+    trace.ok(fence(3, Reason::GenerationSwitch));
+    trace.ok(fence(4, Reason::MasterDead));
+    trace.ok(elect(4, 1, first()));
+    trace.ok(fence(5, Reason::GenerationSwitch));
+    trace.no(elect(5, 1, generation(2, 7, 205, 210)), "neither 1 nor being packed");
+    assert_eq!(trace.state.pack_again(), Some("bob@desk"));
+    // a person ends it
+    trace.no(pack_cancel(3), "no pack to generation 3");
+    trace.ok(pack_cancel(2));
+    assert_eq!(trace.state.pack_again(), None);
+    trace.no(pack_cancel(2), "no pack to generation 2");
+}
+
+#[test]
+fn a_pack_is_cancelled() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.no(pack_cancel(2), "no pack");
+    trace.ok(pack_start(2));
+    trace.no(pack_cancel(3), "no pack to generation 3");
+    trace.ok(pack_cancel(2));
+    assert_eq!((trace.state.pack(), trace.state.pack_again()), (None, None));
+    trace.no(pack_seal(2, 105, 110), "no pack");
+    trace.ok(pack_start(2));
+}
+
+#[test]
+fn oids_are_only_ever_raised_and_in_their_own_epoch() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.ok(oids(1, 1000));
+    trace.no(oids(1, 1000), "does not raise");
+    trace.no(oids(1, 999), "does not raise");
+    trace.no(oids(1, u64::MAX), "does not raise");
+    trace.ok(fence(2, Reason::MasterDead));
+    trace.no_on(Epoch(1), oids(1, 2000), "decided on epoch 1");
+    trace.no(oids(2, 2000), "no master");
+    trace.ok(elect(2, 2, first()));
+    trace.no(oids(1, 2000), "epoch 1 has no master");
+    trace.ok(oids(2, 2000));
+    assert_eq!(trace.state.oid_limit(), Oid(2000));
+}
+
+#[test]
+fn a_disk_is_bound_to_its_node_for_good() {
+    let mut trace = Trace::new();
+    trace.ok(up(1, 0xaa));
+    assert_eq!(trace.state.member(NodeId(1)).unwrap().disk_uuid, Some([0xaa; 16]));
+    assert_eq!(trace.state.member_by_name("n1").unwrap().peer, "elsewhere:1");
+    trace.ok(up(1, 0xaa));
+    assert_eq!(trace.history(), ["member up"]);
+    trace.no(up(2, 0xaa), "node 2 has the disk of node 1");
+    trace.no(up(4, 0xbb), "node 4 is not a member");
+    trace.no_on(Epoch(1), up(2, 0xbb), "decided on epoch 1");
+    for _ in 0..3 {
+        let applied = trace.apply_on(Epoch(0), up(1, 0xcc));
+        assert!(matches!(applied, Applied::Refused(why) if why.contains("another disk")));
+    }
+    assert_eq!(trace.history(), ["member up", "member refused"], "once");
+    let Kind::MemberUp(mut renamed) = up(2, 0xbb) else { unreachable!() };
+    renamed.member.as_mut().unwrap().name = "n1".into();
+    trace.no(Kind::MemberUp(renamed), "node 2 has the name of node 1");
+    let Kind::MemberUp(mut bare) = up(2, 0xbb) else { unreachable!() };
+    bare.member.as_mut().unwrap().disk_uuid = Bytes::new();
+    trace.no(Kind::MemberUp(bare), "does not tell its disk");
+    trace.no(Kind::MemberUp(pb::MemberUp { member: None }), "no member");
+}
+
+#[test]
+fn pause_and_settings_in_any_phase() {
+    let mut trace = Trace::new();
+    let setting = |name: &str, value: &str| {
+        let (name, value) = (name.to_string(), value.to_string());
+        Kind::Setting(pb::Setting { name, value, asked_by: "ann@desk".into() })
+    };
+    trace.ok(pause(true));
+    trace.no(pause(true), "paused already");
+    trace.ok(fence(1, Reason::Bootstrap));
+    trace.ok(pause(false));
+    trace.no(pause(false), "not paused");
+    trace.ok(setting("durability", "all"));
+    assert_eq!(trace.state.setting("durability"), Some("all"));
+    trace.no_on(Epoch(0), setting("durability", "local"), "decided on epoch 0");
+    trace.no(setting("", "x"), "too long");
+    trace.no(setting("x", &"y".repeat(TEXT_MAX + 1)), "too long");
+    (1..SETTINGS_MAX).for_each(|n| trace.ok(setting(&format!("s{n}"), "v")));
+    trace.no(setting("one more", "v"), "already");
+    trace.ok(setting("durability", "majority"));
+}
+
+#[test]
+fn what_grows_is_bounded() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    for number in 2..=70 {
+        let epoch = number;
+        trace.ok(pack_start(number));
+        trace.ok(pack_seal(number, 10 * number, 10 * number));
+        trace.ok(pack_base(number, 7));
+        trace.mastership(epoch, generation(number, 7, 10 * number, 10 * number));
+    }
+    assert_eq!(trace.state.generations().count(), GENERATIONS_MAX);
+    assert_eq!(trace.state.generations().next().unwrap().number, Generation(7));
+    assert_eq!(trace.state.history().count(), HISTORY_MAX);
+    let newest = trace.state.history().next_back().unwrap().number;
+    assert_eq!(newest, 4 + 69 * 7);
+    let long = "é".repeat(TEXT_MAX);
+    let Kind::PackStart(mut start) = pack_start(71) else { unreachable!() };
+    start.asked_by = long;
+    trace.ok(Kind::PackStart(start));
+    assert_eq!(trace.state.pack().unwrap().asked_by, "é".repeat(TEXT_MAX / 2));
+}
+
+#[test]
+fn bytes_that_are_no_command_are_refused_everywhere_alike() {
+    let mut state = State::new((1..=3).map(member));
+    let refused = state.apply_bytes(4, b"\xff\xff");
+    assert!(matches!(refused, Applied::Refused(why) if why.contains("not a command")));
+    let empty = state.apply_bytes(5, b"");
+    assert!(matches!(empty, Applied::Refused(why) if why.contains("not known")));
+    assert_eq!(state.applied(), 5);
+}
+
+#[test]
+#[should_panic(expected = "command 4 after command 4")]
+fn a_command_is_not_applied_twice() {
+    let mut state = State::new((1..=3).map(member));
+    state.apply_bytes(4, b"");
+    state.apply_bytes(4, b"");
+}
+
+#[test]
+fn a_snapshot_of_nonsense_is_refused() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    let good = trace.state.encode();
+    let spoilt = |spoil: fn(&mut pb::ControlState)| {
+        let mut state = pb::ControlState::decode(&good[..]).unwrap();
+        spoil(&mut state);
+        State::decode(&state.encode_to_vec()).unwrap_err().to_string()
+    };
+    assert!(spoilt(|it| it.format = 2).contains("newer version"));
+    assert!(spoilt(|it| it.members[0].id = 0).contains("node 0"));
+    assert!(spoilt(|it| it.members[0].role = "king".into()).contains("king"));
+    assert!(spoilt(|it| it.generations[0].base_hash = Bytes::new()).contains("20"));
+    assert!(spoilt(|it| it.mastership.as_mut().unwrap().floor = None).contains("floor"));
+    assert!(State::decode(&good[..good.len() - 1]).is_err());
+    assert!(State::decode(b"").is_err());
+}

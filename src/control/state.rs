@@ -1,0 +1,300 @@
+//! The state in its own terms, and how to ask it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub use crate::proto::control::Reason;
+use crate::proto::replication;
+use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+
+/// Decisions kept.
+pub const HISTORY_MAX: usize = 256;
+/// Generations kept; the last is current.
+pub const GENERATIONS_MAX: usize = 64;
+
+/// What a member does. Only voters hold masterships.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    Voter,
+    Learner,
+    Witness,
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Voter => "voter",
+            Role::Learner => "learner",
+            Role::Witness => "witness",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Role> {
+        let roles = [Role::Voter, Role::Learner, Role::Witness];
+        roles.into_iter().find(|role| role.name() == name)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub id: NodeId,
+    pub name: String,
+    /// None until it was up for the first time; then never another.
+    pub disk_uuid: Option<[u8; 16]>,
+    /// HOST:PORT of each.
+    pub durus: String,
+    pub peer: String,
+    pub http: String,
+    pub role: Role,
+    /// Greater is preferred among equals.
+    pub priority: i64,
+    pub may_be_master: bool,
+}
+
+/// An epoch was taken; nobody is elected in it yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fencing {
+    pub epoch: Epoch,
+    pub reason: Reason,
+    pub target: Option<NodeId>,
+    pub asked_by: String,
+    pub why: String,
+}
+
+/// The newest election. While a newer epoch is fenced, it is what was.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Mastership {
+    pub epoch: Epoch,
+    pub master: NodeId,
+    pub boot: BootId,
+    /// Data voters of the epoch, ascending.
+    pub voters: Vec<NodeId>,
+    /// As it was elected; its number is that of the current generation.
+    pub generation: GenerationRecord,
+    /// Greatest position reported: the master must have it before it opens. Its chains are 20 bytes, its tip is there.
+    pub floor: replication::Position,
+    pub floor_holder: NodeId,
+    pub why: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GenerationRecord {
+    pub number: Generation,
+    pub base_hash: Chain,
+    /// P: where the pack's mark was computed; 0 for the first generation.
+    pub pack_seq: Seq,
+    /// F: where the base was taken.
+    pub cut_seq: Seq,
+    /// Chain of the generation before at F; zeros for the first.
+    pub cut_chain: Chain,
+    pub since_wall_us: u64,
+}
+
+impl GenerationRecord {
+    /// Everything but the time at which it became current.
+    pub fn same(&self, other: &GenerationRecord) -> bool {
+        *self == GenerationRecord { since_wall_us: self.since_wall_us, ..other.clone() }
+    }
+}
+
+/// The pack in progress.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pack {
+    /// To be made.
+    pub generation: Generation,
+    pub started_epoch: Epoch,
+    pub started_wall_us: u64,
+    pub asked_by: String,
+    /// None: marking.
+    pub seal: Option<Seal>,
+    /// None: not built yet.
+    pub base_hash: Option<Chain>,
+    /// Bytes up to the end of the seal; 0 without a base.
+    pub base_len: u64,
+    /// Who has the base and follows in both files.
+    pub ready: BTreeSet<NodeId>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seal {
+    /// P.
+    pub pack_seq: Seq,
+    /// F.
+    pub cut_seq: Seq,
+    /// Chain of the present generation at F.
+    pub cut_chain: Chain,
+    pub dead_count: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// From 1.
+    pub number: u64,
+    pub wall_us: u64,
+    pub epoch: Epoch,
+    /// "fence", "elect", "opened", "pack start", ...
+    pub what: String,
+    pub why: String,
+    pub asked_by: String,
+    pub node: Option<NodeId>,
+    /// Of "opened".
+    pub clients_waited_us: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// No mastership was ever decided, and none is being.
+    None,
+    Fencing {
+        epoch: Epoch,
+    },
+    Elected {
+        opened: bool,
+    },
+}
+
+/// What Raft replicates. Changed by `apply` only.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct State {
+    pub(super) members: BTreeMap<NodeId, Member>,
+    pub(super) epoch: Epoch,
+    pub(super) fencing: Option<Fencing>,
+    pub(super) mastership: Option<Mastership>,
+    /// Seq of the mastership's epoch start, once it is committed.
+    pub(super) opened: Option<Seq>,
+    pub(super) generations: VecDeque<GenerationRecord>,
+    pub(super) pack: Option<Pack>,
+    pub(super) oid_limit: Oid,
+    pub(super) paused: bool,
+    pub(super) settings: BTreeMap<String, String>,
+    pub(super) history: VecDeque<Decision>,
+    pub(super) decisions: u64,
+    pub(super) fenced_wall_us: u64,
+    pub(super) pack_again: Option<String>,
+    /// Raft index of the last command.
+    pub(super) applied: u64,
+}
+
+impl State {
+    /// Before the first command. The members are those of the configuration: ids and roles must be the same on every
+    /// node, the rest is replaced by what each member says of itself when it comes up.
+    pub fn new(members: impl IntoIterator<Item = Member>) -> State {
+        let members = members.into_iter().map(|member| (member.id, member)).collect();
+        State { members, ..State::default() }
+    }
+
+    pub fn phase(&self) -> Phase {
+        match (&self.fencing, &self.mastership) {
+            (Some(fencing), _) => Phase::Fencing { epoch: fencing.epoch },
+            (None, Some(_)) => Phase::Elected { opened: self.opened.is_some() },
+            (None, None) => Phase::None,
+        }
+    }
+
+    /// Of the newest fence; 0 before the first.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub fn fencing(&self) -> Option<&Fencing> {
+        self.fencing.as_ref()
+    }
+
+    /// When the newest fence was decided, by its proposer's clock.
+    pub fn fenced_wall_us(&self) -> u64 {
+        self.fenced_wall_us
+    }
+
+    /// The newest election, also while a newer epoch is fenced.
+    pub fn mastership(&self) -> Option<&Mastership> {
+        self.mastership.as_ref()
+    }
+
+    /// The elected of the present epoch; None while it is fenced.
+    pub fn master(&self) -> Option<(NodeId, BootId)> {
+        let elected = self.mastership.as_ref().filter(|_| self.fencing.is_none());
+        elected.map(|mastership| (mastership.master, mastership.boot))
+    }
+
+    /// The present epoch's master serves.
+    pub fn is_open(&self) -> bool {
+        self.phase() == Phase::Elected { opened: true }
+    }
+
+    /// Seq of the newest mastership's epoch start, once it is committed; also while a newer epoch is fenced.
+    pub fn opened_seq(&self) -> Option<Seq> {
+        self.opened
+    }
+
+    /// Data voters, ascending: of the newest mastership, and before the first all members that are voters.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let configured = || {
+            let voters = self.members.values().filter(|member| member.role == Role::Voter);
+            voters.map(|member| member.id).collect()
+        };
+        self.mastership.as_ref().map_or_else(configured, |mastership| mastership.voters.clone())
+    }
+
+    /// The current generation; None before the first election.
+    pub fn generation(&self) -> Option<&GenerationRecord> {
+        self.generations.back()
+    }
+
+    /// A generation that is still remembered.
+    pub fn generation_record(&self, number: Generation) -> Option<&GenerationRecord> {
+        self.generations.iter().find(|record| record.number == number)
+    }
+
+    /// Oldest first.
+    pub fn generations(&self) -> impl DoubleEndedIterator<Item = &GenerationRecord> {
+        self.generations.iter()
+    }
+
+    pub fn pack(&self) -> Option<&Pack> {
+        self.pack.as_ref()
+    }
+
+    /// An election called a pack off: start it again, asked for by this.
+    pub fn pack_again(&self) -> Option<&str> {
+        self.pack_again.as_deref()
+    }
+
+    pub fn member(&self, id: NodeId) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
+    pub fn member_by_name(&self, name: &str) -> Option<&Member> {
+        self.members.values().find(|member| member.name == name)
+    }
+
+    /// By ascending id.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// Oids below were or may be given out.
+    pub fn oid_limit(&self) -> Oid {
+        self.oid_limit
+    }
+
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.get(name).map(String::as_str)
+    }
+
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Oldest first, at most `HISTORY_MAX`.
+    pub fn history(&self) -> impl DoubleEndedIterator<Item = &Decision> {
+        self.history.iter()
+    }
+
+    /// Raft index of the last command applied or refused.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+}

@@ -1,0 +1,311 @@
+//! What clients ask: one command after the other, as far as they can be done now.
+
+use bytes::{Bytes, BytesMut};
+
+use super::close::{CloseReason, Limits};
+use super::session::{Commit, Reading, Session, SessionAction, Sessions, View, Waiter, Waiting};
+use super::unseen::ChangeLog;
+use super::wire::{self, Command};
+use crate::types::{ConnId, Now, Oid};
+
+/// A record longer than this is sent as it is, not copied beside others.
+const COPY_BYTES_MAX: usize = 32 << 10;
+/// What a client may have read goes along with its commit at once if it is not larger; else only if the master asks.
+const TOUCHED_ALONG_BYTES_MAX: usize = 4 << 10;
+/// A buffer that grew beyond this for one large command is given back after it.
+const BUFFER_KEPT_BYTES_MAX: usize = 64 << 10;
+
+impl Sessions {
+    /// Bytes of a client, in the order they came, cut anywhere.
+    pub fn data(
+        &mut self,
+        conn: ConnId,
+        bytes: &[u8],
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
+            return;
+        };
+        session.buffer.extend_from_slice(bytes);
+        session.last_input = now;
+        if session.waiting.is_some() && session.buffer.len() > self.limits.input_buffered_max {
+            let reason = CloseReason::Limit {
+                name: "input_buffered_max",
+                limit: self.limits.input_buffered_max as u64,
+                what: format!("{} bytes sent ahead", session.buffer.len()),
+            };
+            return self.close(conn, reason, out);
+        }
+        self.run(conn, now, view, out);
+    }
+
+    /// Does commands until one waits, is not all there, or ends the connection.
+    pub(super) fn run(
+        &mut self,
+        conn: ConnId,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) {
+        loop {
+            match self.run_one(conn, now, view, out) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(reason) => return self.close(conn, reason, out),
+            }
+        }
+        self.retime(conn);
+    }
+
+    /// Whether there was something to do.
+    fn run_one(
+        &mut self,
+        conn: ConnId,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<bool, CloseReason> {
+        let session = self.sessions.get_mut(&conn);
+        let Some(session) = session.filter(|session| !session.closed && session.waiting.is_none())
+        else {
+            return Ok(false);
+        };
+        if session.commit_base.is_some() {
+            let Some(data) = wire::take_commit_data(&mut session.buffer, &self.limits)? else {
+                return Ok(false);
+            };
+            self.begin_commit(conn, data, now, out)?;
+            return Ok(true);
+        }
+        match wire::take_command(&mut session.buffer, &self.limits)? {
+            Some(command) => self.execute(conn, command, now, view, out).map(|()| true),
+            None => {
+                if session.buffer.is_empty() && session.buffer.capacity() > BUFFER_KEPT_BYTES_MAX {
+                    session.buffer = BytesMut::new();
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    fn execute(
+        &mut self,
+        conn: ConnId,
+        command: Command,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        match command {
+            Command::Version(version) => {
+                let bytes = Bytes::copy_from_slice(&wire::PROTOCOL_VERSION.to_be_bytes());
+                out.push(SessionAction::Send { conn, bytes });
+                if version != wire::PROTOCOL_VERSION {
+                    return Err(CloseReason::Version(version));
+                }
+            }
+            Command::NewOids(0) => {}
+            Command::NewOids(count) => self.ask_oids(conn, count.into(), now, out)?,
+            Command::Load(oid) => self.read(conn, Reading::Load(oid), now, view, out)?,
+            Command::Bulk(oids) => self.read(conn, Reading::Bulk(oids), now, view, out)?,
+            Command::Sync => self.sync(conn, Reading::Sync, now, out),
+            Command::Commit => self.read(conn, Reading::Commit, now, view, out)?,
+            Command::Pack => {
+                let id = self.new_id();
+                out.push(SessionAction::Pack { id });
+                let bytes = Bytes::from_static(&[wire::OKAY]);
+                out.push(SessionAction::Send { conn, bytes });
+            }
+            Command::Quit if self.limits.allow_quit => {
+                out.push(SessionAction::Quit { conn });
+                return Err(CloseReason::Goodbye);
+            }
+            Command::Quit => return Err(CloseReason::QuitNotAllowed),
+            Command::Goodbye => return Err(CloseReason::Goodbye),
+        }
+        Ok(())
+    }
+
+    /// Reads from what this node shows now; a session's first reading command syncs before.
+    fn read(
+        &mut self,
+        conn: ConnId,
+        reading: Reading,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        if self.sessions[&conn].fresh {
+            self.answer_reading(conn, reading, now, view, out)
+        } else {
+            self.sync(conn, reading, now, out);
+            Ok(())
+        }
+    }
+
+    fn sync(&mut self, conn: ConnId, then: Reading, now: Now, out: &mut Vec<SessionAction>) {
+        self.wait(conn, Waiting::Sync(then), now);
+        self.ask_position(Waiter::Command(conn), out);
+    }
+
+    fn wait(&mut self, conn: ConnId, waiting: Waiting, now: Now) {
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        session.waiting = Some(waiting);
+        session.waiting_since = now;
+    }
+
+    /// Answers from what this node shows, in one step: no commit falls into it.
+    pub(super) fn answer_reading(
+        &mut self,
+        conn: ConnId,
+        reading: Reading,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        let (shown, told) = (view.applied(), self.log.last());
+        assert!(shown == told, "the node shows {shown}, the sessions were told of {told}");
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        session.last_input = now;
+        match reading {
+            Reading::Load(oid) => {
+                load(session, &self.log, conn, &[oid], &self.limits, view, out)?;
+            }
+            Reading::Bulk(oids) => {
+                load(session, &self.log, conn, &oids, &self.limits, view, out)?;
+            }
+            Reading::Sync => self.tell(conn, out),
+            Reading::Commit => {
+                session.commit_base = Some(shown);
+                self.tell(conn, out);
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_oids(
+        &mut self,
+        conn: ConnId,
+        count: u32,
+        now: Now,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        let id = self.new_id();
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        if session.pool.len() + u64::from(count) > self.limits.unused_oids_max {
+            return Err(CloseReason::Limit {
+                name: "unused_oids_max",
+                limit: self.limits.unused_oids_max,
+                what: format!("{count} more oids with {} unused", session.pool.len()),
+            });
+        }
+        session.held_oids = true;
+        self.requests.insert(id, conn);
+        self.wait(conn, Waiting::NewOids { id, count }, now);
+        out.push(SessionAction::NewOids { id, session: conn.0, count });
+        Ok(())
+    }
+
+    /// The data after `C`: nothing happens if there is none.
+    fn begin_commit(
+        &mut self,
+        conn: ConnId,
+        data: Bytes,
+        now: Now,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        let base = session.commit_base.take().expect("C was answered");
+        if data.is_empty() {
+            return Ok(());
+        }
+        let records = wire::split_records(&data, &self.limits)?;
+        let bytes = data.len() as u64;
+        if self.commit_bytes + bytes > self.limits.commits_waiting_bytes_max {
+            return Err(CloseReason::Limit {
+                name: "commits_waiting_bytes_max",
+                limit: self.limits.commits_waiting_bytes_max,
+                what: format!("{} bytes of commits and {bytes} more", self.commit_bytes),
+            });
+        }
+        session.touched.extend(records.iter().map(|(oid, _)| oid.0));
+        self.commit_bytes += bytes;
+        let id = self.new_id();
+        self.requests.insert(id, conn);
+        self.wait(conn, Waiting::Commit(Commit { id, base, records, bytes, seq: None }), now);
+        self.ask_commit(conn, TOUCHED_ALONG_BYTES_MAX, out);
+        Ok(())
+    }
+
+    /// Sends the session's commit to the master, with what the client may have read if that is not too large.
+    pub(super) fn ask_commit(
+        &self,
+        conn: ConnId,
+        touched_bytes_max: usize,
+        out: &mut Vec<SessionAction>,
+    ) {
+        let session = &self.sessions[&conn];
+        let Some(Waiting::Commit(commit)) = &session.waiting else {
+            unreachable!("session {conn} commits")
+        };
+        let touched = (session.touched.serialized_size() <= touched_bytes_max).then(|| {
+            let mut bytes = Vec::with_capacity(session.touched.serialized_size());
+            session.touched.serialize_into(&mut bytes).expect("writing to memory");
+            Bytes::from(bytes)
+        });
+        out.push(SessionAction::Commit {
+            id: commit.id,
+            commit_id: self.commit_id(commit.id),
+            session: conn.0,
+            base: commit.base,
+            records: commit.records.clone(),
+            touched,
+        });
+    }
+}
+
+/// The load answers for `oids`, in order.
+fn load(
+    session: &mut Session,
+    log: &ChangeLog,
+    conn: ConnId,
+    oids: &[Oid],
+    limits: &Limits,
+    view: &dyn View,
+    out: &mut Vec<SessionAction>,
+) -> Result<(), CloseReason> {
+    let mut answer = BytesMut::new();
+    let mut total = 0;
+    for oid in oids {
+        if session.unseen.contains(conn, *oid, log) {
+            answer.extend_from_slice(&[wire::INVALID]);
+            continue;
+        }
+        session.touched.insert(oid.0);
+        let Some(record) = view.load(*oid).map_err(CloseReason::Read)? else {
+            answer.extend_from_slice(&[wire::KEY_ERROR]);
+            continue;
+        };
+        total += record.len() as u64;
+        if total > limits.answer_bytes_max {
+            return Err(CloseReason::Limit {
+                name: "answer_bytes_max",
+                limit: limits.answer_bytes_max,
+                what: format!("bulk load of {} oids", oids.len()),
+            });
+        }
+        wire::put_record_header(&mut answer, &record);
+        if record.len() <= COPY_BYTES_MAX {
+            answer.extend_from_slice(&record);
+        } else {
+            out.push(SessionAction::Send { conn, bytes: answer.split().freeze() });
+            out.push(SessionAction::Send { conn, bytes: record });
+        }
+    }
+    if !answer.is_empty() {
+        out.push(SessionAction::Send { conn, bytes: answer.freeze() });
+    }
+    Ok(())
+}

@@ -1,0 +1,476 @@
+//! All client connections of one node.
+//!
+//! A session is a connection. It does one command at a time, in the order they came; while one waits for the master,
+//! what follows stays in its buffer. What a session asks the master has an id from here, and one answer counts: answers
+//! that come late, twice or for a session that is gone are ignored. Asking again, after a failover or a broken
+//! connection, is the node's part, and so is dropping answers of a master it has turned away from: an answer
+//! from an older epoch than the one the request was last sent in must not be given to us.
+//!
+//! **Where a session starts.** When a connection opens, the committed position is asked for; changes after it are what
+//! the client can be told of. The first command that reads asks once more, so that a client that went away from
+//! another node sees here what was acknowledged there.
+//!
+//! **Syncs** of all sessions share one question at a time. A session only takes the answer to a question that was asked
+//! after its command came, so those who come while one is out wait for the next.
+//!
+//! **Commits** are answered when this node shows them, not when they are merely said to be committed. A client that
+//! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+use roaring::RoaringTreemap;
+
+use super::close::{CloseReason, Limits};
+use super::unseen::{ChangeLog, Unseen};
+use crate::types::{BootId, CommitId, ConnId, Generation, Now, Oid, Seq};
+
+/// The node's own committed state, as loads see it. It does not change during a call.
+pub trait View {
+    /// The record of an object, as a client gets it; None if there is no such object.
+    fn load(&self, oid: Oid) -> Result<Option<Bytes>, String>;
+    /// Seq of the newest transaction that loads see.
+    fn applied(&self) -> Seq;
+}
+
+/// What sessions want done. Everything with an `id` goes to the master, until it is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionAction {
+    Send {
+        conn: ConnId,
+        bytes: Bytes,
+    },
+    /// Close after what was sent before is out. The session is gone already.
+    Close {
+        conn: ConnId,
+        reason: CloseReason,
+    },
+    /// A client asked the server to stop, and may.
+    Quit {
+        conn: ConnId,
+    },
+    /// Answer: [`Sessions::synced`].
+    Sync {
+        id: u64,
+    },
+    /// Answer: [`Sessions::committed`], [`Sessions::conflict`], [`Sessions::send_touched`] or
+    /// [`Sessions::refused`]. The same id and commit id come again, with `touched`, after `send_touched`.
+    Commit {
+        id: u64,
+        commit_id: CommitId,
+        session: u64,
+        base: Seq,
+        records: Vec<(Oid, Bytes)>,
+        /// Serialized set of all that the client may have read.
+        touched: Option<Bytes>,
+    },
+    /// Answer: [`Sessions::oids`] or [`Sessions::refused`].
+    NewOids {
+        id: u64,
+        session: u64,
+        count: u32,
+    },
+    /// No answer needed. The session's unused oids are free.
+    FreeSession {
+        id: u64,
+        session: u64,
+    },
+    /// No answer needed.
+    Pack {
+        id: u64,
+    },
+    /// No answer needed. Every session here was told what the packs up to this generation removed.
+    Told {
+        id: u64,
+        generation: Generation,
+    },
+}
+
+/// What a session does once it reads a state that is new enough.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Load(Oid),
+    Bulk(Vec<Oid>),
+    Sync,
+    Commit,
+}
+
+/// A commit on its way.
+#[derive(Debug)]
+pub(super) struct Commit {
+    pub id: u64,
+    pub base: Seq,
+    pub records: Vec<(Oid, Bytes)>,
+    /// Length of the data, as counted in `commits_waiting_bytes_max`.
+    pub bytes: u64,
+    /// Known to be committed there.
+    pub seq: Option<Seq>,
+}
+
+/// What a session's current command waits for.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    /// The committed position.
+    Sync(Reading),
+    /// This node to show that seq.
+    Visible(Seq, Reading),
+    NewOids {
+        id: u64,
+        count: u32,
+    },
+    Commit(Commit),
+}
+
+pub(super) struct Session {
+    pub buffer: BytesMut,
+    /// When the client last sent something, or was last answered.
+    pub last_input: Now,
+    pub waiting: Option<Waiting>,
+    pub waiting_since: Now,
+    /// `C` was answered as of this seq; its data is to come.
+    pub commit_base: Option<Seq>,
+    /// The first reading command had its sync.
+    pub fresh: bool,
+    pub unseen: Unseen,
+    /// All that the client may have in its cache: what it loaded, looked for or stored.
+    pub touched: RoaringTreemap,
+    /// Oids it was given and has not used.
+    pub pool: RoaringTreemap,
+    /// It may hold oids on the master.
+    pub held_oids: bool,
+    /// The connection is gone, the commit is not settled.
+    pub closed: bool,
+    timer_us: Option<u64>,
+}
+
+/// Who waits for a committed position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    /// A session that was just opened.
+    Start(ConnId),
+    /// A command.
+    Command(ConnId),
+}
+
+/// All client connections of one node.
+pub struct Sessions {
+    pub(super) limits: Limits,
+    boot: BootId,
+    pub(super) sessions: BTreeMap<ConnId, Session>,
+    /// Connections that are open.
+    live: usize,
+    pub(super) log: ChangeLog,
+    /// Open sessions by the generation they were told of.
+    generations: BTreeMap<Generation, usize>,
+    announced: Generation,
+    last_id: u64,
+    /// Who asked, of the requests whose answer is still wanted. Syncs are not here but in `round`.
+    pub(super) requests: BTreeMap<u64, ConnId>,
+    /// The sync that is out.
+    pub(super) round: Option<(u64, Vec<Waiter>)>,
+    pub(super) next_round: Vec<Waiter>,
+    /// Sessions that go on once this node shows a seq.
+    pub(super) visible: BTreeSet<(Seq, ConnId)>,
+    timers: BTreeSet<(u64, ConnId)>,
+    pub(super) commit_bytes: u64,
+}
+
+impl Sessions {
+    /// For a node that shows its file as of `applied`, which is of `generation`.
+    pub fn new(limits: Limits, boot: BootId, applied: Seq, generation: Generation) -> Sessions {
+        Sessions {
+            limits,
+            boot,
+            sessions: BTreeMap::new(),
+            live: 0,
+            log: ChangeLog::new(applied, generation),
+            generations: BTreeMap::new(),
+            announced: generation,
+            last_id: 0,
+            requests: BTreeMap::new(),
+            round: None,
+            next_round: Vec::new(),
+            visible: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            commit_bytes: 0,
+        }
+    }
+
+    /// A client has connected. `conn` is never used again for another.
+    pub fn opened(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
+        if self.live >= self.limits.connections_max {
+            let limit = self.limits.connections_max as u64;
+            let what = "one more connection".to_string();
+            let reason = CloseReason::Limit { name: "connections_max", limit, what };
+            out.push(SessionAction::Close { conn, reason });
+            return;
+        }
+        let session = Session {
+            buffer: BytesMut::new(),
+            last_input: now,
+            waiting: None,
+            waiting_since: now,
+            commit_base: None,
+            fresh: false,
+            unseen: Unseen::new(&self.log),
+            touched: RoaringTreemap::new(),
+            pool: RoaringTreemap::new(),
+            held_oids: false,
+            closed: false,
+            timer_us: None,
+        };
+        *self.generations.entry(session.unseen.generation()).or_default() += 1;
+        let before = self.sessions.insert(conn, session);
+        assert!(before.is_none(), "connection {conn} opened twice");
+        self.live += 1;
+        self.ask_position(Waiter::Start(conn), out);
+    }
+
+    /// The client's connection is gone, whoever ended it.
+    pub fn closed(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        self.leave(conn, out);
+    }
+
+    /// Closes sessions that hold oids which are somebody else's by now.
+    pub fn revoke(&mut self, sessions: &[u64], out: &mut Vec<SessionAction>) {
+        for session in sessions {
+            self.close(ConnId(*session), CloseReason::Revoked, out);
+        }
+    }
+
+    /// One transaction became visible on this node. Called for every one, in order, before [`Sessions::poke`] and
+    /// before anything else is asked of the sessions.
+    pub fn applied(&mut self, seq: Seq, oids: &[Oid], commit_id: CommitId) {
+        let owner = self.owner_of(commit_id);
+        self.log.push(seq, owner, oids, self.live > 0);
+        if let Some(conn) = owner {
+            let session = self.sessions.get_mut(&conn).expect("requests are of sessions");
+            let Some(Waiting::Commit(commit)) = &mut session.waiting else {
+                unreachable!("the commit {commit_id} is outstanding")
+            };
+            if let Some(said) = commit.seq.replace(seq) {
+                self.visible.remove(&(said, conn));
+            }
+            session.unseen.own_commit(seq);
+            self.visible.insert((seq, conn));
+        }
+        if self.log.is_full() {
+            let live = self.sessions.iter_mut().filter(|(_, session)| !session.closed);
+            self.log.read_out(live.map(|(conn, session)| (*conn, &mut session.unseen)));
+        }
+    }
+
+    /// The session whose commit this is, if its answer is still wanted.
+    fn owner_of(&self, commit_id: CommitId) -> Option<ConnId> {
+        let count = u64::from_be_bytes(commit_id.0[8..].try_into().expect("8 of 16 bytes"));
+        if self.commit_id(count) != commit_id {
+            return None;
+        }
+        self.requests.get(&count).copied()
+    }
+
+    pub(super) fn commit_id(&self, id: u64) -> CommitId {
+        CommitId::new(self.boot, id)
+    }
+
+    /// This node's state went to `to` without its transactions being seen one by one (it took another file).
+    pub fn jumped(&mut self, to: Seq) {
+        self.log.jump(to);
+        for session in self.sessions.values_mut() {
+            session.unseen.jumped(to);
+        }
+    }
+
+    /// The node changed to `generation`, whose pack removed these.
+    pub fn removed(
+        &mut self,
+        generation: Generation,
+        oids: &RoaringTreemap,
+        out: &mut Vec<SessionAction>,
+    ) {
+        self.log.remove(generation, oids);
+        self.announce(out);
+    }
+
+    /// Every session here was told what the packs up to this generation removed.
+    pub fn told_generation(&self) -> Generation {
+        let oldest = self.generations.first_key_value();
+        oldest.map_or(self.log.generation(), |(generation, _)| *generation)
+    }
+
+    /// Unused oids by session, of those that hold any.
+    pub fn pools(&self) -> Vec<(u64, Vec<Oid>)> {
+        let holders = self.sessions.iter().filter(|(_, session)| !session.pool.is_empty());
+        holders.map(|(conn, session)| (conn.0, session.pool.iter().map(Oid).collect())).collect()
+    }
+
+    /// Client connections that are open.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Whether the answer to this Sync, Commit or NewOids still matters. A request that does not can be dropped.
+    pub fn outstanding(&self, id: u64) -> bool {
+        self.requests.contains_key(&id) || self.round.as_ref().is_some_and(|(out, _)| *out == id)
+    }
+
+    /// When [`Sessions::tick`] has something to do, in microseconds of the monotonic clock.
+    pub fn deadline(&self) -> Option<u64> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Closes who stalled, and who waited too long.
+    pub fn tick(&mut self, now: Now, out: &mut Vec<SessionAction>) {
+        while let Some((at, conn)) = self.timers.first().copied() {
+            if at > now.mono_us {
+                break;
+            }
+            let session = &self.sessions[&conn];
+            let reason = match &session.waiting {
+                None => CloseReason::Stalled(now.since_ms(session.last_input)),
+                Some(waiting) => CloseReason::Unanswered {
+                    what: match waiting {
+                        Waiting::Commit(_) => "a commit",
+                        Waiting::NewOids { .. } => "a request for oids",
+                        Waiting::Sync(_) | Waiting::Visible(..) => "a sync",
+                    },
+                    waited_ms: now.since_ms(session.waiting_since),
+                },
+            };
+            self.close(conn, reason, out);
+        }
+    }
+
+    /// Sets the session's only timer by what it is doing.
+    pub(super) fn retime(&mut self, conn: ConnId) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        let inside = session.commit_base.is_some() || !session.buffer.is_empty();
+        let at = match (&session.waiting, inside) {
+            _ if session.closed => None,
+            (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
+            (None, true) => Some((session.last_input, self.limits.command_timeout_ms)),
+            (None, false) => None,
+        };
+        let at = at.map(|(from, after_ms)| from.mono_us.saturating_add(after_ms * 1000));
+        if session.timer_us != at {
+            if let Some(old) = session.timer_us {
+                self.timers.remove(&(old, conn));
+            }
+            self.timers.extend(at.map(|at| (at, conn)));
+            session.timer_us = at;
+        }
+    }
+
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Waits for a committed position that is asked for from now on.
+    pub(super) fn ask_position(&mut self, waiter: Waiter, out: &mut Vec<SessionAction>) {
+        self.next_round.push(waiter);
+        if self.round.is_none() {
+            self.ask_round(out);
+        }
+    }
+
+    /// Asks for all that wait, if any do.
+    pub(super) fn ask_round(&mut self, out: &mut Vec<SessionAction>) {
+        assert!(self.round.is_none(), "one sync at a time");
+        if !self.next_round.is_empty() {
+            let id = self.new_id();
+            self.round = Some((id, std::mem::take(&mut self.next_round)));
+            out.push(SessionAction::Sync { id });
+        }
+    }
+
+    /// Tells the client what it was not told of: count and oids.
+    pub(super) fn tell(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        let before = session.unseen.generation();
+        let oids = session.unseen.tell(conn, &self.log, &session.touched);
+        let after = session.unseen.generation();
+        out.push(SessionAction::Send { conn, bytes: super::wire::invalid_oids(&oids) });
+        if before != after {
+            self.leave_generation(before);
+            *self.generations.entry(after).or_default() += 1;
+            self.announce(out);
+        }
+    }
+
+    fn leave_generation(&mut self, generation: Generation) {
+        let count = self.generations.get_mut(&generation).expect("every open session is counted");
+        *count -= 1;
+        if *count == 0 {
+            self.generations.remove(&generation);
+        }
+    }
+
+    fn announce(&mut self, out: &mut Vec<SessionAction>) {
+        let told = self.told_generation();
+        if told > self.announced {
+            self.announced = told;
+            self.log.told(told);
+            let id = self.new_id();
+            out.push(SessionAction::Told { id, generation: told });
+        }
+    }
+
+    pub(super) fn close(
+        &mut self,
+        conn: ConnId,
+        reason: CloseReason,
+        out: &mut Vec<SessionAction>,
+    ) {
+        if self.sessions.get(&conn).is_some_and(|session| !session.closed) {
+            out.push(SessionAction::Close { conn, reason });
+            self.leave(conn, out);
+        }
+    }
+
+    /// The connection is gone; the session too, unless a commit of it is not settled.
+    fn leave(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
+            return;
+        };
+        session.closed = true;
+        session.buffer = BytesMut::new();
+        let generation = session.unseen.generation();
+        let unsettled = match &session.waiting {
+            Some(Waiting::Commit(_)) => true,
+            Some(Waiting::NewOids { id, .. }) => {
+                self.requests.remove(id);
+                false
+            }
+            Some(Waiting::Visible(seq, _)) => {
+                self.visible.remove(&(*seq, conn));
+                false
+            }
+            Some(Waiting::Sync(_)) | None => false,
+        };
+        self.retime(conn);
+        self.live -= 1;
+        self.leave_generation(generation);
+        if self.live == 0 {
+            self.log.forget();
+        }
+        if !unsettled {
+            self.forget(conn, out);
+        }
+        self.announce(out);
+    }
+
+    /// The last of a session: nothing of it is outstanding.
+    pub(super) fn forget(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        let session = self.sessions.remove(&conn).expect("a session is forgotten once");
+        assert!(session.closed, "session {conn} is open");
+        if session.held_oids {
+            let id = self.new_id();
+            out.push(SessionAction::FreeSession { id, session: conn.0 });
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Sessions as traces: what clients send, what the master answers, what is sent back.
+
+use roaring::RoaringTreemap;
+
+use super::testing::*;
+use super::*;
+use crate::types::{ConnId, Generation, Oid, Seq};
+
+#[test]
+fn a_client_says_hello_and_loads() {
+    let mut node = Node::new();
+    node.open(A);
+    node.send(A, b"V\0\0\0\x01");
+    assert_eq!(node.sent(A), 1u32.to_be_bytes());
+    node.send(A, &load(3));
+    assert_eq!(node.sent(A), b"", "waits for a sync of its own");
+    let opening = node.sync_id();
+    node.synced(opening, 9);
+    assert_eq!(node.sent(A), b"");
+    let first = node.sync_id();
+    assert!(first > opening);
+    node.synced(first, 10);
+    assert_eq!(node.sent(A), found(&record(3, b"old")));
+    node.send(A, &load(77));
+    assert_eq!(node.sent(A), b"K");
+    node.send(A, &bulk(&[1, 77, 2]));
+    let two = [found(&record(1, b"old")), b"K".to_vec(), found(&record(2, b"old"))].concat();
+    assert_eq!(node.sent(A), two);
+    node.send(A, &bulk(&[]));
+    assert_eq!(node.sent(A), b"");
+    assert_eq!(node.asked(), []);
+    node.send(A, b".");
+    assert_eq!(node.closed_for(), CloseReason::Goodbye);
+    assert!(node.sessions.is_empty());
+}
+
+#[test]
+fn what_changed_after_connecting_is_invalid_and_what_changed_before_is_not() {
+    let mut node = Node::new();
+    node.open(A);
+    let opening = node.sync_id();
+    // Committed elsewhere before A connected, visible here only afterwards.
+    node.synced(opening, 11);
+    node.others_change(&[1]);
+    node.others_change(&[2]);
+    node.send(A, &[load(1), load(2), load(2), b"S".to_vec(), load(2)].concat());
+    node.sync_all();
+    let new = |oid| found(&record(oid, b"new"));
+    let expected = [new(1), b"I".to_vec(), b"I".to_vec(), told(&[2]), new(2)].concat();
+    assert_eq!(node.sent(A), expected);
+}
+
+#[test]
+fn answers_do_not_depend_on_how_the_bytes_are_cut() {
+    let mut stream = b"V\0\0\0\x01".to_vec();
+    stream.extend(load(1));
+    stream.extend(b"M\x02SC");
+    stream.extend(commit_data(&[(1, record(1, b"mine")), (40, record(40, b""))]));
+    stream.extend(bulk(&[1, 40, 2]));
+    stream.extend(b"M\0PC\0\0\0\0NS");
+    stream.extend(load(9));
+    let mut answers = Vec::new();
+    for piece in [1, 2, 3, 7, 1000] {
+        let mut node = Node::new();
+        node.open(A);
+        for bytes in stream.chunks(piece) {
+            node.send(A, bytes);
+            serve(&mut node);
+        }
+        let mut committed = 1u32.to_be_bytes().to_vec();
+        committed.extend(found(&record(1, b"old")));
+        committed.extend([40u64.to_be_bytes(), 41u64.to_be_bytes()].concat());
+        committed.extend([told(&[]), told(&[]), b"O".to_vec()].concat());
+        committed.extend([found(&record(1, b"mine")), found(&record(40, b""))].concat());
+        committed.extend(found(&record(2, b"old")));
+        committed.extend([b"O".to_vec(), told(&[])].concat());
+        committed.extend([42u64.to_be_bytes().to_vec(), told(&[]), b"K".to_vec()].concat());
+        assert_eq!(node.sent(A), committed);
+        answers.push(committed);
+    }
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[test]
+fn a_commit_is_news_to_everybody_else() {
+    let mut node = Node::with_two();
+    node.send(A, b"C");
+    assert_eq!(node.sent(A), told(&[]));
+    let mine = [(1, record(1, b"mine")), (3, record(3, b"mine"))];
+    node.send(A, &commit_data(&mine));
+    let (id, commit_id) = node.commit_id();
+    assert_eq!(node.sent(A), b"", "not visible yet");
+    node.committed(id, 11);
+    assert_eq!(node.sent(A), b"", "committed, and not visible here yet");
+    node.apply(&mine, commit_id);
+    assert_eq!(node.sent(A), b"O");
+    node.send(A, &[load(1), b"S".to_vec()].concat());
+    node.sync_all();
+    assert_eq!(node.sent(A), [found(&record(1, b"mine")), told(&[])].concat());
+    node.send(B, &[load(1), load(2), b"C\0\0\0\0".to_vec(), load(1)].concat());
+    let two = [b"I".to_vec(), found(&record(2, b"old")), told(&[1, 3])].concat();
+    assert_eq!(node.sent(B), [two, found(&record(1, b"mine"))].concat());
+}
+
+#[test]
+fn a_commit_that_becomes_visible_before_its_answer_comes_is_answered_once() {
+    let mut node = Node::with_two();
+    node.send(A, b"C");
+    let mine = [(1, record(1, b"mine"))];
+    node.send(A, &commit_data(&mine));
+    let (id, commit_id) = node.commit_id();
+    assert!(node.sessions.outstanding(id));
+    node.others_change(&[2]);
+    node.apply(&mine, commit_id);
+    assert!(!node.sessions.outstanding(id));
+    for _ in 0..2 {
+        node.committed(id, 12);
+        // A master that lost its office says this about a request it got late.
+        node.conflict(id, &[]);
+        node.sessions.refused(id, "late", &mut node.out);
+        node.sessions.send_touched(id, &mut node.out);
+    }
+    assert_eq!(node.sent(A), [told(&[]), b"O".to_vec()].concat());
+    assert_eq!(node.asked(), []);
+    node.send(A, &[load(1), load(2)].concat());
+    assert_eq!(node.sent(A), [found(&record(1, b"mine")), b"I".to_vec()].concat());
+}
+
+#[test]
+fn a_commit_known_to_be_committed_is_not_talked_away() {
+    let mut node = Node::with_two();
+    node.send(A, b"C");
+    let mine = [(1, record(1, b"mine"))];
+    node.send(A, &commit_data(&mine));
+    let (id, commit_id) = node.commit_id();
+    node.committed(id, 11);
+    node.conflict(id, &[]);
+    node.sessions.refused(id, "no", &mut node.out);
+    node.apply(&mine, commit_id);
+    assert_eq!(node.sent(A), [told(&[]), b"O".to_vec()].concat());
+}
+
+#[test]
+fn a_conflict_leaves_the_client_connected() {
+    let mut node = Node::with_two();
+    node.send(A, b"C");
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let (id, _) = node.commit_id();
+    node.conflict(id, &[Oid(4)]);
+    assert_eq!(node.sent(A), [told(&[]), b"I".to_vec()].concat());
+    node.others_change(&[1]);
+    node.send(A, &[load(4), b"S".to_vec()].concat());
+    node.sync_all();
+    assert_eq!(node.sent(A), [b"I".to_vec(), told(&[1, 4])].concat());
+    node.conflict(id, &[Oid(3)]);
+    assert_eq!(node.sent(A), b"");
+}
+
+#[test]
+fn what_a_client_may_have_read_goes_with_its_commit() {
+    let mut node = Node::with_two();
+    node.others_change(&[3]);
+    node.send(A, &[load(2), load(3), load(88), b"C".to_vec()].concat());
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let SessionAction::Commit { touched: Some(touched), base, session, .. } = node.asked_one()
+    else {
+        panic!("small sets go along")
+    };
+    assert_eq!((base, session), (Seq(11), 1));
+    let touched: Vec<u64> = decode_touched(&touched).unwrap().iter().collect();
+    assert_eq!(touched, [1, 2, 88], "3 was answered with I: it was not read");
+}
+
+#[test]
+fn a_large_set_of_what_was_read_is_sent_when_the_master_asks() {
+    let mut node = Node::with_two();
+    for oid in 0..600u64 {
+        node.send(A, &load(oid << 20 | 1 << 10));
+    }
+    node.send(A, b"C");
+    node.sent(A);
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let first = node.asked_one();
+    let SessionAction::Commit { id, touched: None, .. } = first else { panic!("{first:?}") };
+    node.sessions.send_touched(id, &mut node.out);
+    let SessionAction::Commit { id: again, touched: Some(touched), .. } = node.asked_one() else {
+        panic!("with the set now")
+    };
+    assert_eq!((again, decode_touched(&touched).unwrap().len()), (id, 601));
+}
+
+#[test]
+fn a_sync_is_only_used_by_who_asked_before_it_was_sent() {
+    let mut node = Node::with_two();
+    node.send(A, b"S");
+    let first = node.sync_id();
+    node.send(B, b"S");
+    assert_eq!(node.asked(), [], "one at a time");
+    node.others_change(&[1]);
+    node.synced(first, 10);
+    assert_eq!((node.sent(A), node.sent(B)), (told(&[1]), vec![]));
+    let second = node.sync_id();
+    node.synced(first, 11);
+    assert_eq!(node.sent(B), b"", "a second answer to the first");
+    node.synced(second, 12);
+    assert_eq!(node.sent(B), b"", "not visible here yet");
+    node.others_change(&[2]);
+    assert_eq!(node.sent(B), told(&[1, 2]));
+    assert_eq!(node.asked(), []);
+}
+
+#[test]
+fn what_a_pack_removed_is_told_to_everybody_before_the_master_hears_so() {
+    let mut node = Node::with_two();
+    let removed: RoaringTreemap = [3, 4].into_iter().collect();
+    node.store.records.remove(&Oid(3));
+    node.store.records.remove(&Oid(4));
+    node.sessions.removed(Generation(2), &removed, &mut node.out);
+    node.send(A, &[load(3), b"S".to_vec(), load(3)].concat());
+    node.sync_all();
+    assert_eq!(node.sent(A), [b"I".to_vec(), told(&[3, 4]), b"K".to_vec()].concat());
+    assert_eq!((node.asked(), node.sessions.told_generation()), (vec![], Generation(1)));
+    let late = ConnId(3);
+    node.open(late);
+    node.send(late, b"S");
+    node.sync_all();
+    assert_eq!(node.sent(late), told(&[]));
+    node.send(B, b"C\0\0\0\0");
+    assert_eq!(node.sent(B), told(&[3, 4]));
+    let SessionAction::Told { generation, .. } = node.asked_one() else { panic!() };
+    assert_eq!((generation, node.sessions.told_generation()), (Generation(2), Generation(2)));
+    // Whoever leaves need not be told.
+    node.sessions.removed(Generation(3), &removed, &mut node.out);
+    node.send(A, b"C\0\0\0\0");
+    for conn in [B, late] {
+        assert_eq!(node.asked(), []);
+        node.sessions.closed(conn, &mut node.out);
+    }
+    let SessionAction::Told { generation: Generation(3), .. } = node.asked_one() else { panic!() };
+}
+
+#[test]
+fn after_a_jump_nothing_is_believed_until_the_client_was_told() {
+    let mut node = Node::with_two();
+    node.send(A, &load(2));
+    node.store.applied = Seq(50);
+    node.sessions.jumped(Seq(50));
+    node.sessions.poke(node.now, &node.store, &mut node.out);
+    node.send(A, &[load(1), b"S".to_vec(), load(1)].concat());
+    node.sync_all();
+    let old = |oid| found(&record(oid, b"old"));
+    assert_eq!(node.sent(A), [old(2), b"I".to_vec(), told(&[2]), old(1)].concat());
+}
+
+#[test]
+fn unused_oids_are_known_and_freed() {
+    let mut node = Node::with_two();
+    node.send(A, b"M\x03");
+    let SessionAction::NewOids { id, session: 1, count: 3 } = node.asked_one() else { panic!() };
+    let oids = [Oid(7), Oid(9), Oid(8)];
+    node.sessions.oids(id, &oids, node.now, &node.store, &mut node.out);
+    node.sessions.oids(id, &oids, node.now, &node.store, &mut node.out);
+    let expected: Vec<u8> = oids.iter().flat_map(|oid| oid.0.to_be_bytes()).collect();
+    assert_eq!(node.sent(A), expected);
+    assert_eq!(node.sessions.pools(), [(1, vec![Oid(7), Oid(8), Oid(9)])]);
+    node.send(A, b"C");
+    let mine = [(8, record(8, b"mine"))];
+    node.send(A, &commit_data(&mine));
+    let (_, commit_id) = node.commit_id();
+    assert_eq!(node.sessions.pools().len(), 1);
+    // The client goes; what it holds is not free before its commit is settled.
+    node.sessions.closed(A, &mut node.out);
+    assert_eq!((node.asked(), node.sessions.len()), (vec![], 1));
+    assert_eq!(node.sessions.pools(), [(1, vec![Oid(7), Oid(8), Oid(9)])]);
+    node.apply(&mine, commit_id);
+    let SessionAction::FreeSession { session: 1, .. } = node.asked_one() else { panic!() };
+    assert_eq!(node.sessions.pools(), []);
+    node.sessions.closed(B, &mut node.out);
+    assert_eq!(node.asked(), [], "B never held an oid");
+}
+
+#[test]
+fn who_leaves_while_waiting_leaves_nothing_behind() {
+    let mut node = Node::with_two();
+    node.send(A, b"S");
+    let sync = node.sync_id();
+    node.send(B, b"N");
+    let SessionAction::NewOids { id, .. } = node.asked_one() else { panic!() };
+    node.sessions.closed(A, &mut node.out);
+    node.sessions.closed(A, &mut node.out);
+    node.sessions.closed(B, &mut node.out);
+    let SessionAction::FreeSession { session: 2, .. } = node.asked_one() else { panic!() };
+    node.synced(sync, 10);
+    node.sessions.oids(id, &[Oid(50)], node.now, &node.store, &mut node.out);
+    node.send(A, b"S");
+    assert_eq!((node.out.len(), node.sessions.deadline()), (0, None));
+    // The same for a commit that only a conflict settles.
+    node.open(ConnId(3));
+    node.send(ConnId(3), b"C");
+    node.sync_all();
+    node.send(ConnId(3), &commit_data(&[(1, record(1, b"mine"))]));
+    node.sent(ConnId(3));
+    let (id, _) = node.commit_id();
+    node.sessions.closed(ConnId(3), &mut node.out);
+    node.sessions.send_touched(id, &mut node.out);
+    assert_eq!(node.commit_id().0, id, "it is still settled");
+    node.conflict(id, &[]);
+    assert_eq!((node.out.len(), node.sessions.outstanding(id)), (0, false));
+}
+
+#[test]
+fn revoked_sessions_are_closed() {
+    let mut node = Node::with_two();
+    node.sessions.revoke(&[2, 99], &mut node.out);
+    let SessionAction::Close { conn: B, reason: CloseReason::Revoked } = node.asked_one() else {
+        panic!()
+    };
+}
+
+/// Recorded from stock Durus 4.3's server on an empty file, oids apart.
+#[test]
+fn stock_durus_says_the_same() {
+    let mut node = Node::new();
+    node.store.records.clear();
+    let mut says = |conn, bytes: &[u8], answer: &[u8]| {
+        if node.sessions.len() < 2 {
+            [A, B].into_iter().for_each(|conn| node.open(conn));
+            serve(&mut node);
+        }
+        node.send(conn, bytes);
+        serve(&mut node);
+        assert_eq!(node.sent(conn), answer);
+    };
+    let zero = &[0; 8][..];
+    says(A, &[b"V\0\0\0\x01L", zero, b"M\0B\0\0\0\0"].concat(), b"\0\0\0\x01K");
+    let one = [[0u8, 0, 0, 0, 0, 0, 0, 1], [0u8, 0, 0, 0, 0, 0, 0, 9]];
+    let root = [zero, b"\0\0\0\x04root", &one[0]].concat();
+    let leaf = [&one[0][..], b"\0\0\0\x03one"].concat();
+    let data = [b"\0\0\0\x20", zero, &root, b"\0\0\0\x17", &one[0], &leaf].concat();
+    says(A, &[b"C\0\0\0\x3f", &data[..]].concat(), b"\0\0\0\0O");
+    let three = [b"B\0\0\0\x03", zero, &one[1], &one[0], b"S"].concat();
+    let found = [b"O\0\0\0\x18", &root[..], b"KO\0\0\0\x0f", &leaf, b"\0\0\0\0"].concat();
+    says(A, &three, &found);
+    let reads = [b"L", zero, b"L", &one[1], b"C\0\0\0\0L", &one[0]].concat();
+    let told = [b"IK\0\0\0\x02", zero, &one[0], b"O\0\0\0\x0f", &leaf].concat();
+    says(B, &reads, &told);
+    let empty = [b"C\0\0\0\x18\0\0\0\x14", zero, zero, b"\0\0\0\0L", zero].concat();
+    says(A, &empty, &[b"\0\0\0\0OO\0\0\0\x0c", zero, b"\0\0\0\0"].concat());
+}

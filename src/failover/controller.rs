@@ -1,0 +1,505 @@
+//! What the Raft leader proposes next, and why.
+//!
+//! The controller keeps nothing that matters: a new leader asks the voters again and comes to the same end. It is
+//! asked after everything that happened (`decide`) and answers with commands to propose and requests to send. A command
+//! proposed twice, or on an older state, is refused by the state itself.
+
+use std::collections::BTreeMap;
+
+use super::election::{self, Report, Verdict};
+use super::health::{Health, Look, Opinions};
+use crate::admin::eligible::eligible;
+use crate::control::{Phase, State};
+use crate::proto::control::command::Kind;
+use crate::proto::control::{
+    Beat, ControlState, FenceCommand, Opened, PackCancel, PackStart, Reason,
+};
+use crate::replication::quorum::majority;
+use crate::types::{Epoch, Generation, NodeId, Now};
+
+/// How long things may take before something else is tried. All in milliseconds; none matters for safety.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// Between two beats of a node.
+    pub beat_ms: u64,
+    /// A node that says nothing for this long is taken for dead, if a majority hears nothing.
+    pub silence_ms: u64,
+    /// Raft's clock.
+    pub raft_tick_ms: u64,
+    /// Raft followers wait so many ticks for their leader.
+    pub raft_election_ticks: u64,
+    /// An elected master that has not opened by then is replaced.
+    pub open_timeout_ms: u64,
+    /// How long an election waits for voters that seem alive, beyond a majority.
+    pub report_grace_ms: u64,
+    /// How long a pack waits for stragglers once a majority is ready.
+    pub straggler_ms: u64,
+    /// A pack that was called off by an election begins again after the new master has been open for this long.
+    pub pack_again_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            beat_ms: 50,
+            silence_ms: 500,
+            raft_tick_ms: 25,
+            raft_election_ticks: 16,
+            open_timeout_ms: 2000,
+            report_grace_ms: 150,
+            straggler_ms: 10_000,
+            pack_again_ms: 1000,
+        }
+    }
+}
+
+/// All a decision depends on.
+pub struct View<'a> {
+    pub me: NodeId,
+    pub now: Now,
+    pub state: &'a State,
+    pub health: &'a Health,
+    pub own_beat: &'a Beat,
+    pub timing: &'a Timing,
+}
+
+impl View<'_> {
+    pub fn beat(&self, id: NodeId) -> Option<&Beat> {
+        if id == self.me { Some(self.own_beat) } else { self.health.beat(id) }
+    }
+
+    fn look(&self, id: NodeId) -> Look {
+        match id == self.me {
+            true => Look::Alive,
+            false => self.health.look(id, self.timing.silence_ms, self.now),
+        }
+    }
+
+    fn is_alive(&self, id: NodeId) -> bool {
+        self.look(id) == Look::Alive && self.beat(id).is_some()
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Decision {
+    Propose(Kind),
+    AskFence {
+        voter: NodeId,
+        epoch: Epoch,
+    },
+    PackTurn {
+        node: NodeId,
+        generation: Generation,
+    },
+    /// A person must look: the election can't go on.
+    Alarm(String),
+}
+
+/// Somebody asked for a master by name.
+#[derive(Clone, Debug)]
+pub struct PromoteAsked {
+    pub target: NodeId,
+    pub asked_by: String,
+    pub why: String,
+}
+
+const REASK_MS: u64 = 100;
+const REPROPOSE_MS: u64 = 300;
+
+#[derive(Debug, Default)]
+pub struct Controller {
+    reports: BTreeMap<NodeId, Report>,
+    /// The fence the reports are of, and when this leader first saw it.
+    fence: Option<(Epoch, Now)>,
+    asked: BTreeMap<NodeId, Now>,
+    proposed: Option<(Kind, Now)>,
+    promote: Option<PromoteAsked>,
+    /// When this leader first saw the present election, and when it first saw it open.
+    elected: Option<(Epoch, Now)>,
+    opened: Option<(Epoch, Now)>,
+    /// Since when clients have been waiting for a master.
+    outage: Option<Now>,
+    pack_turn: Option<(NodeId, Now)>,
+    majority_ready: Option<Now>,
+    alarmed: Option<String>,
+}
+
+impl Controller {
+    /// This node is not the leader (any more): everything is asked anew by whoever is.
+    pub fn forget(&mut self) {
+        *self = Controller::default();
+    }
+
+    pub fn ask_promote(&mut self, asked: PromoteAsked) {
+        self.promote = Some(asked);
+    }
+
+    pub fn on_report(&mut self, from: NodeId, report: Report) {
+        self.reports.insert(from, report);
+    }
+
+    pub fn decide(&mut self, view: &View<'_>) -> Vec<Decision> {
+        let mut out = Vec::new();
+        match view.state.phase() {
+            Phase::None => self.bootstrap(view, &mut out),
+            Phase::Fencing { .. } => self.fencing(view, &mut out),
+            Phase::Elected { opened: false } => self.opening(view, &mut out),
+            Phase::Elected { opened: true } => {
+                self.watching(view, &mut out);
+                if out.is_empty() {
+                    self.packing(view, &mut out);
+                }
+            }
+        }
+        out
+    }
+
+    fn bootstrap(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let everybody = view
+            .state
+            .members()
+            .all(|member| member.disk_uuid.is_some() && view.is_alive(member.id));
+        if everybody {
+            self.fence_now(view, Reason::Bootstrap, None, "automatic", "first election", out);
+        }
+    }
+
+    // ---- fenced: collect reports, elect ----
+
+    fn fencing(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let Some(fence) = view.state.fencing() else { return };
+        let epoch = fence.epoch;
+        if self.fence.map(|(of, _)| of) != Some(epoch) {
+            self.fence = Some((epoch, view.now));
+            self.reports.clear();
+            self.asked.clear();
+            self.outage.get_or_insert(view.now);
+        }
+        if self.promote.as_ref().is_some_and(|asked| Some(asked.target) == fence.target) {
+            self.promote = None;
+        }
+        let since = self.fence.expect("just set").1;
+        let voters = view.state.voters();
+        self.reports.retain(|id, report| report.epoch == epoch && voters.contains(id));
+        for &voter in &voters {
+            let counts = self.reports.get(&voter).is_some_and(|report| report.counts(view.state));
+            let due = self.asked.get(&voter).is_none_or(|at| view.now.since_ms(*at) >= REASK_MS);
+            if !counts && due {
+                self.asked.insert(voter, view.now);
+                out.push(Decision::AskFence { voter, epoch });
+            }
+        }
+        let waited = view.now.since_ms(since) >= view.timing.report_grace_ms;
+        let awaited = |voter: &NodeId| !self.reports.contains_key(voter) && view.is_alive(*voter);
+        if !waited && voters.iter().any(awaited) {
+            return;
+        }
+        match election::judge(view.state, fence, &self.reports) {
+            Verdict::Wait => {}
+            Verdict::Alarm(why) => self.alarm(why, out),
+            Verdict::Elect(elect) => self.propose(view, Kind::Elect(elect), out),
+        }
+    }
+
+    // ---- elected: wait for it to open ----
+
+    fn opening(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let epoch = view.state.epoch();
+        if self.elected.map(|(of, _)| of) != Some(epoch) {
+            self.elected = Some((epoch, view.now));
+        }
+        let (master, boot) = view.state.master().expect("somebody was elected");
+        let beat = view.beat(master);
+        if let Some(beat) = beat.filter(|beat| beat.boot == boot.0)
+            && beat.open
+            && beat.promised == epoch.0
+        {
+            let waited =
+                self.outage.map_or(0, |since| view.now.mono_us.saturating_sub(since.mono_us));
+            let opened =
+                Opened { epoch: epoch.0, seq: beat.committed_seq, clients_waited_us: waited };
+            self.propose(view, Kind::Opened(opened), out);
+            return;
+        }
+        let since = self.elected.expect("just set").1;
+        let late = view.now.since_ms(since) >= view.timing.open_timeout_ms;
+        let restarted = beat.is_some_and(|beat| beat.boot != boot.0);
+        let opinions = self.opinions(view, master);
+        let dead = opinions.refused >= majority(view.state.voters().len());
+        if late || restarted || dead {
+            let why = match (restarted, dead) {
+                (true, _) => format!("{} restarted before it opened", name(view, master)),
+                (_, true) => format!("{} died before it opened", name(view, master)),
+                _ => format!(
+                    "{} did not open in {} ms",
+                    name(view, master),
+                    view.timing.open_timeout_ms
+                ),
+            };
+            self.fence_now(view, Reason::NotOpened, None, "automatic", &why, out);
+        }
+    }
+
+    // ---- open: watch the master, do what was asked ----
+
+    fn watching(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let epoch = view.state.epoch();
+        if self.opened.map(|(of, _)| of) != Some(epoch) {
+            self.opened = Some((epoch, view.now));
+            self.outage = None;
+        }
+        let (master, boot) = view.state.master().expect("somebody is open");
+        let beat = view.beat(master);
+        if let Some(beat) = beat.filter(|beat| beat.boot != boot.0) {
+            let why = format!("{} runs as a new process ({:016x})", name(view, master), beat.boot);
+            let target = view.state.paused().then_some(master);
+            self.outage = Some(view.now);
+            self.fence_now(view, Reason::MasterRestarted, target, "automatic", &why, out);
+            return;
+        }
+        if beat.is_some_and(|beat| beat.leaving) && view.state.voters().len() > 1 {
+            let why = format!("{} is shutting down", name(view, master));
+            self.fence_now(view, Reason::HandOver, None, "automatic", &why, out);
+            return;
+        }
+        if !view.state.paused() && self.judge_master(view, master, out) {
+            return;
+        }
+        if let Some(asked) = self.promote.clone() {
+            if asked.target == master {
+                self.promote = None;
+                return;
+            }
+            let why = asked.why.clone();
+            self.fence_now(view, Reason::Promote, Some(asked.target), &asked.asked_by, &why, out);
+        }
+    }
+
+    /// Replaces a master that is dead, silent or failing. True if something was decided.
+    fn judge_master(&mut self, view: &View<'_>, master: NodeId, out: &mut Vec<Decision>) -> bool {
+        let voters = view.state.voters();
+        let enough = majority(voters.len());
+        let opinions = self.opinions(view, master);
+        let who = name(view, master);
+        let (reason, why) = if opinions.refused >= enough {
+            let why = format!(
+                "{who}'s connections closed and {} of {} voters are refused by it",
+                opinions.refused,
+                voters.len()
+            );
+            (Reason::MasterDead, why)
+        } else if opinions.refused + opinions.silent >= enough {
+            let why = format!(
+                "{} of {} voters heard nothing of {who} for {} ms",
+                opinions.refused + opinions.silent,
+                voters.len(),
+                view.timing.silence_ms
+            );
+            (Reason::MasterSilent, why)
+        } else if let Some(beat) = view.beat(master).filter(|beat| !beat.failing.is_empty()) {
+            (Reason::MasterFailing, format!("{who} says: {}", beat.failing))
+        } else {
+            return false;
+        };
+        self.outage = view.health.peer(master).map(|peer| peer.heard).or(Some(view.now));
+        self.fence_now(view, reason, None, "automatic", &why, out);
+        true
+    }
+
+    fn opinions(&self, view: &View<'_>, whom: NodeId) -> Opinions {
+        let voters = view.state.voters();
+        view.health.count(view.me, whom, &voters, view.timing.silence_ms, view.now)
+    }
+
+    // ---- packs ----
+
+    fn packing(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let Some(pack) = view.state.pack() else {
+            self.pack_turn = None;
+            self.majority_ready = None;
+            self.pack_again(view, out);
+            return;
+        };
+        if pack.seal.is_none() {
+            return;
+        }
+        let generation = pack.generation;
+        let (master, _) = view.state.master().expect("somebody is open");
+        let voters = view.state.voters();
+        let is_ready = |id: &NodeId| pack.ready.contains(id);
+        let has_failed = |id: &NodeId| {
+            view.beat(*id).and_then(|beat| beat.pack.as_ref()).is_some_and(|progress| {
+                progress.generation == generation.0 && progress.phase.starts_with("failed")
+            })
+        };
+        let failed = voters.iter().filter(|id| has_failed(id)).count();
+        if has_failed(&master) || failed >= majority(voters.len()) {
+            let why =
+                format!("{failed} of {} nodes could not build the new generation", voters.len());
+            let cancel = PackCancel { generation: generation.0, why, asked_by: "automatic".into() };
+            self.propose(view, Kind::PackCancel(cancel), out);
+            return;
+        }
+        let ready = voters.iter().filter(|id| is_ready(id)).count();
+        if ready >= majority(voters.len()) && is_ready(&master) {
+            let since = *self.majority_ready.get_or_insert(view.now);
+            let everybody =
+                voters.iter().all(|id| is_ready(id) || has_failed(id) || !view.is_alive(*id));
+            if everybody || view.now.since_ms(since) >= view.timing.straggler_ms {
+                if !view.state.paused() {
+                    self.switch(view, generation, master, ready, out);
+                }
+                return;
+            }
+        }
+        let mut order: Vec<NodeId> = voters.iter().copied().filter(|id| *id != master).collect();
+        order.push(master);
+        let turn =
+            order.into_iter().find(|id| !is_ready(id) && !has_failed(id) && view.is_alive(*id));
+        let Some(node) = turn else { return };
+        let due =
+            self.pack_turn.is_none_or(|(of, at)| of != node || view.now.since_ms(at) >= REASK_MS);
+        if due {
+            self.pack_turn = Some((node, view.now));
+            out.push(Decision::PackTurn { node, generation });
+        }
+    }
+
+    fn switch(
+        &mut self,
+        view: &View<'_>,
+        generation: Generation,
+        master: NodeId,
+        ready: usize,
+        out: &mut Vec<Decision>,
+    ) {
+        let why =
+            format!("{ready} of {} nodes have generation {generation}", view.state.voters().len());
+        self.fence_now(view, Reason::GenerationSwitch, Some(master), "automatic", &why, out);
+    }
+
+    fn pack_again(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let Some(asked_by) = view.state.pack_again() else { return };
+        let settled = self
+            .opened
+            .is_some_and(|(_, since)| view.now.since_ms(since) >= view.timing.pack_again_ms);
+        if !settled || view.state.paused() || preflight(view).is_err() {
+            return;
+        }
+        let generation = view.state.generation().map_or(1, |current| current.number.next().0);
+        let start = PackStart { generation, asked_by: asked_by.to_string() };
+        self.propose(view, Kind::PackStart(start), out);
+    }
+
+    // ---- plumbing ----
+
+    fn fence_now(
+        &mut self,
+        view: &View<'_>,
+        reason: Reason,
+        target: Option<NodeId>,
+        asked_by: &str,
+        why: &str,
+        out: &mut Vec<Decision>,
+    ) {
+        let promised = view.state.members().filter_map(|member| view.beat(member.id));
+        let highest = promised.map(|beat| beat.promised).max().unwrap_or(0);
+        let fence = FenceCommand {
+            epoch: highest.max(view.state.epoch().0) + 1,
+            reason: reason.into(),
+            target: target.map_or(0, |id| id.0),
+            asked_by: asked_by.to_string(),
+            why: why.to_string(),
+        };
+        self.propose(view, Kind::Fence(fence), out);
+    }
+
+    fn propose(&mut self, view: &View<'_>, kind: Kind, out: &mut Vec<Decision>) {
+        let again = self.proposed.as_ref().is_some_and(|(last, at)| {
+            std::mem::discriminant(last) == std::mem::discriminant(&kind)
+                && view.now.since_ms(*at) < REPROPOSE_MS
+        });
+        if !again {
+            self.proposed = Some((kind.clone(), view.now));
+            out.push(Decision::Propose(kind));
+        }
+    }
+
+    /// The replicated state changed: whatever was proposed has been decided upon.
+    pub fn on_state_changed(&mut self) {
+        self.proposed = None;
+    }
+
+    fn alarm(&mut self, why: String, out: &mut Vec<Decision>) {
+        if self.alarmed.as_ref() != Some(&why) {
+            self.alarmed = Some(why.clone());
+            out.push(Decision::Alarm(why));
+        }
+    }
+}
+
+fn name(view: &View<'_>, id: NodeId) -> String {
+    view.state.member(id).map_or_else(|| format!("node {id}"), |member| member.name.clone())
+}
+
+/// Can a pack begin now? The reason why not is for whoever asked.
+pub fn preflight(view: &View<'_>) -> Result<(), String> {
+    let state = view.state;
+    if !matches!(state.phase(), Phase::Elected { opened: true, .. }) {
+        return Err("there is no open master; see `packmaster ctl status`".into());
+    }
+    if let Some(pack) = state.pack() {
+        return Err(format!("a pack to generation {} is in progress", pack.generation));
+    }
+    let voters = state.voters();
+    let in_step =
+        |id: &&NodeId| view.is_alive(**id) && view.beat(**id).is_some_and(|beat| beat.in_step);
+    let healthy = voters.iter().filter(in_step).count();
+    if healthy < majority(voters.len()) {
+        return Err(format!("only {healthy} of {} nodes are in step", voters.len()));
+    }
+    for &id in voters.iter().filter(|id| view.is_alive(**id)) {
+        let beat = view.beat(id).expect("alive nodes have said something");
+        if beat.free_bytes < beat.file_bytes + beat.file_bytes / 4 {
+            return Err(format!(
+                "{} has {} bytes free and needs {}: make room on its disk",
+                name(view, id),
+                beat.free_bytes,
+                beat.file_bytes + beat.file_bytes / 4
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Can `target` take over now? Shared by `ctl promote`, its dry run and the execution.
+pub fn may_promote(
+    view: &View<'_>,
+    message: &ControlState,
+    target: NodeId,
+    force: bool,
+) -> Result<(), String> {
+    let Some(member) = view.state.member(target) else {
+        return Err(format!("node {target} is not a member"));
+    };
+    match view.state.phase() {
+        Phase::Fencing { .. } => {
+            return Err("an election is under way; try again in a second".into());
+        }
+        Phase::None => return Err("the cluster has not had its first election yet".into()),
+        Phase::Elected { .. } => {}
+    }
+    if view.state.master().is_some_and(|(master, _)| master == target) && view.state.is_open() {
+        return Err(format!("{} is the master already", member.name));
+    }
+    if !view.is_alive(target) {
+        return Err(format!("{} can't be reached", member.name));
+    }
+    let beat = view.beat(target).expect("alive nodes have said something");
+    let described = message.members.iter().find(|member| member.id == target.0).expect("a member");
+    match eligible(described, beat, message) {
+        Err(why) if !force => Err(format!("{}: {why}", member.name)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,165 @@
+//! What this node says about itself, and how often.
+
+use std::collections::BTreeMap;
+
+use slog::Logger;
+
+use super::{Action, Core, Role};
+use crate::failover::controller::Timing;
+use crate::proto::control::Beat;
+use crate::proto::control::peer_message::Kind;
+use crate::replication::wire;
+use crate::types::{NodeId, Now};
+
+/// A peer with a strange disk is complained about so often.
+const COMPLAIN_EVERY_MS: u64 = 10_000;
+
+#[derive(Default)]
+pub(super) struct Beats {
+    sent: Option<Now>,
+    /// Something changed that others wait for.
+    soon: bool,
+    complained: BTreeMap<NodeId, Now>,
+    /// Free bytes on the disk, as last looked at.
+    free_bytes: u64,
+    free_looked_at: Option<Now>,
+}
+
+impl Beats {
+    pub(super) fn soon(&mut self) {
+        self.soon = true;
+    }
+
+    pub(super) fn is_soon(&self) -> bool {
+        self.soon
+    }
+
+    pub(super) fn due_us(&self, timing: &Timing) -> u64 {
+        match self.sent {
+            Some(sent) if !self.soon => sent.mono_us + timing.beat_ms * 1000,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn complain_about_disk(&mut self, from: NodeId, log: &Logger, now: Now) {
+        let due =
+            self.complained.get(&from).is_none_or(|at| now.since_ms(*at) >= COMPLAIN_EVERY_MS);
+        if due {
+            self.complained.insert(from, now);
+            slog::error!(log, "a node comes with another disk than the cluster knows; it is not believed: \
+                a new disk needs a new member"; "node" => from.0);
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) -> Result<(), String> {
+        let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
+        self.health.on_beat(from, beat, self.now);
+        self.controller_due_us = 0;
+        if newer {
+            self.beats.soon();
+        }
+        Ok(())
+    }
+
+    pub(super) fn drive_beats(&mut self, out: &mut Vec<Action>) {
+        if self.now.mono_us < self.beats.due_us(&self.setup.timing) || self.exited {
+            return;
+        }
+        self.look_at_disk();
+        self.beats.sent = Some(self.now);
+        self.beats.soon = false;
+        let beat = self.own_beat();
+        let peers: Vec<NodeId> = self
+            .control
+            .members()
+            .map(|member| member.id)
+            .filter(|id| *id != self.setup.id)
+            .collect();
+        for peer in peers {
+            self.send(peer, Kind::Beat(beat.clone()), out);
+        }
+    }
+
+    fn look_at_disk(&mut self) {
+        let due = self.beats.free_looked_at.is_none_or(|at| self.now.since_ms(at) >= 1000);
+        if due {
+            self.beats.free_looked_at = Some(self.now);
+            self.beats.free_bytes = self.setup.disk.free_bytes().unwrap_or(0);
+        }
+    }
+
+    pub(super) fn own_beat(&self) -> Beat {
+        let tip = self.shelf.tip();
+        let lag_bytes = match &self.role {
+            Role::Slave(slave) => slave.announced.offset.saturating_sub(self.durable.offset),
+            _ => 0,
+        };
+        Beat {
+            boot: self.setup.boot.0,
+            promised: self.promised.0,
+            position: Some(wire::put_position(&self.position())),
+            written_seq: tip.seq.0,
+            committed_seq: self.committed.0,
+            open: self.is_open_master(),
+            in_step: self.in_step(),
+            failing: String::new(),
+            suspect: self.suspect.clone(),
+            views: self.health.views(self.now),
+            pack: self.pack_progress(),
+            clients: self.sessions.len() as u64,
+            file_bytes: tip.offset,
+            free_bytes: self.beats.free_bytes,
+            verified_seq: self.verified.0.0,
+            verified_wall_us: self.verified.1,
+            leaving: self.leaving.is_some(),
+            raft_leader: self.raft.leader().map_or(0, |leader| leader.0),
+            version: self.setup.version.clone(),
+            state: self.state_text(),
+            lag_bytes,
+            fetched_bytes: self.fetched_bytes,
+            raft_applied: self.raft.applied(),
+            rebase: self.last_rebase.clone(),
+            seal_seq: self.shelf.cut().0,
+            blank: self.shelf.is_blank(),
+            tip_wall_us: self.shelf.last_time_us(),
+        }
+    }
+
+    /// Follows the current master in the current generation, or is the open master.
+    pub(super) fn in_step(&self) -> bool {
+        if !self.suspect.is_empty() || !self.is_current_file() || self.cutting {
+            return false;
+        }
+        match &self.role {
+            Role::Master(master) => master.open,
+            Role::Slave(slave) => slave.matched && slave.epoch == self.control.epoch(),
+            Role::None => false,
+        }
+    }
+
+    fn state_text(&self) -> String {
+        if !self.suspect.is_empty() {
+            return "suspect".into();
+        }
+        if let Some(text) = self.rebase_text() {
+            return text;
+        }
+        if self.leaving.is_some() {
+            return "leaving".into();
+        }
+        if self.cutting {
+            return "cutting back".into();
+        }
+        match &self.role {
+            Role::Master(master) if master.open => "open".into(),
+            Role::Master(_) if self.pull.is_some() => "elected, fetching what it lacks".into(),
+            Role::Master(_) => "elected, opening".into(),
+            Role::Slave(slave) if !slave.matched => "connecting to the master".into(),
+            Role::Slave(slave) if slave.announced.seq > self.durable.seq => "catching up".into(),
+            Role::Slave(_) => "in step".into(),
+            Role::None => "waiting for an election".into(),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Raft's round trips, and what a changed state means for this node.
+
+use prost::Message;
+
+use super::master::Master;
+use super::{Action, Core, Role};
+use crate::control::{Applied, Mastership, Phase};
+use crate::failover::controller::{Decision, View, preflight};
+use crate::failover::health::Look;
+use crate::proto::control::command::Kind as CommandKind;
+use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{
+    Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
+};
+use crate::raft::DriverError;
+use crate::replication::quorum::majority;
+use crate::replication::wire;
+use crate::storage::DiskError;
+use crate::types::{Epoch, NodeId};
+
+/// Entries applied since the last snapshot of the state, before the next is taken.
+const COMPACT_EVERY: u64 = 512;
+/// A survivor lets those with lower ids campaign first, so long.
+const CAMPAIGN_STEP_MS: u64 = 30;
+/// The controller looks at everything again after this long, if nothing happened that concerns it.
+const CONTROLLER_EVERY_US: u64 = 10_000;
+/// A command that was lost on its way is proposed again after this long.
+const PROPOSE_AGAIN_MS: u64 = 300;
+
+impl Core {
+    pub(super) fn on_raft_message(&mut self, message: RaftMessage) -> Result<(), String> {
+        if !self.suspect.is_empty() {
+            return Ok(());
+        }
+        match self.raft.step(&message) {
+            Err(DriverError::Amnesia { from, why }) => {
+                self.suspect =
+                    format!("the Raft log is behind what node {from} knows of it: {why}");
+                slog::crit!(self.log, "this node has forgotten what it acknowledged; it stands aside";
+                    "why" => &self.suspect);
+                self.beats.soon();
+                Ok(())
+            }
+            result => result.map_err(|error| error.to_string()),
+        }
+    }
+
+    pub(super) fn on_raft_done(
+        &mut self,
+        number: u64,
+        result: Result<(), DiskError>,
+        out: &mut Vec<Action>,
+    ) {
+        match result {
+            Ok(()) => self.raft.persisted(number),
+            Err(error) => {
+                slog::error!(self.log, "the Raft log can't be written; this node stops"; "error" => %error);
+                self.exit(&format!("disk failed: {error}"), true, out);
+            }
+        }
+    }
+
+    pub(super) fn drive_raft(&mut self, out: &mut Vec<Action>) {
+        let tick_us = self.setup.timing.raft_tick_ms * 1000;
+        if self.now.mono_us >= self.raft_tick_due_us {
+            self.raft.tick();
+            // A late tick is one tick: a process that was stopped must not think that it waited.
+            self.raft_tick_due_us = self.now.mono_us + tick_us;
+        }
+        self.replace_dead_leader();
+        loop {
+            let polled = self.raft.poll();
+            if polled.is_empty() {
+                break;
+            }
+            if let Some(snapshot) = polled.restore {
+                self.restore_control(&snapshot, out);
+            }
+            for (index, command) in polled.committed {
+                self.apply_command(index, &command, out);
+            }
+            if let Some((number, record)) = polled.persist {
+                out.push(Action::RaftPersist { number, record });
+            }
+            for message in polled.messages {
+                self.send(NodeId(message.to), Kind::Raft(message), out);
+            }
+        }
+        self.compact_raft();
+        self.drive_member_up(out);
+    }
+
+    /// The Raft leader's process is gone, and a majority sees it: a new leader at once, without waiting for timeouts.
+    fn replace_dead_leader(&mut self) {
+        let me = self.setup.id;
+        let voters: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
+        if let Some(leader) = self.raft.leader().filter(|leader| *leader != me) {
+            let silence_ms = self.setup.timing.silence_ms;
+            let opinions = self.health.count(me, leader, &voters, silence_ms, self.now);
+            if opinions.refused < majority(voters.len()) {
+                self.raft_campaign_due_us = None;
+                return;
+            }
+            self.raft.forget_leader();
+            let alive = |id: &&NodeId| self.health.look(**id, silence_ms, self.now) == Look::Alive;
+            let rank = voters.iter().filter(|id| **id < me).filter(alive).count() as u64;
+            self.raft_campaign_due_us = Some(self.now.mono_us + rank * CAMPAIGN_STEP_MS * 1000);
+        } else if self.raft.is_leader() {
+            self.raft_campaign_due_us = None;
+        }
+        if let Some(due) = self.raft_campaign_due_us
+            && self.now.mono_us >= due
+            && self.suspect.is_empty()
+        {
+            self.raft.campaign();
+            let again = CAMPAIGN_STEP_MS * 1000 * (voters.len() as u64 + 1);
+            self.raft_campaign_due_us = Some(self.now.mono_us + again);
+        }
+    }
+
+    fn compact_raft(&mut self) {
+        let applied = self.raft.applied();
+        if applied >= self.compacted_index + COMPACT_EVERY {
+            self.compacted_index = applied;
+            self.raft.compact(applied, self.control.encode());
+        }
+    }
+
+    // ---- proposing ----
+
+    /// On the leader into the log, elsewhere to the leader. Whether it is applied shows in the state.
+    pub(super) fn propose(&mut self, kind: CommandKind, out: &mut Vec<Action>) {
+        let command = Command {
+            on_epoch: self.control.epoch().0,
+            at_wall_us: self.now.wall_us,
+            by: self.setup.id.0,
+            kind: Some(kind),
+        };
+        match self.raft.leader() {
+            Some(leader) if leader == self.setup.id => self.propose_here(&command),
+            Some(leader) => {
+                self.send(leader, Kind::Propose(Propose { command: Some(command) }), out);
+            }
+            None => {}
+        }
+    }
+
+    fn propose_here(&mut self, command: &Command) {
+        if let Err(error) = self.raft.propose(command.encode_to_vec()) {
+            slog::debug!(self.log, "not proposed"; "why" => %error);
+        }
+    }
+
+    pub(super) fn on_propose(&mut self, propose: Propose) -> Result<(), String> {
+        let command = propose.command.ok_or("propose without a command")?;
+        if !self.raft.is_leader() {
+            return Ok(());
+        }
+        match &command.kind {
+            Some(CommandKind::Fence(_) | CommandKind::Elect(_)) => {
+                return Err("only the leader itself fences and elects".into());
+            }
+            Some(CommandKind::PackStart(_)) => {
+                let own = self.own_beat();
+                if let Err(why) = preflight(&self.view(&own)) {
+                    slog::info!(self.log, "no pack now"; "why" => why);
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        self.propose_here(&command);
+        Ok(())
+    }
+
+    /// This node says once, through Raft, which disk and addresses it has.
+    fn drive_member_up(&mut self, out: &mut Vec<Action>) {
+        let Some(known) = self.control.member(self.setup.id) else { return };
+        if known.disk_uuid == Some(self.setup.disk_uuid) || !self.suspect.is_empty() {
+            return;
+        }
+        if known.disk_uuid.is_some() {
+            self.suspect = "this node's disk is not the one the cluster knows under its id: \
+                its promises and votes are lost with that disk, so it must not take part"
+                .into();
+            slog::crit!(self.log, "amnesia"; "why" => &self.suspect);
+            return;
+        }
+        let due = self.member_up_sent.is_none_or(|at| self.now.since_ms(at) >= PROPOSE_AGAIN_MS);
+        if !due || self.raft.leader().is_none() {
+            return;
+        }
+        self.member_up_sent = Some(self.now);
+        let me = self.setup.members.iter().find(|member| member.id == self.setup.id.0);
+        let me = me.expect("the configuration has this node");
+        let disk_uuid = bytes::Bytes::copy_from_slice(&self.setup.disk_uuid);
+        let member = MemberMessage { disk_uuid, ..me.clone() };
+        self.propose(CommandKind::MemberUp(MemberUp { member: Some(member) }), out);
+    }
+
+    // ---- applying ----
+
+    fn restore_control(&mut self, snapshot: &[u8], out: &mut Vec<Action>) {
+        match crate::control::State::decode(snapshot) {
+            Ok(state) => {
+                let before = std::mem::replace(&mut self.control, state);
+                self.compacted_index = self.raft.applied();
+                self.on_control_changed(&before, out);
+            }
+            Err(error) => {
+                slog::crit!(self.log, "can't read the leader's snapshot; this node stops"; "error" => %error);
+                self.exit(&format!("snapshot of the replicated state: {error}"), true, out);
+            }
+        }
+    }
+
+    fn apply_command(&mut self, index: u64, bytes: &[u8], out: &mut Vec<Action>) {
+        let command = match Command::decode(bytes) {
+            Ok(command) => command,
+            Err(error) => {
+                slog::error!(self.log, "a command can't be read: is this node's program too old?";
+                    "index" => index, "error" => %error);
+                return;
+            }
+        };
+        let before = self.control.clone();
+        match self.control.apply(index, &command) {
+            Applied::Changed => self.on_control_changed(&before, out),
+            Applied::Refused(why) => {
+                slog::debug!(self.log, "command refused"; "index" => index, "why" => why);
+                self.controller.on_state_changed();
+            }
+        }
+    }
+
+    /// What the cluster has decided, this node does.
+    fn on_control_changed(&mut self, before: &crate::control::State, out: &mut Vec<Action>) {
+        self.controller.on_state_changed();
+        self.controller_due_us = 0;
+        self.beats.soon();
+        if self.control.oid_limit() > before.oid_limit() {
+            self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
+        }
+        match self.control.phase() {
+            Phase::None => {}
+            Phase::Fencing { epoch } => {
+                if epoch > self.promised {
+                    self.promise(epoch, out);
+                }
+                self.report_to_leader(out);
+            }
+            Phase::Elected { .. } => {
+                let elected = self.control.mastership().expect("somebody was elected").clone();
+                if before.mastership().map(|old| old.epoch) != Some(elected.epoch) {
+                    self.on_elected(&elected, out);
+                }
+            }
+        }
+        self.on_pack_changed(out);
+    }
+
+    fn on_elected(&mut self, elected: &Mastership, out: &mut Vec<Action>) {
+        let epoch = elected.epoch;
+        if epoch < self.promised {
+            return; // superseded already
+        }
+        if epoch > self.promised {
+            self.promise(epoch, out);
+        }
+        self.flip_if_ready(out);
+        let me = self.setup.id;
+        let floor = match wire::position("floor", Some(&elected.floor)) {
+            Ok(floor) => floor,
+            Err(error) => {
+                slog::error!(self.log, "an election without a floor"; "error" => %error);
+                return;
+            }
+        };
+        if (elected.master, elected.boot) == (me, self.setup.boot) {
+            if self.suspect.is_empty() {
+                let master = Master::new(
+                    me,
+                    epoch,
+                    elected.voters.clone(),
+                    floor,
+                    elected.floor_holder,
+                    self.now,
+                );
+                self.role = Role::Master(Box::new(master));
+            }
+        } else if elected.master != me {
+            let same = matches!(&self.role, Role::Slave(slave) if slave.epoch == epoch);
+            if !same {
+                self.follow(epoch, elected.master, elected.boot);
+            }
+            if self.is_current_file() {
+                self.hello_master(out);
+            }
+        }
+    }
+
+    // ---- deciding, on the leader ----
+
+    pub(super) fn view<'a>(&'a self, own_beat: &'a crate::proto::control::Beat) -> View<'a> {
+        View {
+            me: self.setup.id,
+            now: self.now,
+            state: &self.control,
+            health: &self.health,
+            own_beat,
+            timing: &self.setup.timing,
+        }
+    }
+
+    pub(super) fn drive_controller(&mut self, out: &mut Vec<Action>) {
+        if !self.raft.is_leader() || !self.suspect.is_empty() {
+            self.controller.forget();
+            return;
+        }
+        if self.now.mono_us < self.controller_due_us && !self.beats.is_soon() {
+            return;
+        }
+        self.controller_due_us = self.now.mono_us + CONTROLLER_EVERY_US;
+        let own = self.own_beat();
+        let mut controller = std::mem::take(&mut self.controller);
+        let decisions = controller.decide(&self.view(&own));
+        self.controller = controller;
+        for decision in decisions {
+            match decision {
+                Decision::Propose(kind) => self.propose(kind, out),
+                Decision::AskFence { voter, epoch } => self.ask_fence(voter, epoch, out),
+                Decision::PackTurn { node, generation } => {
+                    self.send(node, Kind::PackTurn(PackTurn { generation: generation.0 }), out);
+                }
+                Decision::Alarm(why) => {
+                    slog::crit!(self.log, "election stopped: a person must look"; "why" => &why);
+                }
+            }
+        }
+    }
+
+    fn ask_fence(&mut self, voter: NodeId, epoch: Epoch, out: &mut Vec<Action>) {
+        self.send(voter, Kind::FenceRequest(FenceRequest { epoch: epoch.0 }), out);
+    }
+}

@@ -1,0 +1,151 @@
+//! The core's side of the disk: what was asked for, and what follows when it is done.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::{Action, Core, Role};
+use crate::shelf::ParsedTx;
+use crate::storage::DiskError;
+use crate::storage::task::{DiskTask, TaskDone};
+use crate::types::{Epoch, Generation, Tip};
+
+/// Why a task was asked for.
+pub(super) enum Purpose {
+    /// Transactions of the current file up to `tip`, taken in `epoch`.
+    Append {
+        generation: Generation,
+        tip: Tip,
+    },
+    /// The same in a file that is to become current.
+    AppendNext {
+        generation: Generation,
+        tip: Tip,
+    },
+    Promise {
+        epoch: Epoch,
+    },
+    CutBack,
+    Flip,
+    /// A built or fetched base got its name.
+    BaseNamed {
+        name: String,
+    },
+    /// The file a base is fetched into.
+    BaseFile,
+    BasePart {
+        upto: u64,
+    },
+    /// A file got its name, or was removed.
+    Housekeeping,
+}
+
+#[derive(Default)]
+pub(super) struct Tasks {
+    begun: u64,
+    purposes: BTreeMap<u64, Purpose>,
+}
+
+impl Core {
+    pub(super) fn disk(&mut self, purpose: Purpose, work: DiskTask, out: &mut Vec<Action>) {
+        self.tasks.begun += 1;
+        let task = self.tasks.begun;
+        self.tasks.purposes.insert(task, purpose);
+        out.push(Action::Disk { task, work });
+    }
+
+    /// Extends the current file in memory by one verified transaction; `write_appended` sends the bytes to the disk.
+    pub(super) fn extend(&mut self, tx: &ParsedTx, bytes: Bytes) {
+        let oids: Vec<_> = tx.records.iter().map(|record| record.oid).collect();
+        self.checker.noted(tx.meta.seq, tx.meta.commit_id, &oids);
+        self.shelf.append(tx, bytes);
+    }
+
+    /// Everything appended to the current file since `offset`.
+    pub(super) fn write_appended(&mut self, offset: u64, bytes: Bytes, out: &mut Vec<Action>) {
+        let tip = self.shelf.tip();
+        assert_eq!(offset + bytes.len() as u64, tip.offset, "all that was appended is written");
+        let purpose = Purpose::Append { generation: self.shelf.generation(), tip };
+        let file = self.shelf.file();
+        self.disk(purpose, DiskTask::Append { file, offset, bytes }, out);
+    }
+
+    pub(super) fn on_disk_done(
+        &mut self,
+        task: u64,
+        result: Result<TaskDone, DiskError>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(purpose) = self.tasks.purposes.remove(&task) else { return };
+        let done = match result {
+            Ok(done) => done,
+            Err(error) => return self.on_disk_failed(&error, out),
+        };
+        match purpose {
+            Purpose::Append { generation, tip } => self.on_appended(generation, tip, out),
+            Purpose::AppendNext { generation, tip } => match &mut self.next {
+                Some(next) if next.shelf.generation() == generation => {
+                    next.shelf.written_to(tip.offset);
+                    next.durable = tip;
+                }
+                // It has become the current file meanwhile.
+                _ => self.on_appended(generation, tip, out),
+            },
+            Purpose::Promise { epoch } => self.on_promise_durable(epoch, out),
+            Purpose::CutBack => self.on_cut_back(out),
+            Purpose::Flip => self.beats.soon(),
+            Purpose::BaseNamed { name } => self.on_base_named(name, out),
+            Purpose::BaseFile => self.on_base_file(done, out),
+            Purpose::BasePart { upto } => self.on_base_part(upto, out),
+            Purpose::Housekeeping => {}
+        }
+    }
+
+    /// Never retried: after a failed sync nobody knows what the disk has. The next start reads it again.
+    fn on_disk_failed(&mut self, error: &DiskError, out: &mut Vec<Action>) {
+        slog::error!(self.log, "the disk failed; this node stops, and verifies its file when it is started again";
+            "error" => %error);
+        self.exit(&format!("disk failed: {error}"), true, out);
+    }
+
+    fn on_appended(&mut self, generation: Generation, tip: Tip, out: &mut Vec<Action>) {
+        if generation != self.shelf.generation() {
+            // Written to the file of the generation before the flip; the new file has its own copy.
+            if let Some(old) = self.old.get_mut(&generation) {
+                old.written_to(tip.offset);
+            }
+            return;
+        }
+        if tip.seq > self.shelf.tip().seq {
+            return; // cut back since
+        }
+        self.shelf.written_to(tip.offset);
+        self.durable = tip;
+        match &mut self.role {
+            Role::Master(_) => self.on_own_durable(out),
+            Role::Slave(_) => self.acknowledge(out),
+            Role::None => {}
+        }
+        self.pull_on(out);
+    }
+
+    /// Makes everything visible that is committed, and tells the sessions.
+    pub(super) fn apply_committed(&mut self, out: &mut Vec<Action>) {
+        let applied = self.shelf.index_to(self.committed);
+        if !self.serving {
+            self.serve_early(out);
+            return;
+        }
+        if applied.is_empty() {
+            return;
+        }
+        for tx in &applied {
+            if let crate::shelf::Kind::EpochStart = tx.meta.kind {
+                self.applied_epoch = tx.meta.epoch;
+                self.on_epoch_applied();
+            }
+            self.sessions.applied(tx.seq, &tx.oids, tx.meta.commit_id);
+        }
+        self.poke_sessions(out);
+    }
+}

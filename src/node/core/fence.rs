@@ -1,0 +1,119 @@
+//! Promises: how a voter takes part in an election.
+//!
+//! A fence stops appends at once, in memory; the promise goes to the disk behind everything that was appended before, on
+//! the same queue. When it is durable, so are those appends, and only then the position is read and reported.
+
+use super::disk::Purpose;
+use super::{Action, Core, Role};
+use crate::failover::election::Report;
+use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{FenceReport, FenceRequest};
+use crate::replication::wire::{self, Position};
+use crate::storage::task::DiskTask;
+use crate::types::{BootId, Epoch, Generation, NodeId};
+
+impl Core {
+    /// Takes nothing below `epoch` any more. What is on its way to the disk is waited for by the order of tasks.
+    pub(super) fn promise(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
+        assert!(epoch > self.promised, "promise {epoch} after {}", self.promised);
+        self.promised = epoch;
+        if let Role::Master(master) = &self.role {
+            slog::info!(self.log, "no longer master"; "epoch" => master.epoch.0, "fenced_by" => epoch.0);
+        }
+        self.role = Role::None;
+        // Whoever follows in both files has the last transactions in both when it reports.
+        self.follow_next(u64::MAX, out);
+        self.disk(Purpose::Promise { epoch }, DiskTask::Promise { epoch }, out);
+        self.beats.soon();
+    }
+
+    pub(super) fn on_promise_durable(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
+        assert!(epoch > self.promise_durable, "promises are made durable in order");
+        self.promise_durable = epoch;
+        self.report_to_leader(out);
+        if matches!(self.role, Role::Slave(_)) {
+            self.acknowledge(out);
+        }
+    }
+
+    pub(super) fn on_fence_request(
+        &mut self,
+        from: NodeId,
+        request: FenceRequest,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let epoch = Epoch(request.epoch);
+        if epoch > self.promised {
+            self.promise(epoch, out);
+        } else if epoch == self.promise_durable && epoch == self.promised {
+            self.report(from, out);
+        }
+        Ok(())
+    }
+
+    /// A fence that is being decided upon wants our position; also after a rebase, which makes it count.
+    pub(super) fn report_to_leader(&mut self, out: &mut Vec<Action>) {
+        let fenced = self.control.fencing().map(|fencing| fencing.epoch) == Some(self.promised);
+        if fenced
+            && self.promise_durable == self.promised
+            && let Some(leader) = self.raft.leader()
+        {
+            self.report(leader, out);
+        }
+    }
+
+    fn report(&mut self, to: NodeId, out: &mut Vec<Action>) {
+        if self.cutting || self.durable.seq != self.shelf.tip().seq {
+            return; // the position is not settled: asked again in a moment
+        }
+        let next = self.next_complete();
+        let report = FenceReport {
+            epoch: self.promised.0,
+            boot: self.setup.boot.0,
+            position: Some(wire::put_position(&self.position())),
+            suspect: self.suspect.clone(),
+            next_generation: next.map_or(0, |(generation, _)| generation.0),
+            next_base_hash: next.map(|(_, base)| wire::put_chain(base)).unwrap_or_default(),
+            blank: self.shelf.is_blank(),
+            may_be_master: self.leaving.is_none()
+                && self.control.member(self.setup.id).is_some_and(|me| me.may_be_master),
+        };
+        self.send(to, Kind::FenceReport(report), out);
+    }
+
+    /// Durable, in the current file.
+    pub(super) fn position(&self) -> Position {
+        Position {
+            generation: self.shelf.generation(),
+            base_hash: self.shelf.base_hash(),
+            tip: self.durable,
+        }
+    }
+
+    pub(super) fn on_fence_report(
+        &mut self,
+        from: NodeId,
+        report: FenceReport,
+    ) -> Result<(), String> {
+        let text = |error: wire::WireError| format!("fence report: {error}");
+        let next = match report.next_generation {
+            0 => None,
+            number => {
+                let base = wire::chain("next base hash", &report.next_base_hash).map_err(text)?;
+                Some((Generation(number), base))
+            }
+        };
+        let report = Report {
+            epoch: Epoch(report.epoch),
+            boot: BootId(report.boot),
+            position: wire::position("position", report.position.as_ref()).map_err(text)?,
+            suspect: report.suspect,
+            next,
+            blank: report.blank,
+            may_be_master: report.may_be_master,
+        };
+        self.controller.on_report(from, report);
+        self.controller_due_us = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,374 @@
+//! The master's half of replication: open the epoch, stream to the slaves, count what is durable, commit.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::serve::Registered;
+use super::{Action, Core, Role};
+use crate::durus::OidPool;
+use crate::proto::control::peer_message::Kind;
+use crate::proto::replication as pb;
+use crate::replication::confirm::Confirm;
+use crate::replication::follower::Follower;
+use crate::replication::points::newest_match;
+use crate::replication::quorum::{Durability, Quorum};
+use crate::replication::wire::{self, Position};
+use crate::shelf::{self, TxMeta};
+use crate::types::{CommitId, Epoch, NodeId, Now, Oid, Seq, Tip};
+
+/// A mastership of this node, from its election to the next fence.
+pub(super) struct Master {
+    pub(super) epoch: Epoch,
+    pub(super) voters: Vec<NodeId>,
+    /// What it must have before it opens, and who has it.
+    pub(super) floor: Position,
+    pub(super) floor_holder: NodeId,
+    /// The epoch-start transaction, once it is written.
+    pub(super) start: Option<Seq>,
+    pub(super) open: bool,
+    pub(super) quorum: Quorum,
+    pub(super) followers: BTreeMap<NodeId, Follower>,
+    /// Reads that wait for a round: who asked, and the number of its request.
+    pub(super) confirm: Confirm<(NodeId, u64)>,
+    pub(super) confirm_sent: Now,
+    /// Commits on their way: who asked.
+    pub(super) in_flight: BTreeMap<Seq, (NodeId, u64)>,
+    pub(super) registered: BTreeMap<NodeId, Registered>,
+    /// Said before we were open.
+    pub(super) early_registers: BTreeMap<NodeId, pb::Register>,
+    pub(super) oids: OidPool,
+    pub(super) oids_wanted: VecDeque<(NodeId, u64, u64, u32)>,
+    pub(super) block_asked: Option<Now>,
+    /// Blocks that came before we were open.
+    pub(super) oid_blocks: Vec<(Oid, Oid)>,
+    pub(super) opened_at: Option<Now>,
+}
+
+impl Master {
+    pub(super) fn new(
+        me: NodeId,
+        epoch: Epoch,
+        voters: Vec<NodeId>,
+        floor: Position,
+        floor_holder: NodeId,
+        now: Now,
+    ) -> Master {
+        Master {
+            epoch,
+            floor,
+            floor_holder,
+            start: None,
+            open: false,
+            quorum: Quorum::new(voters.iter().copied(), Seq(u64::MAX)),
+            followers: BTreeMap::new(),
+            confirm: Confirm::new(me, voters.iter().copied()),
+            voters,
+            confirm_sent: now,
+            in_flight: BTreeMap::new(),
+            registered: BTreeMap::new(),
+            early_registers: BTreeMap::new(),
+            oids: OidPool::default(),
+            oids_wanted: VecDeque::new(),
+            block_asked: None,
+            oid_blocks: Vec::new(),
+            opened_at: None,
+        }
+    }
+}
+
+impl Master {
+    /// Oids that can be given out before the next block, counting what came before we were open.
+    pub(super) fn oid_left(&self) -> u64 {
+        let early: u64 = self.oid_blocks.iter().map(|(from, below)| below.0 - from.0).sum();
+        self.oids.blocks_left() + early
+    }
+}
+
+impl Core {
+    pub(super) fn durability(&self) -> Durability {
+        let name = self.control.setting("durability").unwrap_or("majority");
+        Durability::from_name(name).unwrap_or(Durability::Majority)
+    }
+
+    pub(super) fn master(&mut self) -> Option<&mut Master> {
+        match &mut self.role {
+            Role::Master(master) => Some(master),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_open_master(&self) -> bool {
+        matches!(&self.role, Role::Master(master) if master.open)
+    }
+
+    pub(super) fn drive_master(&mut self, out: &mut Vec<Action>) {
+        let Role::Master(master) = &self.role else { return };
+        if master.start.is_none() {
+            if !self.may_start(out) {
+                return;
+            }
+            self.start_epoch(out);
+        }
+        self.drive_oid_block(out);
+        self.drive_confirm(out);
+        self.stream(out);
+    }
+
+    /// The elected node opens from the agreed file, with everything the greatest report had.
+    fn may_start(&mut self, out: &mut Vec<Action>) -> bool {
+        let Role::Master(master) = &self.role else { return false };
+        let (floor, holder) = (master.floor, master.floor_holder);
+        if !self.is_current_file() || self.cutting || !self.suspect.is_empty() {
+            return false;
+        }
+        if self.shelf.tip().order() < floor.tip.order() {
+            self.pull_floor(floor, holder, out);
+            return false;
+        }
+        self.pull.is_none()
+    }
+
+    fn start_epoch(&mut self, out: &mut Vec<Action>) {
+        let before = self.shelf.tip();
+        let Role::Master(master) = &mut self.role else { return };
+        let floor = master.floor.tip;
+        assert!(
+            before.order() >= floor.order(),
+            "LeaderCompleteness: elected at {before} below the floor {floor}"
+        );
+        let epoch = master.epoch;
+        let start = before.seq.next();
+        master.start = Some(start);
+        master.quorum = Quorum::new(master.voters.iter().copied(), start);
+        let slaves = master.voters.iter().copied().filter(|id| *id != self.setup.id);
+        master.followers = slaves.map(|id| (id, Follower::new(before, self.now))).collect();
+        slog::info!(self.log, "elected: opening the epoch"; "epoch" => epoch.0, "seq" => start.0);
+        let meta = TxMeta {
+            kind: shelf::Kind::EpochStart,
+            epoch,
+            seq: start,
+            time_us: self.shelf.last_time_us().max(self.now.wall_us),
+            commit_id: CommitId::NONE,
+        };
+        self.append_own(&meta, &[], out);
+    }
+
+    /// Appends a transaction of our own epoch: memory, disk and slaves at once.
+    pub(super) fn append_own(
+        &mut self,
+        meta: &TxMeta,
+        records: &[(Oid, Bytes)],
+        out: &mut Vec<Action>,
+    ) {
+        let tip = self.shelf.tip();
+        let built = shelf::build(&tip.chain, meta, records);
+        let tx = shelf::parse(&built.bytes).expect("what we have just built");
+        assert!(meta.epoch >= tip.epoch, "ChainEpochMonotone: {} after {tip}", meta.epoch);
+        self.extend(&tx, built.bytes.clone());
+        self.write_appended(tip.offset, built.bytes, out);
+    }
+
+    // ---- to the slaves ----
+
+    fn stream(&mut self, out: &mut Vec<Action>) {
+        let tip = self.shelf.tip();
+        let committed = self.committed;
+        let now = self.now;
+        let Role::Master(master) = &mut self.role else { return };
+        let mut plans = Vec::new();
+        for (&id, follower) in &mut master.followers {
+            if let Some(plan) = follower.plan(tip, committed, now) {
+                plans.push((id, plan));
+            }
+        }
+        for (id, plan) in plans {
+            self.send_append(id, plan, out);
+        }
+    }
+
+    fn send_append(
+        &mut self,
+        id: NodeId,
+        plan: crate::replication::follower::Plan,
+        out: &mut Vec<Action>,
+    ) {
+        // A follower is never ahead of us, but a guess may be of a file we have left.
+        let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else {
+            return;
+        };
+        let data = match plan.bytes_max {
+            0 => Bytes::new(),
+            max if prev.offset < self.shelf.tip().offset => {
+                match self.shelf.read_range(prev.offset, max) {
+                    Ok(data) => data,
+                    Err(error) => {
+                        slog::error!(self.log, "can't read back what the slaves lack"; "error" => %error);
+                        return;
+                    }
+                }
+            }
+            _ => Bytes::new(),
+        };
+        let upto = match data.is_empty() {
+            true => prev,
+            false => last_tip(prev.offset, &data),
+        };
+        let commit = self.shelf.tip_at(self.committed).ok().flatten().unwrap_or_default();
+        let Role::Master(master) = &mut self.role else { return };
+        let Some(follower) = master.followers.get_mut(&id) else { return };
+        follower.sent(upto, data.len() as u64, commit.seq, self.now);
+        let append = pb::Append {
+            epoch: master.epoch.0,
+            boot: self.setup.boot.0,
+            generation: self.shelf.generation().0,
+            base_hash: wire::put_chain(self.shelf.base_hash()),
+            prev: Some(wire::put_tip(&prev)),
+            transactions: data,
+            want_reply: plan.want_reply,
+            commit: Some(wire::put_tip(&commit)),
+        };
+        self.send(id, Kind::Append(append), out);
+    }
+
+    // ---- from the slaves ----
+
+    pub(super) fn on_append_reply(
+        &mut self,
+        from: NodeId,
+        reply: pb::AppendReply,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Role::Master(master) = &self.role else { return Ok(()) };
+        // Acknowledgements carry epoch, boot, generation and chain; any other is somebody else's.
+        if (reply.epoch, reply.boot) != (master.epoch.0, self.setup.boot.0)
+            || reply.generation != self.shelf.generation().0
+            || reply.base_hash[..] != self.shelf.base_hash().0
+            || !master.followers.contains_key(&from)
+        {
+            return Ok(());
+        }
+        let text = |error: wire::WireError| format!("append reply: {error}");
+        let durable = wire::tip("durable", reply.durable.as_ref()).map_err(text)?;
+        if reply.matched {
+            return self.on_acknowledged(from, durable, out);
+        }
+        let points = wire::tips("points", &reply.points).map_err(text)?;
+        self.on_mismatch(from, &points, reply.hello, out)
+    }
+
+    fn on_acknowledged(
+        &mut self,
+        from: NodeId,
+        durable: Tip,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        if !self.shelf.find(&durable).map_err(|error| error.to_string())? {
+            // It has more than we: a tail of an earlier epoch that our next append will show it.
+            return Ok(());
+        }
+        let now = self.now;
+        let Some(master) = self.master() else { return Ok(()) };
+        if let Some(follower) = master.followers.get_mut(&from) {
+            follower.matched(durable, now);
+        }
+        if master.quorum.acked(from, durable.seq) {
+            self.advance_commit(out);
+        }
+        Ok(())
+    }
+
+    fn on_mismatch(
+        &mut self,
+        from: NodeId,
+        points: &[Tip],
+        hello: bool,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let found = newest_match(points, |tip| self.shelf.find(tip)).map_err(|e| e.to_string())?;
+        let Some(found) = found else {
+            return Err(format!("node {from} has nothing in common with us, not even the seal"));
+        };
+        let Some(master) = self.master() else { return Ok(()) };
+        let epoch = master.epoch;
+        if found.newer_mismatch.is_none() {
+            if let Some(follower) = master.followers.get_mut(&from) {
+                follower.mismatched(found.point);
+                if hello {
+                    follower.restart_from(found.point);
+                }
+            }
+            return Ok(());
+        }
+        let common = pb::CommonPoint {
+            epoch: epoch.0,
+            boot: self.setup.boot.0,
+            generation: self.shelf.generation().0,
+            base_hash: wire::put_chain(self.shelf.base_hash()),
+            point: Some(wire::put_tip(&found.point)),
+            newer_mismatch_seq: found.newer_mismatch.map_or(0, |seq| seq.0),
+        };
+        self.send(from, Kind::CommonPoint(common), out);
+        Ok(())
+    }
+
+    // ---- commit ----
+
+    pub(super) fn on_own_durable(&mut self, out: &mut Vec<Action>) {
+        let seq = self.durable.seq;
+        let (promised, me) = (self.promised, self.setup.id);
+        let Some(master) = self.master() else { return };
+        assert_eq!(master.epoch, promised, "a fenced master has no role");
+        if master.start.is_some_and(|start| seq >= start) && master.quorum.acked(me, seq) {
+            self.advance_commit(out);
+        }
+    }
+
+    fn advance_commit(&mut self, out: &mut Vec<Action>) {
+        let (me, durability, known) = (self.setup.id, self.durability(), self.committed);
+        let Some(master) = self.master() else { return };
+        let Some(committed) = master.quorum.committed(durability, me).filter(|seq| *seq > known)
+        else {
+            return;
+        };
+        let start = master.start.expect("nothing is acknowledged before the start");
+        assert!(committed >= start, "CommitNeedsOwnEpoch: {committed} before the start {start}");
+        self.committed = committed;
+        self.apply_committed(out);
+        self.answer_committed(committed, out);
+        if !self.is_open_master() {
+            self.open(out);
+        }
+    }
+
+    fn open(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let holes = self.shelf.holes().unwrap_or_else(|error| {
+            slog::warn!(self.log, "can't read the file's holes; new oids are taken instead"; "error" => %error);
+            Vec::new()
+        });
+        let oid_limit = self.control.oid_limit();
+        let Some(master) = self.master() else { return };
+        master.open = true;
+        master.opened_at = Some(now);
+        let blocks = std::mem::take(&mut master.oid_blocks);
+        master.oids = OidPool::new(holes);
+        for (from, below) in blocks {
+            master.oids.add_block(from, below);
+        }
+        let epoch = master.epoch;
+        let early = std::mem::take(&mut master.early_registers);
+        slog::info!(self.log, "open: serving as master"; "epoch" => epoch.0, "oid_limit" => oid_limit.0);
+        for (from, register) in early {
+            self.register(from, register, out);
+        }
+        self.beats.soon();
+    }
+}
+
+/// Where whole transactions that begin at `offset` end.
+fn last_tip(offset: u64, data: &[u8]) -> Tip {
+    let last = shelf::split_transactions(data).last().expect("not empty").expect("our own file");
+    let begins = offset + (data.len() - last.len()) as u64;
+    shelf::parse(last).expect("our own file").tip(begins)
+}

@@ -1,0 +1,586 @@
+//! A pack, as this node takes part in it.
+//!
+//! The master marks: what the root reaches at P, extended to F, until nothing that was appended after F refers to a dead
+//! object; from then on it refuses such commits, and seals (P, F) through Raft. Every node builds the new base when it is
+//! its turn, compares the hash with the agreed one, and follows the live transactions in both files until the election
+//! of the new generation. Any other election drops all of it.
+
+use roaring::RoaringTreemap;
+
+use super::disk::Purpose;
+use super::{Action, Core, Next, Role};
+use crate::control::{Pack, Seal};
+use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
+use crate::proto::control::command::Kind as CommandKind;
+use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
+use crate::replication::wire;
+use crate::shelf::{self, Shelf};
+use crate::storage::task::DiskTask;
+use crate::types::{Chain, Epoch, Generation, Now, Seq, Tip};
+
+/// The mark is extended so often before the pack is called off: clients relink objects faster than it can follow.
+const EXTENSIONS_MAX: u32 = 50;
+/// A mark that ends so many transactions behind is extended before what came after is looked at.
+const BEHIND_MAX: u64 = 2000;
+/// Bytes re-chained between two looks at what else is to be done.
+const FOLLOW_STEP_BYTES: u64 = 4 << 20;
+/// A proposal that got lost is made again after this long.
+const PROPOSE_AGAIN_MS: u64 = 300;
+/// Where a base is built before it has a name.
+pub(super) const BUILDING: &str = "building.durus";
+
+/// The master's part.
+#[derive(Default)]
+enum Marking {
+    #[default]
+    No,
+    Running {
+        job: u64,
+        extensions: u32,
+    },
+    /// Dead objects are refused from here on.
+    Done {
+        marked: Marked,
+        proposed: Now,
+    },
+}
+
+/// Everybody's part.
+#[derive(Default)]
+enum Building {
+    #[default]
+    Waiting,
+    Running {
+        job: u64,
+    },
+    Built {
+        base_hash: Chain,
+        base_len: u64,
+        removed: RoaringTreemap,
+        proposed: Option<Now>,
+    },
+    Opening {
+        job: u64,
+        removed: RoaringTreemap,
+    },
+    /// `Core::next` follows.
+    Following {
+        removed: RoaringTreemap,
+        proposed: Option<Now>,
+    },
+    Failed(String),
+}
+
+#[derive(Default)]
+pub(super) struct PackRun {
+    /// Which pack: the generation, and the epoch it was started in.
+    of: Option<(Generation, Epoch)>,
+    marking: Marking,
+    building: Building,
+    my_turn: bool,
+    permille: u32,
+    /// What the last pack removed, and the seq at which clients were told.
+    removed: Option<(Seq, RoaringTreemap)>,
+}
+
+impl PackRun {
+    pub(super) fn dead(&self) -> Option<&RoaringTreemap> {
+        match &self.marking {
+            Marking::Done { marked, .. } => Some(&marked.dead),
+            _ => None,
+        }
+    }
+
+    pub(super) fn removed(&self) -> Option<(Seq, &RoaringTreemap)> {
+        self.removed.as_ref().map(|(told, oids)| (*told, oids))
+    }
+
+    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
+        self.removed = Some((told, removed));
+    }
+
+    pub(super) fn on_progress(&mut self, job: u64, permille: u32) {
+        if self.jobs().any(|mine| mine == job) {
+            self.permille = permille;
+        }
+    }
+
+    fn jobs(&self) -> impl Iterator<Item = u64> {
+        let marking = match &self.marking {
+            Marking::Running { job, .. } => Some(*job),
+            _ => None,
+        };
+        let building = match &self.building {
+            Building::Running { job } | Building::Opening { job, .. } => Some(*job),
+            _ => None,
+        };
+        marking.into_iter().chain(building)
+    }
+}
+
+impl Core {
+    pub(super) fn pack_progress(&self) -> Option<PackProgress> {
+        let (generation, _) = self.pack.of?;
+        let phase = match (&self.pack.marking, &self.pack.building) {
+            (_, Building::Failed(why)) => format!("failed: {why}"),
+            (_, Building::Following { .. }) if self.next_complete().is_some() => "ready".into(),
+            (_, Building::Following { .. }) => "rechain".into(),
+            (_, Building::Opening { .. } | Building::Built { .. }) => "verify".into(),
+            (_, Building::Running { .. }) => "build".into(),
+            (Marking::Running { .. }, _) => "mark".into(),
+            _ => "wait".into(),
+        };
+        let permille = match &self.pack.building {
+            Building::Following { .. } => 1000,
+            _ => self.pack.permille,
+        };
+        let base_hash = match &self.pack.building {
+            Building::Built { base_hash, .. } => wire::put_chain(*base_hash),
+            _ => self
+                .next
+                .as_ref()
+                .map(|next| wire::put_chain(next.shelf.base_hash()))
+                .unwrap_or_default(),
+        };
+        Some(PackProgress {
+            generation: generation.0,
+            phase,
+            permille,
+            base_hash,
+            ..Default::default()
+        })
+    }
+
+    /// The replicated state changed: is there a pack, and is it still the same?
+    pub(super) fn on_pack_changed(&mut self, out: &mut Vec<Action>) {
+        let of = self.control.pack().map(|pack| (pack.generation, pack.started_epoch));
+        if of == self.pack.of {
+            return;
+        }
+        self.drop_pack(out);
+        self.pack.of = of;
+    }
+
+    fn drop_pack(&mut self, out: &mut Vec<Action>) {
+        for job in self.pack.jobs() {
+            out.push(Action::CancelJob { job });
+        }
+        self.drop_next(out);
+        let removed = self.pack.removed.take();
+        self.pack = PackRun { removed, ..PackRun::default() };
+    }
+
+    /// The next generation's file is of no use any more.
+    pub(super) fn drop_next(&mut self, out: &mut Vec<Action>) {
+        if let Some(next) = self.next.take() {
+            let names = vec![next.shelf.name().to_string()];
+            self.disk(Purpose::Housekeeping, DiskTask::Remove { names }, out);
+            self.pack.building = Building::Failed("the file was cut back meanwhile".into());
+        }
+    }
+
+    pub(super) fn on_pack_turn(&mut self, turn: PackTurn) -> Result<(), String> {
+        if self.pack.of.is_some_and(|(generation, _)| generation.0 == turn.generation) {
+            self.pack.my_turn = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drive_pack(&mut self, out: &mut Vec<Action>) {
+        let Some(pack) = self.control.pack().cloned() else { return };
+        if self.pack.of != Some((pack.generation, pack.started_epoch)) {
+            return;
+        }
+        match &pack.seal {
+            None => self.drive_mark(&pack, out),
+            Some(seal) => self.drive_build(&pack, seal, out),
+        }
+        self.follow_next(FOLLOW_STEP_BYTES, out);
+    }
+
+    /// Committed, and in our own file: what a job can read.
+    fn settled(&self) -> Seq {
+        self.committed.min(self.durable.seq)
+    }
+
+    fn is_due(&self, proposed: Option<Now>) -> bool {
+        proposed.is_none_or(|at| self.now.since_ms(at) >= PROPOSE_AGAIN_MS)
+    }
+
+    // ---- mark: the master ----
+
+    fn drive_mark(&mut self, pack: &Pack, out: &mut Vec<Action>) {
+        let Role::Master(master) = &self.role else { return };
+        if !master.open || master.epoch != pack.started_epoch {
+            return;
+        }
+        match &self.pack.marking {
+            Marking::No => {
+                let job = self.next_job();
+                let work = Job::Mark(Mark::new(self.shelf.name().to_string(), self.settled()));
+                slog::info!(self.log, "pack: marking"; "generation" => pack.generation.0, "at" => self.settled().0);
+                out.push(Action::Job { job, work });
+                self.pack.marking = Marking::Running { job, extensions: 0 };
+                self.beats.soon();
+            }
+            Marking::Done { proposed, .. } if self.is_due(Some(*proposed)) => {
+                self.propose_seal(out)
+            }
+            _ => {}
+        }
+    }
+
+    fn on_marked(&mut self, marked: Marked, extensions: u32, out: &mut Vec<Action>) {
+        let behind = self.settled().0.saturating_sub(marked.f.0);
+        match behind <= BEHIND_MAX && self.is_clean_after(&marked) {
+            true => {
+                slog::info!(self.log, "pack: marked"; "p" => marked.p.0, "f" => marked.f.0,
+                    "kept" => marked.kept.len(), "dead" => marked.dead.len());
+                self.pack.marking = Marking::Done { marked, proposed: self.now };
+                self.propose_seal(out);
+            }
+            false if extensions >= EXTENSIONS_MAX => {
+                self.cancel_pack("clients relink objects faster than the mark can follow", out);
+            }
+            false => {
+                let job = self.next_job();
+                let work =
+                    Job::Mark(Mark::extend(self.shelf.name().to_string(), marked, self.settled()));
+                out.push(Action::Job { job, work });
+                self.pack.marking = Marking::Running { job, extensions: extensions + 1 };
+            }
+        }
+    }
+
+    /// Does nothing that was appended after F, committed or not, store or refer to a dead object?
+    fn is_clean_after(&self, marked: &Marked) -> bool {
+        let Ok(Some(mut at)) = self.shelf.tip_at(marked.f) else { return false };
+        let end = self.shelf.tip().offset;
+        while at.offset < end {
+            let Ok(data) = self.shelf.read_range(at.offset, 1 << 20) else { return false };
+            for tx in shelf::split_transactions(&data) {
+                let Some(tx) = tx.ok().filter(|tx| is_clean(tx, &marked.dead)) else {
+                    return false;
+                };
+                at.offset += tx.len() as u64;
+            }
+        }
+        true
+    }
+
+    fn propose_seal(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some((generation, _)) = self.pack.of else { return };
+        let Marking::Done { marked, proposed } = &mut self.pack.marking else { return };
+        *proposed = now;
+        let (p, f, dead_count) = (marked.p, marked.f, marked.dead.len());
+        let Ok(Some(cut)) = self.shelf.tip_at(f) else { return };
+        let seal = PackSeal {
+            generation: generation.0,
+            pack_seq: p.0,
+            cut_seq: f.0,
+            cut_chain: wire::put_chain(cut.chain),
+            dead_count,
+        };
+        self.propose(CommandKind::PackSeal(seal), out);
+    }
+
+    fn cancel_pack(&mut self, why: &str, out: &mut Vec<Action>) {
+        slog::warn!(self.log, "pack: called off"; "why" => why);
+        let Some((generation, _)) = self.pack.of else { return };
+        let cancel = PackCancel {
+            generation: generation.0,
+            why: why.to_string(),
+            asked_by: "automatic".into(),
+        };
+        self.propose(CommandKind::PackCancel(cancel), out);
+    }
+
+    // ---- build: everybody ----
+
+    fn drive_build(&mut self, pack: &Pack, seal: &Seal, out: &mut Vec<Action>) {
+        let due = match &self.pack.building {
+            Building::Waiting => self.pack.my_turn && self.settled() >= seal.cut_seq,
+            Building::Built { proposed, .. } | Building::Following { proposed, .. } => {
+                self.is_due(*proposed)
+            }
+            _ => false,
+        };
+        if !due && !matches!(self.pack.building, Building::Built { .. }) {
+            return;
+        }
+        match std::mem::take(&mut self.pack.building) {
+            Building::Waiting => self.start_build(pack, seal, out),
+            Building::Built { base_hash, base_len, removed, proposed } => {
+                self.on_base_agreed(pack, base_hash, base_len, removed, proposed, out);
+            }
+            Building::Following { removed, proposed } => {
+                let ready = pack.ready.contains(&self.setup.id);
+                let complete = self.next_complete().is_some();
+                if !ready && complete {
+                    let node = self.setup.id.0;
+                    let ready = PackReady { generation: pack.generation.0, node };
+                    self.propose(CommandKind::PackReady(ready), out);
+                }
+                let proposed = if complete { Some(self.now) } else { proposed };
+                self.pack.building = Building::Following { removed, proposed };
+            }
+            other => self.pack.building = other,
+        }
+    }
+
+    fn start_build(&mut self, pack: &Pack, seal: &Seal, out: &mut Vec<Action>) {
+        let mine = self.shelf.tip_at(seal.cut_seq).ok().flatten().map(|tip| tip.chain);
+        if mine != Some(seal.cut_chain) {
+            // Can't be, below what is committed; but a wrong base must never be built.
+            self.pack.building =
+                Building::Failed(format!("no chain {} at seq {}", seal.cut_chain, seal.cut_seq));
+            return;
+        }
+        let job = self.next_job();
+        let work = self.build_job(pack.generation, seal.pack_seq, seal.cut_seq);
+        slog::info!(self.log, "pack: building"; "generation" => pack.generation.0);
+        out.push(Action::Job { job, work });
+        self.pack.permille = 0;
+        self.pack.building = Building::Running { job };
+        self.beats.soon();
+    }
+
+    pub(super) fn build_job(&self, generation: Generation, p: Seq, f: Seq) -> Job {
+        let file = self.shelf.name().to_string();
+        Job::Build(Build::new(file, generation, p, f, BUILDING.to_string()))
+    }
+
+    /// Ours is built: agree on it, or compare it with what was agreed.
+    fn on_base_agreed(
+        &mut self,
+        pack: &Pack,
+        base_hash: Chain,
+        base_len: u64,
+        removed: RoaringTreemap,
+        proposed: Option<Now>,
+        out: &mut Vec<Action>,
+    ) {
+        match pack.base_hash {
+            Some(agreed) if agreed == base_hash => {
+                let name = file_name(pack.generation, base_hash);
+                let rename = DiskTask::Rename { from: BUILDING.to_string(), to: name.clone() };
+                self.disk(Purpose::BaseNamed { name }, rename, out);
+                // The job number is known when the file has its name.
+                self.pack.building = Building::Opening { job: 0, removed };
+            }
+            Some(agreed) => {
+                let why =
+                    format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
+                slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
+                    "why" => &why);
+                self.pack.building = Building::Failed(why);
+                self.beats.soon();
+            }
+            None => {
+                let due = self.is_due(proposed);
+                if due {
+                    let base = PackBase {
+                        generation: pack.generation.0,
+                        base_hash: wire::put_chain(base_hash),
+                        node: self.setup.id.0,
+                        base_len,
+                    };
+                    self.propose(CommandKind::PackBase(base), out);
+                }
+                let proposed = if due { Some(self.now) } else { proposed };
+                self.pack.building = Building::Built { base_hash, base_len, removed, proposed };
+            }
+        }
+    }
+
+    pub(super) fn on_base_named(&mut self, name: String, out: &mut Vec<Action>) {
+        if self.rebase.is_some() {
+            return self.rebase_open(name, out);
+        }
+        if let Building::Opening { job: 0, removed } = std::mem::take(&mut self.pack.building) {
+            let job = self.next_job();
+            out.push(Action::Job { job, work: Job::Open(name) });
+            self.pack.building = Building::Opening { job, removed };
+        }
+    }
+
+    // ---- jobs ----
+
+    pub(super) fn on_job_done(
+        &mut self,
+        job: u64,
+        result: Result<JobOutcome, JobError>,
+        out: &mut Vec<Action>,
+    ) {
+        if self.is_rebase_job(job) {
+            return self.on_rebase_job(result, out);
+        }
+        if self.is_old_job(job) {
+            return self.on_old_opened(result);
+        }
+        if !self.pack.jobs().any(|mine| mine == job) {
+            return; // of a pack that was called off
+        }
+        self.beats.soon();
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => return self.on_pack_job_failed(error, out),
+        };
+        match outcome {
+            JobOutcome::Marked(marked) => {
+                if let Marking::Running { extensions, .. } = std::mem::take(&mut self.pack.marking)
+                {
+                    self.on_marked(marked, extensions, out);
+                }
+            }
+            JobOutcome::Built(built) => {
+                slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len);
+                self.pack.building = Building::Built {
+                    base_hash: built.base_hash,
+                    base_len: built.base_len,
+                    removed: built.removed,
+                    proposed: None,
+                };
+            }
+            JobOutcome::Opened(opened) => {
+                if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
+                    let durable = opened.shelf.tip();
+                    self.next = Some(Next { shelf: opened.shelf, durable });
+                    self.pack.building = Building::Following { removed, proposed: None };
+                }
+            }
+        }
+    }
+
+    fn on_pack_job_failed(&mut self, error: JobError, out: &mut Vec<Action>) {
+        let why = error.to_string();
+        match &self.pack.marking {
+            Marking::Running { .. } => {
+                self.pack.marking = Marking::No;
+                self.cancel_pack(&why, out);
+            }
+            _ => {
+                slog::error!(self.log, "pack: this node can't build the new generation"; "why" => &why);
+                self.pack.building = Building::Failed(why);
+            }
+        }
+    }
+
+    // ---- both files ----
+
+    /// Re-chains what the next file lacks, at most so many bytes.
+    pub(super) fn follow_next(&mut self, bytes_max: u64, out: &mut Vec<Action>) {
+        let Some(next) = &mut self.next else { return };
+        let Some((tip, offset, blob)) = rechain_onto(&self.shelf, &mut next.shelf, bytes_max)
+        else {
+            return;
+        };
+        let (file, generation) = (next.shelf.file(), next.shelf.generation());
+        let work = DiskTask::Append { file, offset, bytes: blob.into() };
+        self.disk(Purpose::AppendNext { generation, tip }, work, out);
+    }
+
+    /// The next file, if it has everything the current one has.
+    pub(super) fn next_complete(&self) -> Option<(Generation, Chain)> {
+        let next = self.next.as_ref()?;
+        (next.shelf.tip().seq == self.shelf.tip().seq)
+            .then(|| (next.shelf.generation(), next.shelf.base_hash()))
+    }
+
+    /// The new generation was elected and we have it: from now on it is the current file.
+    pub(super) fn flip_if_ready(&mut self, out: &mut Vec<Action>) {
+        let Some(current) = self.control.generation().cloned() else { return };
+        self.follow_next(u64::MAX, out);
+        if self.next_complete() != Some((current.number, current.base_hash)) {
+            return;
+        }
+        let removed = match std::mem::take(&mut self.pack.building) {
+            Building::Following { removed, .. } => removed,
+            _ => RoaringTreemap::new(),
+        };
+        let next = self.next.take().expect("complete");
+        self.flip_to(next.shelf, next.durable, removed, out);
+    }
+
+    /// `shelf` becomes the current file: in memory at once, on the disk before anything that is appended to it.
+    pub(super) fn flip_to(
+        &mut self,
+        mut shelf: Shelf,
+        durable: Tip,
+        removed: RoaringTreemap,
+        out: &mut Vec<Action>,
+    ) {
+        let generation = shelf.generation();
+        let target = shelf.name().to_string();
+        shelf.index_to(self.committed);
+        slog::info!(self.log, "changed to a new generation"; "generation" => generation.0,
+            "base_hash" => %shelf.base_hash(), "removed" => removed.len());
+        let old = std::mem::replace(&mut self.shelf, shelf);
+        self.durable = durable;
+        self.verified = (self.durable.seq, self.now.wall_us);
+        self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
+        self.old.insert(old.generation(), old);
+        self.remove_old_generations(out);
+        let told = self.shelf.tip().seq.next();
+        let mut actions = Vec::new();
+        self.sessions.removed(generation, &removed, &mut actions);
+        self.on_session_actions(actions, out);
+        self.set_removed(told, removed);
+        self.beats.soon();
+    }
+
+    /// Old files go when there are more than the settings keep, but not before every member has moved on.
+    fn remove_old_generations(&mut self, out: &mut Vec<Action>) {
+        let oldest_needed =
+            self.control.members().filter(|member| member.id != self.setup.id).map(|member| {
+                let beat = self.health.beat(member.id);
+                beat.and_then(|beat| beat.position.as_ref())
+                    .map_or(0, |position| position.generation)
+            });
+        let oldest_needed = Generation(oldest_needed.min().unwrap_or(u64::MAX));
+        if self.old.first_key_value().is_some_and(|(oldest, _)| *oldest >= oldest_needed) {
+            return;
+        }
+        while self.old.len() > self.setup.keep_generations as usize {
+            let Some((_, old)) = self.old.pop_first() else { return };
+            let names = vec![old.name().to_string()];
+            self.disk(Purpose::Housekeeping, DiskTask::Remove { names }, out);
+        }
+    }
+}
+
+/// Appends to `next` what `shelf` has and it has not, re-chained. Returns where it ends, where it began, and its bytes.
+pub(super) fn rechain_onto(
+    shelf: &Shelf,
+    next: &mut Shelf,
+    bytes_max: u64,
+) -> Option<(Tip, u64, Vec<u8>)> {
+    let begin = next.tip().offset;
+    let mut blob = Vec::new();
+    while next.tip().seq < shelf.tip().seq && (blob.len() as u64) < bytes_max {
+        let from = shelf.tip_at(next.tip().seq).ok().flatten()?;
+        let data = shelf.read_range(from.offset, 1 << 20).ok()?;
+        for tx in shelf::split_transactions(&data) {
+            let built = shelf::rechain(&next.tip().chain, tx.expect("our own file"));
+            let parsed = shelf::parse(&built.bytes).expect("our own transaction");
+            blob.extend_from_slice(&built.bytes);
+            next.append(&parsed, built.bytes);
+        }
+    }
+    (!blob.is_empty()).then(|| (next.tip(), begin, blob))
+}
+
+fn is_clean(tx: &[u8], dead: &RoaringTreemap) -> bool {
+    let Ok(parsed) = shelf::parse(tx) else { return false };
+    parsed.records.iter().all(|record| {
+        !dead.contains(record.oid.0)
+            && shelf::refs(record.record(tx))
+                .is_ok_and(|mut refs| refs.all(|oid| !dead.contains(oid.0)))
+    })
+}
+
+/// The file of a generation that was made by a pack.
+pub(super) fn file_name(generation: Generation, base_hash: Chain) -> String {
+    format!("g{:08}-{}.durus", generation.0, &base_hash.to_string()[..8])
+}

@@ -1,0 +1,424 @@
+//! Taking from a peer what this node lacks, and giving to peers what they lack.
+//!
+//! A pull asks one peer after the other whether it has the file, finds the common point with it, and fetches from
+//! there: transactions, each verified by its chain before it is appended to our own file; or a base, byte by byte into
+//! a file aside, verified as a whole before it counts. It has one question out at a time; silence means the next peer.
+
+use bytes::Bytes;
+
+use super::disk::Purpose;
+use super::{Action, Core};
+use crate::proto::control::peer_message::Kind;
+use crate::proto::replication as pb;
+use crate::replication::points;
+use crate::replication::wire::{self, Position};
+use crate::shelf::{self, Shelf};
+use crate::storage::DiskFile;
+use crate::storage::task::{DiskTask, TaskDone};
+use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
+use std::sync::Arc;
+
+/// Bytes asked for at a time.
+const FETCH_BYTES: u32 = 1 << 20;
+/// A peer that does not answer for this long is left for the next.
+const PATIENCE_MS: u64 = 700;
+/// The file a base is fetched into.
+pub(super) const FETCHING: &str = "fetching.durus";
+
+/// What for.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Goal {
+    /// The elected master's missing last moments.
+    Floor(Tip),
+    /// The rest of an older generation, up to its cut.
+    OldTail { until: Seq },
+    /// A whole base.
+    Base,
+}
+
+enum Stage {
+    /// Asking for the common point, or whether the file is there.
+    Probing {
+        asked: Option<Now>,
+        points: Vec<Tip>,
+    },
+    Fetching {
+        asked: Option<Now>,
+    },
+    /// The disk has it; the next question follows.
+    Writing,
+}
+
+pub(super) struct Pull {
+    id: u64,
+    pub(super) goal: Goal,
+    generation: Generation,
+    base_hash: Chain,
+    source: NodeId,
+    failed: Vec<NodeId>,
+    stage: Stage,
+    /// Of a base: where it goes, how much is there, how much there is.
+    file: Option<Arc<dyn DiskFile>>,
+    base_done: u64,
+    base_len: u64,
+    pub(super) bytes: u64,
+}
+
+impl Core {
+    pub(super) fn start_pull(
+        &mut self,
+        goal: Goal,
+        generation: Generation,
+        base_hash: Chain,
+        source: NodeId,
+    ) {
+        let id = self.next_job();
+        self.pull = Some(Pull {
+            id,
+            goal,
+            generation,
+            base_hash,
+            source,
+            failed: Vec::new(),
+            stage: Stage::Probing { asked: None, points: Vec::new() },
+            file: None,
+            base_done: 0,
+            base_len: 0,
+            bytes: 0,
+        });
+        self.beats.soon();
+    }
+
+    /// The elected master lacks what the holder of the greatest position has.
+    pub(super) fn pull_floor(&mut self, floor: Position, holder: NodeId, out: &mut Vec<Action>) {
+        if self.pull.is_none() {
+            slog::info!(self.log, "fetching what the election's greatest position has"; "from" => holder.0, "to" => %floor.tip);
+            self.start_pull(Goal::Floor(floor.tip), floor.generation, floor.base_hash, holder);
+        }
+        self.drive_pull(out);
+    }
+
+    pub(super) fn drive_pull(&mut self, out: &mut Vec<Action>) {
+        if self.pull_is_done() {
+            self.pull = None;
+            self.beats.soon();
+            return;
+        }
+        let now = self.now;
+        let Some(pull) = &mut self.pull else { return };
+        let asked = match &pull.stage {
+            Stage::Probing { asked, .. } | Stage::Fetching { asked } => *asked,
+            Stage::Writing => return,
+        };
+        match asked {
+            None => self.ask_source(out),
+            Some(at) if now.since_ms(at) >= PATIENCE_MS => self.next_source(out),
+            Some(_) => {}
+        }
+    }
+
+    fn pull_is_done(&self) -> bool {
+        let Some(pull) = &self.pull else { return false };
+        match pull.goal {
+            Goal::Floor(tip) => self.durable.order() >= tip.order(),
+            Goal::OldTail { until } => self.durable.seq >= until,
+            Goal::Base => false,
+        }
+    }
+
+    /// Goes on after the disk has done something.
+    pub(super) fn pull_on(&mut self, out: &mut Vec<Action>) {
+        if let Some(pull) = &mut self.pull
+            && matches!(pull.stage, Stage::Writing)
+            && self.durable.seq == self.shelf.tip().seq
+        {
+            pull.stage = match pull.goal {
+                Goal::Base => return,
+                _ => Stage::Probing { asked: None, points: Vec::new() },
+            };
+            self.drive_pull(out);
+        }
+    }
+
+    fn ask_source(&mut self, out: &mut Vec<Action>) {
+        let coarse = self.coarse_points();
+        let now = self.now;
+        let tip = self.shelf.tip();
+        let Some(pull) = &mut self.pull else { return };
+        let base_hash = wire::put_chain(pull.base_hash);
+        let (id, source, generation) = (pull.id, pull.source, pull.generation.0);
+        let question = match &mut pull.stage {
+            Stage::Probing { asked, points } => {
+                *asked = Some(now);
+                if points.is_empty() && pull.goal != Goal::Base {
+                    *points = coarse;
+                }
+                let points = wire::put_tips(points);
+                Kind::Probe(pb::Probe { id, generation, base_hash, points })
+            }
+            Stage::Fetching { asked } => {
+                *asked = Some(now);
+                let offset = if pull.goal == Goal::Base { pull.base_done } else { tip.offset };
+                Kind::Fetch(pb::Fetch { id, generation, base_hash, offset, len: FETCH_BYTES })
+            }
+            Stage::Writing => return,
+        };
+        self.send(source, question, out);
+    }
+
+    /// This peer has it not, or is silent.
+    fn next_source(&mut self, out: &mut Vec<Action>) {
+        let me = self.setup.id;
+        let others: Vec<NodeId> =
+            self.control.members().map(|member| member.id).filter(|id| *id != me).collect();
+        let Some(pull) = &mut self.pull else { return };
+        pull.failed.push(pull.source);
+        if let Goal::Floor(_) = pull.goal {
+            // Only the holder is known to have it; if it is gone, so is this election, by its timeout.
+            pull.stage = Stage::Probing { asked: None, points: Vec::new() };
+            return;
+        }
+        match others.iter().find(|id| !pull.failed.contains(id)) {
+            Some(next) => {
+                pull.source = *next;
+                pull.stage = Stage::Probing { asked: None, points: Vec::new() };
+                pull.base_done = 0;
+                pull.file = None;
+                self.ask_source(out);
+            }
+            None => {
+                let goal = pull.goal;
+                self.pull = None;
+                self.on_pull_failed(goal);
+            }
+        }
+    }
+
+    // ---- answers ----
+
+    pub(super) fn on_probe_reply(
+        &mut self,
+        from: NodeId,
+        reply: pb::ProbeReply,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Some(pull) = &mut self.pull else { return Ok(()) };
+        if pull.id != reply.id
+            || pull.source != from
+            || !matches!(pull.stage, Stage::Probing { .. })
+        {
+            return Ok(());
+        }
+        if !reply.has_file {
+            self.next_source(out);
+            return Ok(());
+        }
+        if pull.goal == Goal::Base {
+            pull.base_len = reply.base_len;
+            pull.stage = Stage::Writing;
+            let work = DiskTask::Create { name: FETCHING.to_string() };
+            self.disk(Purpose::BaseFile, work, out);
+            return Ok(());
+        }
+        let Some(point) = reply.r#match.as_ref() else {
+            return Err(format!("node {from} has this generation and nothing in common with us"));
+        };
+        let point = wire::tip("match", Some(point)).map_err(|error| error.to_string())?;
+        if !self.shelf.find(&point).map_err(|error| error.to_string())? {
+            return Err(format!("node {from} matched a point that we have not shown: {point}"));
+        }
+        let mismatch = Seq(reply.newer_mismatch_seq);
+        let now = self.now;
+        if mismatch == Seq(0) || point == self.shelf.tip() {
+            if let Some(pull) = &mut self.pull {
+                pull.stage = Stage::Fetching { asked: None };
+            }
+            self.drive_pull(out);
+        } else if mismatch > point.seq.next() {
+            let points = self.tips_at(&points::fine(point.seq, mismatch));
+            if let Some(pull) = &mut self.pull {
+                pull.stage = Stage::Probing { asked: None, points };
+            }
+            self.drive_pull(out);
+        } else if !self.cutting {
+            if let Some(pull) = &mut self.pull {
+                pull.stage = Stage::Writing;
+            }
+            self.cut_back(point, &format!("what node {from} has, at {}", now.wall_us), out);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_fetch_reply(
+        &mut self,
+        from: NodeId,
+        reply: pb::FetchReply,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Some(pull) = &mut self.pull else { return Ok(()) };
+        if pull.id != reply.id
+            || pull.source != from
+            || !matches!(pull.stage, Stage::Fetching { .. })
+        {
+            return Ok(());
+        }
+        if reply.data.is_empty() {
+            self.next_source(out);
+            return Ok(());
+        }
+        let bytes = reply.data.len() as u64;
+        pull.bytes += bytes;
+        self.fetched_bytes += bytes;
+        match pull.goal {
+            Goal::Base => {
+                self.take_base_part(reply.offset, reply.data, out);
+                Ok(())
+            }
+            Goal::Floor(tip) => self.take_fetched(reply.data, tip.seq, out),
+            Goal::OldTail { until } => self.take_fetched(reply.data, until, out),
+        }
+    }
+
+    /// Fetched transactions, each verified, into our own file; none after `until`.
+    fn take_fetched(
+        &mut self,
+        data: Bytes,
+        until: Seq,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let offset = self.shelf.tip().offset;
+        let mut len = 0;
+        for tx in shelf::split_transactions(&data) {
+            let tip = self.shelf.tip();
+            let tx = tx.map_err(|error| format!("fetched: {error}"))?;
+            if tip.seq >= until {
+                break;
+            }
+            let bytes = data.slice_ref(tx);
+            match shelf::verify(&tip.chain, &bytes) {
+                Ok(parsed)
+                    if parsed.meta.seq == tip.seq.next() && parsed.meta.epoch >= tip.epoch =>
+                {
+                    len += bytes.len();
+                    self.extend(&parsed, bytes);
+                }
+                Ok(parsed) => {
+                    slog::warn!(self.log, "fetched a transaction that does not follow"; "seq" => parsed.meta.seq.0);
+                    break;
+                }
+                Err(error) => {
+                    slog::warn!(self.log, "fetched a transaction that does not verify"; "error" => %error);
+                    break;
+                }
+            }
+        }
+        if len == 0 {
+            self.next_source(out);
+            return Ok(());
+        }
+        if let Some(pull) = &mut self.pull {
+            pull.stage = Stage::Writing;
+        }
+        self.write_appended(offset, data.slice(..len), out);
+        Ok(())
+    }
+
+    // ---- a base ----
+
+    pub(super) fn on_base_file(&mut self, done: TaskDone, out: &mut Vec<Action>) {
+        let Some(pull) = &mut self.pull else { return };
+        if let TaskDone::Created(file) = done {
+            pull.file = Some(file);
+            pull.base_done = 0;
+            pull.stage = Stage::Fetching { asked: None };
+            self.drive_pull(out);
+        }
+    }
+
+    fn take_base_part(&mut self, offset: u64, data: Bytes, out: &mut Vec<Action>) {
+        let Some(pull) = &mut self.pull else { return };
+        let Some(file) = pull.file.clone().filter(|_| offset == pull.base_done) else { return };
+        let upto = offset + data.len() as u64;
+        pull.stage = Stage::Writing;
+        self.disk(Purpose::BasePart { upto }, DiskTask::Append { file, offset, bytes: data }, out);
+    }
+
+    pub(super) fn on_base_part(&mut self, upto: u64, out: &mut Vec<Action>) {
+        let Some(pull) = &mut self.pull else { return };
+        pull.base_done = upto;
+        if upto < pull.base_len {
+            pull.stage = Stage::Fetching { asked: None };
+            self.drive_pull(out);
+            return;
+        }
+        let (generation, base_hash, bytes) = (pull.generation, pull.base_hash, pull.bytes);
+        self.pull = None;
+        self.on_base_fetched(generation, base_hash, bytes, out);
+    }
+
+    // ---- giving ----
+
+    fn file_of(&self, generation: u64, base_hash: &[u8]) -> Option<&Shelf> {
+        let is_it = |shelf: &&Shelf| {
+            shelf.generation().0 == generation && shelf.base_hash().0[..] == *base_hash
+        };
+        Some(&self.shelf).filter(is_it).or_else(|| self.old.values().find(is_it))
+    }
+
+    pub(super) fn on_probe(
+        &mut self,
+        from: NodeId,
+        probe: pb::Probe,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let mut reply = pb::ProbeReply { id: probe.id, ..pb::ProbeReply::default() };
+        let shown = wire::tips("points", &probe.points).map_err(|error| error.to_string())?;
+        match self.file_of(probe.generation, &probe.base_hash) {
+            Some(shelf) if self.suspect.is_empty() => {
+                let found = points::newest_match(&shown, |tip| shelf.find(tip));
+                let found = found.map_err(|error| error.to_string())?;
+                reply.has_file = true;
+                reply.r#match = found.map(|found| wire::put_tip(&found.point));
+                reply.newer_mismatch_seq =
+                    found.and_then(|found| found.newer_mismatch).map_or(0, |seq| seq.0);
+                reply.file_len = shelf.tip().offset;
+                reply.base_len = shelf.base_end();
+            }
+            Some(_) => {}
+            None => self.open_old(Generation(probe.generation), out),
+        }
+        self.send(from, Kind::ProbeReply(reply), out);
+        Ok(())
+    }
+
+    pub(super) fn on_fetch(
+        &mut self,
+        from: NodeId,
+        fetch: pb::Fetch,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let len = fetch.len.min(FETCH_BYTES) as u64;
+        let durable = self.durable.offset;
+        let data = match self.file_of(fetch.generation, &fetch.base_hash) {
+            None => Bytes::new(),
+            Some(shelf) if fetch.offset < shelf.base_end() => {
+                let mut data = vec![0; len.min(shelf.base_end() - fetch.offset) as usize];
+                shelf.file().read_at(fetch.offset, &mut data).map_err(|error| error.to_string())?;
+                data.into()
+            }
+            Some(shelf) => {
+                let end = match shelf.generation() == self.shelf.generation() {
+                    true => durable,
+                    false => shelf.tip().offset,
+                };
+                match fetch.offset < end {
+                    true => shelf.read_range(fetch.offset, len).unwrap_or_default(),
+                    false => Bytes::new(),
+                }
+            }
+        };
+        let reply = pb::FetchReply { id: fetch.id, offset: fetch.offset, data };
+        self.send(from, Kind::FetchReply(reply), out);
+        Ok(())
+    }
+}

@@ -1,0 +1,360 @@
+//! What this node's sessions ask of the master, until it is answered, across any number of masters.
+//!
+//! Every request is kept until its answer comes. With each new epoch the node registers with the new master, then
+//! sends again what is open. A commit is sent again only when this node has applied the new epoch's start: whatever an
+//! earlier epoch wrote is in the file before that, or never will be; so what has not been found by then was not
+//! committed. Answers of earlier epochs are not believed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::serve::ASK_AGAIN_MS;
+use super::{Action, Core, Input};
+use crate::durus::{self, SessionAction};
+use crate::proto::control::peer_message::Kind;
+use crate::proto::replication as pb;
+use crate::proto::replication::client_reply::Answer;
+use crate::proto::replication::client_request::Ask;
+use crate::shelf::Shelf;
+use crate::types::{ConnId, Epoch, NodeId, Now, Oid, Seq};
+
+struct Open {
+    ask: Ask,
+    /// The epoch it was last sent to, and when.
+    sent: Option<(Epoch, Now)>,
+}
+
+#[derive(Default)]
+pub(super) struct Requests {
+    open: BTreeMap<u64, Open>,
+    /// The epoch whose master knows our sessions.
+    registered: Option<Epoch>,
+    register_sent: Option<(Epoch, Now)>,
+    /// Something is open that was not looked at.
+    fresh: bool,
+}
+
+impl Requests {
+    /// When something is to be asked again, in microseconds of the monotonic clock.
+    pub(super) fn deadline_us(&self) -> Option<u64> {
+        if self.open.is_empty() {
+            return None;
+        }
+        let sent = self.open.values().filter_map(|open| open.sent).map(|(_, at)| at.mono_us).min();
+        let register = self.register_sent.map(|(_, at)| at.mono_us);
+        sent.into_iter().chain(register).min().map(|at| at + ASK_AGAIN_MS * 1000)
+    }
+}
+
+/// The committed state of this node, as sessions see it.
+struct ShelfView<'a> {
+    shelf: &'a Shelf,
+    applied: Seq,
+}
+
+impl durus::View for ShelfView<'_> {
+    fn load(&self, oid: Oid) -> Result<Option<Bytes>, String> {
+        self.shelf.load(oid).map_err(|error| error.to_string())
+    }
+
+    fn applied(&self) -> Seq {
+        self.applied
+    }
+}
+
+/// Calls a session function with this node's state as its view.
+macro_rules! with_view {
+    ($core:expr, $out:expr, |$sessions:ident, $now:ident, $view:ident, $actions:ident| $call:expr) => {{
+        let applied = $core.shelf.indexed();
+        let $view = &ShelfView { shelf: &$core.shelf, applied };
+        let ($sessions, $now) = (&mut $core.sessions, $core.now);
+        let mut actions = Vec::new();
+        let $actions = &mut actions;
+        $call;
+        $core.on_session_actions(actions, $out);
+    }};
+}
+
+impl Core {
+    // ---- from the sockets ----
+
+    pub(super) fn on_client(&mut self, input: Input, out: &mut Vec<Action>) {
+        if !self.serving {
+            // Backpressure is the shell's: so much and no more is read from a client before we look at it.
+            self.early_clients.push_back(input);
+            return;
+        }
+        match input {
+            Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
+            Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
+            Input::ClientClosed { conn } => self.on_client_closed(conn, out),
+            _ => unreachable!("only clients' inputs come here"),
+        }
+    }
+
+    /// After a start the file may show what is to be cut back. From when everything in it is known to be committed,
+    /// clients are served.
+    pub(super) fn serve_early(&mut self, out: &mut Vec<Action>) {
+        if self.committed < self.shelf.indexed() {
+            return;
+        }
+        self.serving = true;
+        let (limits, boot) = (self.setup.limits.clone(), self.setup.boot);
+        self.sessions =
+            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation());
+        for input in std::mem::take(&mut self.early_clients) {
+            self.on_client(input, out);
+        }
+    }
+
+    fn on_client_opened(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+        let mut actions = Vec::new();
+        self.sessions.opened(conn, self.now, &mut actions);
+        self.on_session_actions(actions, out);
+    }
+
+    fn on_client_data(&mut self, conn: ConnId, bytes: Bytes, out: &mut Vec<Action>) {
+        with_view!(self, out, |sessions, now, view, actions| {
+            sessions.data(conn, &bytes, now, view, actions)
+        });
+    }
+
+    fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+        let mut actions = Vec::new();
+        self.sessions.closed(conn, &mut actions);
+        self.on_session_actions(actions, out);
+    }
+
+    pub(super) fn poke_sessions(&mut self, out: &mut Vec<Action>) {
+        with_view!(self, out, |sessions, now, view, actions| sessions.poke(now, view, actions));
+    }
+
+    pub(super) fn on_session_actions(
+        &mut self,
+        actions: Vec<SessionAction>,
+        out: &mut Vec<Action>,
+    ) {
+        for action in actions {
+            let (id, ask) = match action {
+                SessionAction::Send { conn, bytes } => {
+                    out.push(Action::ClientSend { conn, bytes });
+                    continue;
+                }
+                SessionAction::Close { conn, reason } => {
+                    out.push(Action::ClientClose { conn, reason: reason.to_string() });
+                    continue;
+                }
+                SessionAction::Quit { conn } => {
+                    slog::info!(self.log, "a client asked the server to stop"; "connection" => conn.0);
+                    self.on_stop();
+                    continue;
+                }
+                SessionAction::Sync { id } => (id, Ask::Sync(pb::Sync {})),
+                SessionAction::Commit { id, commit_id, session, base, records, touched } => {
+                    let record =
+                        |(oid, record): (Oid, Bytes)| pb::ObjectRecord { oid: oid.0, record };
+                    let commit = pb::Commit {
+                        commit_id: Bytes::copy_from_slice(&commit_id.0),
+                        session,
+                        base_seq: base.0,
+                        records: records.into_iter().map(record).collect(),
+                        has_touched: touched.is_some(),
+                        touched: touched.unwrap_or_default(),
+                    };
+                    (id, Ask::Commit(commit))
+                }
+                SessionAction::NewOids { id, session, count } => {
+                    (id, Ask::NewOids(pb::NewOids { session, count }))
+                }
+                SessionAction::FreeSession { id, session } => {
+                    (id, Ask::FreeSession(pb::FreeSession { session }))
+                }
+                SessionAction::Pack { id } => (id, Ask::Pack(pb::Pack {})),
+                SessionAction::Told { id, generation } => {
+                    (id, Ask::Told(pb::Told { generation: generation.0 }))
+                }
+            };
+            self.requests.open.insert(id, Open { ask, sent: None });
+            self.requests.fresh = true;
+        }
+    }
+
+    // ---- to the master ----
+
+    pub(super) fn drive_requests(&mut self, out: &mut Vec<Action>) {
+        let mut actions = Vec::new();
+        self.sessions.tick(self.now, &mut actions);
+        self.on_session_actions(actions, out);
+        let Some((epoch, master)) = self.master_to_ask() else { return };
+        if self.requests.registered != Some(epoch) {
+            self.send_register(epoch, master, out);
+            return;
+        }
+        let overdue = self.requests.deadline_us().is_some_and(|due| due <= self.now.mono_us);
+        if self.requests.fresh || overdue {
+            self.requests.fresh = false;
+            self.send_open(epoch, master, out);
+        }
+    }
+
+    /// The newest elected master, if we are on its epoch.
+    fn master_to_ask(&self) -> Option<(Epoch, NodeId)> {
+        let (master, _) = self.control.master()?;
+        let epoch = self.control.epoch();
+        (self.control.fencing().map(|fencing| fencing.epoch).is_none() && self.promised == epoch)
+            .then_some((epoch, master))
+    }
+
+    fn send_register(&mut self, epoch: Epoch, master: NodeId, out: &mut Vec<Action>) {
+        let waiting = self
+            .requests
+            .register_sent
+            .is_some_and(|(to, at)| to == epoch && self.now.since_ms(at) < ASK_AGAIN_MS);
+        if waiting {
+            return;
+        }
+        self.requests.register_sent = Some((epoch, self.now));
+        let pool = |(session, oids): (u64, Vec<Oid>)| pb::SessionPool {
+            session,
+            oids: oids.into_iter().map(|oid| oid.0).collect(),
+        };
+        let register = pb::Register {
+            epoch: epoch.0,
+            boot: self.setup.boot.0,
+            pools: self.sessions.pools().into_iter().map(pool).collect(),
+            told_generation: self.sessions.told_generation().0,
+        };
+        self.send(master, Kind::Register(register), out);
+    }
+
+    pub(super) fn on_register_reply(
+        &mut self,
+        _from: NodeId,
+        reply: pb::RegisterReply,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let current = Some(Epoch(reply.epoch)) == self.master_to_ask().map(|(epoch, _)| epoch);
+        if reply.boot != self.setup.boot.0 || !current {
+            return Ok(());
+        }
+        self.requests.registered = Some(Epoch(reply.epoch));
+        self.requests.fresh = true;
+        let mut actions = Vec::new();
+        self.sessions.revoke(&reply.revoked_sessions, &mut actions);
+        self.on_session_actions(actions, out);
+        Ok(())
+    }
+
+    fn send_open(&mut self, epoch: Epoch, master: NodeId, out: &mut Vec<Action>) {
+        let (now, applied_epoch) = (self.now, self.applied_epoch);
+        let mut due = Vec::new();
+        for (id, open) in &mut self.requests.open {
+            let may = match open.sent {
+                None => true,
+                Some((to, at)) if to == epoch => now.since_ms(at) >= ASK_AGAIN_MS,
+                Some(_) => !matches!(open.ask, Ask::Commit(_)) || applied_epoch >= epoch,
+            };
+            if may {
+                open.sent = Some((epoch, now));
+                due.push((*id, open.ask.clone()));
+            }
+        }
+        for (id, ask) in due {
+            let request =
+                pb::ClientRequest { epoch: epoch.0, boot: self.setup.boot.0, id, ask: Some(ask) };
+            self.send(master, Kind::ClientRequest(request), out);
+        }
+    }
+
+    /// A new epoch start was applied: commits of earlier epochs that were not found may be sent again.
+    pub(super) fn on_epoch_applied(&mut self) {
+        self.requests.fresh = true;
+    }
+
+    // ---- answers ----
+
+    pub(super) fn on_client_reply(
+        &mut self,
+        reply: pb::ClientReply,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        if reply.boot != self.setup.boot.0 {
+            return Ok(());
+        }
+        let epoch = Epoch(reply.epoch);
+        let believed = self
+            .requests
+            .open
+            .get(&reply.id)
+            .is_some_and(|open| open.sent.is_some_and(|(to, _)| to == epoch));
+        if !believed {
+            return Ok(());
+        }
+        let id = reply.id;
+        match reply.answer.ok_or("reply without an answer")? {
+            Answer::RegisterFirst(_) => {
+                if self.requests.registered == Some(epoch) {
+                    self.requests.registered = None;
+                    self.requests.register_sent = None;
+                }
+                // Refused unseen. Should an older copy have been taken, the commit id tells.
+                if let Some(open) = self.requests.open.get_mut(&id) {
+                    open.sent = None;
+                }
+            }
+            Answer::SendTouched(_) => {
+                let asked = self.requests.open.get(&id).is_some_and(
+                    |open| matches!(&open.ask, Ask::Commit(commit) if !commit.has_touched),
+                );
+                if asked {
+                    let mut actions = Vec::new();
+                    self.sessions.send_touched(id, &mut actions);
+                    if actions.is_empty() {
+                        self.requests.open.remove(&id);
+                    }
+                    self.on_session_actions(actions, out);
+                }
+            }
+            Answer::SyncedSeq(seq) => self.answered(id, out, |core, out| {
+                with_view!(core, out, |sessions, now, view, actions| {
+                    sessions.synced(id, Seq(seq), now, view, actions)
+                });
+            }),
+            Answer::CommittedSeq(seq) => self.answered(id, out, |core, out| {
+                with_view!(core, out, |sessions, now, view, actions| {
+                    sessions.committed(id, Seq(seq), now, view, actions)
+                });
+            }),
+            Answer::Conflict(conflict) => self.answered(id, out, |core, out| {
+                let dead: Vec<Oid> = conflict.dead.iter().copied().map(Oid).collect();
+                with_view!(core, out, |sessions, now, view, actions| {
+                    sessions.conflict(id, &dead, now, view, actions)
+                });
+            }),
+            Answer::Oids(grant) => self.answered(id, out, |core, out| {
+                let oids: Vec<Oid> = grant.oids.iter().copied().map(Oid).collect();
+                with_view!(core, out, |sessions, now, view, actions| {
+                    sessions.oids(id, &oids, now, view, actions)
+                });
+            }),
+            Answer::Refused(why) => self.answered(id, out, |core, out| {
+                let mut actions = Vec::new();
+                core.sessions.refused(id, &why, &mut actions);
+                core.on_session_actions(actions, out);
+            }),
+            Answer::Done(_) => self.answered(id, out, |_, _| {}),
+        }
+        Ok(())
+    }
+
+    fn answered(
+        &mut self,
+        id: u64,
+        out: &mut Vec<Action>,
+        tell: impl FnOnce(&mut Core, &mut Vec<Action>),
+    ) {
+        self.requests.open.remove(&id);
+        tell(self, out);
+    }
+}

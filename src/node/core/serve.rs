@@ -1,0 +1,389 @@
+//! What the open master answers to the nodes, on behalf of their clients.
+//!
+//! A node registers first: only then the master knows which oids its sessions hold. Requests may come twice; commits
+//! are recognised by their ids, oid grants by their request's number.
+
+use roaring::RoaringTreemap;
+
+use super::{Action, Core, Role};
+use crate::durus::{self, Allocation, CommitRequest, Ground, SessionKey, Verdict};
+use crate::proto::control::command::Kind as CommandKind;
+use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{OidBlock, PackStart};
+use crate::proto::replication as pb;
+use crate::proto::replication::client_reply::Answer;
+use crate::proto::replication::client_request::Ask;
+use crate::replication::wire;
+use crate::shelf::{self, TxMeta};
+use crate::types::{BootId, Epoch, Generation, NodeId, Oid, Seq};
+
+/// Oids taken through Raft at a time.
+const OID_BLOCK: u64 = 16_384;
+/// When so few are left, the next block is asked for.
+const OID_BLOCK_LOW: u64 = 4096;
+/// A question that got no answer is asked again after this long.
+pub(super) const ASK_AGAIN_MS: u64 = 300;
+
+/// A node that has registered with this mastership.
+pub(super) struct Registered {
+    pub(super) boot: BootId,
+    pub(super) told: Generation,
+}
+
+impl Core {
+    // ---- registration ----
+
+    pub(super) fn on_register(
+        &mut self,
+        from: NodeId,
+        register: pb::Register,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Some(master) = self.master() else { return Ok(()) };
+        if register.epoch != master.epoch.0 {
+            return Ok(());
+        }
+        if master.open {
+            self.register(from, register, out);
+        } else {
+            master.early_registers.insert(from, register);
+        }
+        Ok(())
+    }
+
+    pub(super) fn register(&mut self, from: NodeId, register: pb::Register, out: &mut Vec<Action>) {
+        let boot = BootId(register.boot);
+        let pools: Vec<(u64, Vec<Oid>)> = register
+            .pools
+            .into_iter()
+            .map(|pool| (pool.session, pool.oids.into_iter().map(Oid).collect()))
+            .collect();
+        let shelf = &self.shelf;
+        let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
+        let Role::Master(master) = &mut self.role else { return };
+        let revoked = match master.oids.register(from, boot, &pools, &exists) {
+            Ok(revoked) => revoked,
+            Err(error) => {
+                slog::error!(self.log, "can't register a node's sessions"; "node" => from.0, "error" => error);
+                return;
+            }
+        };
+        let told = Generation(register.told_generation);
+        master.registered.insert(from, Registered { boot, told });
+        let reply =
+            pb::RegisterReply { epoch: master.epoch.0, boot: boot.0, revoked_sessions: revoked };
+        self.send(from, Kind::RegisterReply(reply), out);
+        self.judge_holes();
+    }
+
+    /// Holes may be used when every session there may be is known and was told of what the last pack removed.
+    fn judge_holes(&mut self) {
+        let generation = self.shelf.generation();
+        let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
+        let Role::Master(master) = &mut self.role else { return };
+        let usable = everybody
+            .iter()
+            .all(|id| master.registered.get(id).is_some_and(|node| node.told >= generation));
+        master.oids.set_holes_usable(usable);
+    }
+
+    // ---- requests ----
+
+    pub(super) fn on_client_request(
+        &mut self,
+        from: NodeId,
+        request: pb::ClientRequest,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Role::Master(master) = &self.role else { return Ok(()) };
+        if !master.open || request.epoch != master.epoch.0 {
+            return Ok(());
+        }
+        let (boot, id) = (BootId(request.boot), request.id);
+        if !master.registered.get(&from).is_some_and(|known| known.boot == boot) {
+            self.answer(from, boot, id, Answer::RegisterFirst(true), out);
+            return Ok(());
+        }
+        match request.ask.ok_or("request without a question")? {
+            Ask::Sync(_) => {
+                if let Some(master) = self.master() {
+                    master.confirm.ask((from, id));
+                }
+            }
+            Ask::Commit(commit) => return self.on_commit(from, boot, id, commit, out),
+            Ask::NewOids(wanted) => {
+                let key = SessionKey { node: from, session: wanted.session };
+                self.grant_oids(key, id, wanted.count.min(255), out);
+            }
+            Ask::FreeSession(gone) => {
+                if let Some(master) = self.master() {
+                    master.oids.free(SessionKey { node: from, session: gone.session });
+                }
+                self.answer(from, boot, id, Answer::Done(true), out);
+            }
+            Ask::Pack(_) => {
+                let generation = self.shelf.generation().next().0;
+                let asked_by = format!("a client of node {from}");
+                if self.control.pack().is_none() {
+                    self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
+                }
+                self.answer(from, boot, id, Answer::Done(true), out);
+            }
+            Ask::Told(told) => {
+                if let Some(known) =
+                    self.master().and_then(|master| master.registered.get_mut(&from))
+                {
+                    known.told = known.told.max(Generation(told.generation));
+                }
+                self.judge_holes();
+                self.answer(from, boot, id, Answer::Done(true), out);
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, to: NodeId, boot: BootId, id: u64, answer: Answer, out: &mut Vec<Action>) {
+        let reply =
+            pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
+        self.send(to, Kind::ClientReply(reply), out);
+    }
+
+    fn boot_of(&self, node: NodeId) -> Option<BootId> {
+        match &self.role {
+            Role::Master(master) => master.registered.get(&node).map(|known| known.boot),
+            _ => None,
+        }
+    }
+
+    // ---- commits ----
+
+    fn on_commit(
+        &mut self,
+        from: NodeId,
+        boot: BootId,
+        id: u64,
+        commit: pb::Commit,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
+        let touched = match commit.has_touched {
+            true => {
+                Some(durus::decode_touched(&commit.touched).map_err(|error| error.to_string())?)
+            }
+            false => None,
+        };
+        let records: Vec<_> =
+            commit.records.into_iter().map(|record| (Oid(record.oid), record.record)).collect();
+        let request = CommitRequest {
+            commit_id,
+            session: SessionKey { node: from, session: commit.session },
+            base: Seq(commit.base_seq),
+            records: &records,
+            touched: touched.as_ref(),
+        };
+        let verdict = self.judge_commit(&request)?;
+        let answer = match verdict {
+            Verdict::Accept => {
+                self.append_commit(from, id, &request, out);
+                return Ok(());
+            }
+            Verdict::InFlight(seq) => {
+                if let Some(master) = self.master() {
+                    master.in_flight.insert(seq, (from, id));
+                }
+                return Ok(());
+            }
+            Verdict::AlreadyCommitted(seq) => Answer::CommittedSeq(seq.0),
+            Verdict::SendTouched => Answer::SendTouched(true),
+            Verdict::Conflict { why, dead } => {
+                slog::debug!(self.log, "conflict"; "node" => from.0, "why" => &why);
+                let dead = dead.into_iter().map(|oid| oid.0).collect();
+                Answer::Conflict(pb::Conflict { why, dead })
+            }
+            Verdict::Refused(why) => Answer::Refused(why),
+        };
+        self.answer(from, boot, id, answer, out);
+        Ok(())
+    }
+
+    fn judge_commit(&mut self, request: &CommitRequest<'_>) -> Result<Verdict, String> {
+        let shelf = &self.shelf;
+        let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
+        let Role::Master(master) = &self.role else { return Err("not master".into()) };
+        let ground = Ground {
+            committed: self.committed,
+            exists: &exists,
+            pool: &master.oids,
+            dead: self.pack.dead(),
+            removed: self.pack.removed(),
+        };
+        self.checker.check(request, &ground)
+    }
+
+    fn append_commit(
+        &mut self,
+        from: NodeId,
+        id: u64,
+        request: &CommitRequest<'_>,
+        out: &mut Vec<Action>,
+    ) {
+        let seq = self.shelf.tip().seq.next();
+        let time_us = self.shelf.last_time_us().max(self.now.wall_us);
+        let Some(master) = self.master() else { return };
+        master.in_flight.insert(seq, (from, id));
+        master.oids.used(request.records.iter().map(|(oid, _)| *oid));
+        let meta = TxMeta {
+            kind: shelf::Kind::Commit,
+            epoch: master.epoch,
+            seq,
+            time_us,
+            commit_id: request.commit_id,
+        };
+        self.append_own(&meta, request.records, out);
+    }
+
+    /// Everything up to `committed` is: whoever waits for it hears so.
+    pub(super) fn answer_committed(&mut self, committed: Seq, out: &mut Vec<Action>) {
+        let Some(master) = self.master() else { return };
+        let later = master.in_flight.split_off(&committed.next());
+        let done = std::mem::replace(&mut master.in_flight, later);
+        for (seq, (node, id)) in done {
+            if let Some(boot) = self.boot_of(node) {
+                self.answer(node, boot, id, Answer::CommittedSeq(seq.0), out);
+            }
+        }
+    }
+
+    // ---- fresh reads ----
+
+    pub(super) fn drive_confirm(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let boot = self.setup.boot;
+        let Some(master) = self.master() else { return };
+        let round = match master.confirm.begin() {
+            Some(round) => Some(round),
+            None => master
+                .confirm
+                .pending()
+                .filter(|_| now.since_ms(master.confirm_sent) >= ASK_AGAIN_MS),
+        };
+        if let Some(round) = round {
+            master.confirm_sent = now;
+            let confirm = pb::Confirm { epoch: master.epoch.0, boot: boot.0, round };
+            let voters: Vec<NodeId> = master.followers.keys().copied().collect();
+            for voter in voters {
+                self.send(voter, Kind::Confirm(confirm), out);
+            }
+        }
+        if let Some(master) = self.master() {
+            let done = master.confirm.done();
+            self.answer_synced(done, out);
+        }
+    }
+
+    pub(super) fn on_confirm(
+        &mut self,
+        from: NodeId,
+        confirm: pb::Confirm,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        if self.suspect.is_empty() {
+            let reply = pb::ConfirmReply {
+                epoch: self.promised.0,
+                boot: confirm.boot,
+                round: confirm.round,
+            };
+            self.send(from, Kind::ConfirmReply(reply), out);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_confirm_reply(
+        &mut self,
+        from: NodeId,
+        reply: pb::ConfirmReply,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let boot = self.setup.boot;
+        let Some(master) = self.master() else { return Ok(()) };
+        if (reply.epoch, reply.boot) == (master.epoch.0, boot.0) {
+            let done = master.confirm.confirmed(from, reply.round);
+            self.answer_synced(done, out);
+        }
+        Ok(())
+    }
+
+    fn answer_synced(&mut self, waiting: Vec<(NodeId, u64)>, out: &mut Vec<Action>) {
+        let committed = self.committed;
+        for (node, id) in waiting {
+            if let Some(boot) = self.boot_of(node) {
+                self.answer(node, boot, id, Answer::SyncedSeq(committed.0), out);
+            }
+        }
+    }
+
+    // ---- oids ----
+
+    fn grant_oids(&mut self, key: SessionKey, id: u64, count: u32, out: &mut Vec<Action>) {
+        let shelf = &self.shelf;
+        let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
+        let Role::Master(master) = &mut self.role else { return };
+        let answer = match master.oids.allocate(key, id, count, &exists) {
+            Ok(Allocation::Granted(oids)) => {
+                Answer::Oids(pb::OidGrant { oids: oids.into_iter().map(|oid| oid.0).collect() })
+            }
+            Ok(Allocation::NeedBlock) => {
+                master.oids_wanted.push_back((key.node, id, key.session, count));
+                return;
+            }
+            Ok(Allocation::Gone) => return,
+            Ok(Allocation::RegisterFirst) => Answer::RegisterFirst(true),
+            Err(error) => {
+                slog::error!(self.log, "can't give out oids"; "error" => error);
+                return;
+            }
+        };
+        if let Some(boot) = self.boot_of(key.node) {
+            self.answer(key.node, boot, id, answer, out);
+        }
+    }
+
+    /// Has the next block on its way before the present one is used up.
+    pub(super) fn drive_oid_block(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let from = self.control.oid_limit().max(self.shelf.next_free());
+        let Some(master) = self.master() else { return };
+        let asked = master.block_asked.is_some_and(|at| now.since_ms(at) < ASK_AGAIN_MS);
+        if asked || (master.oid_left() >= OID_BLOCK_LOW && master.oids_wanted.is_empty()) {
+            return;
+        }
+        master.block_asked = Some(now);
+        let block = OidBlock { epoch: master.epoch.0, below: from.0 + OID_BLOCK };
+        self.propose(CommandKind::OidBlock(block), out);
+    }
+
+    /// Raft has given this epoch the oids from `before` up to the state's limit.
+    pub(super) fn on_oid_block(&mut self, epoch: Epoch, before: Oid, out: &mut Vec<Action>) {
+        let from = before.max(self.shelf.next_free());
+        let below = self.control.oid_limit();
+        let Some(master) = self.master() else { return };
+        if master.epoch != epoch || from >= below {
+            return;
+        }
+        master.block_asked = None;
+        if !master.open {
+            master.oid_blocks.push((from, below));
+            return;
+        }
+        master.oids.add_block(from, below);
+        let wanted = std::mem::take(&mut master.oids_wanted);
+        for (node, id, session, count) in wanted {
+            self.grant_oids(SessionKey { node, session }, id, count, out);
+        }
+    }
+
+    /// What a commit's session may know and the last pack removed.
+    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
+        self.pack.set_removed(told, removed);
+    }
+}

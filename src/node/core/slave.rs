@@ -1,0 +1,337 @@
+//! The slave's half of replication: verify, append, acknowledge; find the common point, cut back.
+
+use bytes::Bytes;
+
+use super::disk::Purpose;
+use super::{Action, Core, Role};
+use crate::proto::control::peer_message::Kind;
+use crate::proto::replication as pb;
+use crate::replication::{points, wire};
+use crate::shelf;
+use crate::storage::task::DiskTask;
+use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
+
+/// Whom this node follows.
+pub(super) struct Slave {
+    pub(super) epoch: Epoch,
+    pub(super) master: NodeId,
+    pub(super) boot: BootId,
+    /// An append of this epoch fitted: our file is a prefix of the master's.
+    pub(super) matched: bool,
+    /// The master's newest committed position, as it said last; for the lag people see.
+    pub(super) announced: Tip,
+}
+
+/// An append, checked for form.
+struct Checked {
+    epoch: Epoch,
+    boot: BootId,
+    generation: Generation,
+    base_hash: Chain,
+    prev: Tip,
+    commit: Tip,
+    transactions: Bytes,
+    want_reply: bool,
+}
+
+fn checked(append: pb::Append) -> Result<Checked, wire::WireError> {
+    Ok(Checked {
+        epoch: Epoch(append.epoch),
+        boot: BootId(append.boot),
+        generation: Generation(append.generation),
+        base_hash: wire::chain("base hash", &append.base_hash)?,
+        prev: wire::tip("prev", append.prev.as_ref())?,
+        commit: wire::tip("commit", append.commit.as_ref())?,
+        transactions: append.transactions,
+        want_reply: append.want_reply,
+    })
+}
+
+impl Core {
+    pub(super) fn on_append(
+        &mut self,
+        from: NodeId,
+        append: pb::Append,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let append = checked(append).map_err(|error| format!("append: {error}"))?;
+        if !self.suspect.is_empty() || self.cutting {
+            return Ok(());
+        }
+        if append.epoch < self.promised {
+            // Says which epoch it is by now; a stale master acknowledges nothing on our word.
+            self.refuse_append(from, append.boot, out);
+            return Ok(());
+        }
+        if append.epoch > self.promised {
+            self.promise(append.epoch, out);
+        }
+        if !self.follows(from, &append)? {
+            return Ok(());
+        }
+        if (append.generation, append.base_hash)
+            != (self.shelf.generation(), self.shelf.base_hash())
+        {
+            self.refuse_append(from, append.boot, out);
+            return Ok(());
+        }
+        self.take(from, append, out)
+    }
+
+    /// Binds this node to the epoch's master; false for anybody else's appends.
+    fn follows(&mut self, from: NodeId, append: &Checked) -> Result<bool, String> {
+        match &self.role {
+            Role::Master(master) => {
+                assert!(
+                    master.epoch != append.epoch,
+                    "EpochUnique: two masters in {}",
+                    append.epoch
+                );
+                Ok(false)
+            }
+            Role::Slave(slave) if slave.epoch == append.epoch => {
+                Ok(slave.master == from && slave.boot == append.boot)
+            }
+            _ => {
+                self.follow(append.epoch, from, append.boot);
+                Ok(true)
+            }
+        }
+    }
+
+    pub(super) fn follow(&mut self, epoch: Epoch, master: NodeId, boot: BootId) {
+        self.role =
+            Role::Slave(Slave { epoch, master, boot, matched: false, announced: Tip::default() });
+        self.beats.soon();
+    }
+
+    fn take(&mut self, from: NodeId, append: Checked, out: &mut Vec<Action>) -> Result<(), String> {
+        let tip = self.shelf.tip();
+        let fits =
+            append.prev == tip || (append.prev.seq < tip.seq && self.is_in_file(&append.prev)?);
+        if !fits {
+            self.refuse_append(from, append.boot, out);
+            return Ok(());
+        }
+        let offset = tip.offset;
+        let mut taken = Vec::new();
+        let mut proved = append.prev.seq;
+        let mut outcome = Ok(());
+        for tx in shelf::split_transactions(&append.transactions) {
+            let took = tx
+                .map_err(|error| format!("append: {error}"))
+                .and_then(|tx| self.take_one(&append, append.transactions.slice_ref(tx)));
+            match took {
+                Ok(Took::New(bytes, seq)) => {
+                    taken.push(bytes);
+                    proved = seq;
+                }
+                Ok(Took::Known(seq)) => proved = seq,
+                Ok(Took::Fork) => {
+                    self.refuse_append(from, append.boot, out);
+                    break;
+                }
+                Err(why) => {
+                    outcome = Err(why);
+                    break;
+                }
+            }
+        }
+        // What was taken is in the file whatever came after it in the message.
+        self.matched(append.commit, proved);
+        if !taken.is_empty() {
+            self.write_appended(offset, join(taken), out);
+        } else if append.want_reply && outcome.is_ok() {
+            self.acknowledge(out);
+        }
+        self.apply_committed(out);
+        outcome
+    }
+
+    fn take_one(&mut self, append: &Checked, bytes: Bytes) -> Result<Took, String> {
+        let tip = self.shelf.tip();
+        let seq = shelf::parse(&bytes).map_err(|error| format!("append: {error}"))?.meta.seq;
+        if seq <= tip.seq {
+            // Sent twice, or a different history: the chain tells.
+            let chain = Chain::from_slice(&bytes[bytes.len() - Chain::LEN..]).expect("parsed");
+            let mine = self.shelf.tip_at(seq).map_err(|error| error.to_string())?;
+            return Ok(match mine.is_some_and(|tip| tip.chain == chain) {
+                true => Took::Known(seq),
+                false => Took::Fork,
+            });
+        }
+        let tx = shelf::verify(&tip.chain, &bytes)
+            .map_err(|error| format!("append at seq {seq}: {error}"))?;
+        if seq != tip.seq.next() || tx.meta.epoch < tip.epoch || tx.meta.epoch > append.epoch {
+            return Err(format!("append: seq {seq} of epoch {} after {tip}", tx.meta.epoch));
+        }
+        self.extend(&tx, bytes.clone());
+        Ok(Took::New(bytes, seq))
+    }
+
+    /// The master's word on what is committed counts only now, when our file is proved to be a prefix of its file.
+    /// `proved`: up to here our file is known to be the master's, by this very append.
+    fn matched(&mut self, commit: Tip, proved: Seq) {
+        let Role::Slave(slave) = &mut self.role else { return };
+        if !slave.matched {
+            slave.matched = true;
+            self.beats.soon();
+        }
+        if commit.seq >= slave.announced.seq {
+            slave.announced = commit;
+        }
+        let by_chain =
+            commit.seq <= self.shelf.tip().seq && self.shelf.find(&commit).unwrap_or(false);
+        let known = if by_chain { commit.seq } else { proved.min(commit.seq) };
+        self.committed = self.committed.max(known);
+    }
+
+    fn is_in_file(&self, tip: &Tip) -> Result<bool, String> {
+        self.shelf.find(tip).map_err(|error| error.to_string())
+    }
+
+    /// What is durable here, to the master; after the promise was checked again.
+    pub(super) fn acknowledge(&mut self, out: &mut Vec<Action>) {
+        let Role::Slave(slave) = &self.role else { return };
+        if slave.epoch != self.promised || self.promise_durable != self.promised || !slave.matched {
+            return;
+        }
+        let (master, boot) = (slave.master, slave.boot);
+        let reply = self.append_reply(boot, true, Vec::new());
+        self.send(master, Kind::AppendReply(reply), out);
+    }
+
+    fn refuse_append(&mut self, to: NodeId, boot: BootId, out: &mut Vec<Action>) {
+        let shown = self.coarse_points();
+        let reply = self.append_reply(boot, false, shown);
+        self.send(to, Kind::AppendReply(reply), out);
+    }
+
+    /// Unasked, to the epoch's master: appends can be taken from here now.
+    pub(super) fn hello_master(&mut self, out: &mut Vec<Action>) {
+        let Role::Slave(slave) = &self.role else { return };
+        let (master, boot) = (slave.master, slave.boot);
+        let shown = self.coarse_points();
+        let mut reply = self.append_reply(boot, false, shown);
+        reply.hello = true;
+        self.send(master, Kind::AppendReply(reply), out);
+    }
+
+    fn append_reply(&self, boot: BootId, matched: bool, points: Vec<Tip>) -> pb::AppendReply {
+        pb::AppendReply {
+            epoch: self.promised.0,
+            boot: boot.0,
+            generation: self.shelf.generation().0,
+            base_hash: wire::put_chain(self.shelf.base_hash()),
+            durable: Some(wire::put_tip(&self.durable)),
+            matched,
+            hello: false,
+            points: wire::put_tips(&points),
+        }
+    }
+
+    pub(super) fn coarse_points(&self) -> Vec<Tip> {
+        self.tips_at(&points::coarse(self.shelf.cut(), self.shelf.tip().seq))
+    }
+
+    pub(super) fn tips_at(&self, seqs: &[Seq]) -> Vec<Tip> {
+        seqs.iter().filter_map(|seq| self.shelf.tip_at(*seq).ok().flatten()).collect()
+    }
+
+    // ---- a different history: cut back to the common point ----
+
+    pub(super) fn on_common_point(
+        &mut self,
+        from: NodeId,
+        common: pb::CommonPoint,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Role::Slave(slave) = &self.role else { return Ok(()) };
+        let same = slave.epoch == self.promised
+            && (slave.epoch.0, slave.master, slave.boot.0) == (common.epoch, from, common.boot)
+            && common.generation == self.shelf.generation().0
+            && common.base_hash[..] == self.shelf.base_hash().0;
+        let boot = slave.boot;
+        if !same || self.cutting {
+            return Ok(());
+        }
+        let point = wire::tip("common point", common.point.as_ref()).map_err(|e| e.to_string())?;
+        let mismatch = Seq(common.newer_mismatch_seq);
+        // Computed anew here: a late message about a file that has changed since finds nothing.
+        if !self.is_in_file(&point)? {
+            return Ok(());
+        }
+        if mismatch > point.seq.next() {
+            let shown = self.tips_at(&points::fine(point.seq, mismatch));
+            let reply = self.append_reply(boot, false, shown);
+            self.send(from, Kind::AppendReply(reply), out);
+            return Ok(());
+        }
+        if mismatch <= self.shelf.tip().seq && mismatch == point.seq.next() {
+            self.cut_back(point, &format!("epoch {} of node {from}", common.epoch), out);
+        }
+        Ok(())
+    }
+
+    /// Cuts the file back to `point`; what is cut is kept as an orphan.
+    pub(super) fn cut_back(&mut self, point: Tip, whose: &str, out: &mut Vec<Action>) {
+        let tip = self.shelf.tip();
+        if point.seq < self.committed {
+            self.suspect = format!(
+                "asked to cut back to seq {} for {whose}, but seq {} is known to be committed",
+                point.seq, self.committed
+            );
+            slog::crit!(self.log, "committed data would be cut: this node stands aside, a person must look";
+                "why" => &self.suspect);
+            self.beats.soon();
+            return;
+        }
+        let generation = self.shelf.generation();
+        let keep_as = format!(
+            "orphans/g{:08}-seq{}-{}-{}.orphan",
+            generation.0,
+            point.seq.next(),
+            tip.seq,
+            &tip.chain.to_string()[..8]
+        );
+        let header = format!(
+            "packmaster orphan 1\ngeneration {generation}\nbase_hash {}\nafter {point}\nto {tip}\ncut_for {whose}\ncut_at_wall_us {}\n\n",
+            self.shelf.base_hash(),
+            self.now.wall_us,
+        );
+        slog::warn!(self.log, "cut back to the common point; what was cut is kept";
+            "to" => %point, "from" => %tip, "orphan" => &keep_as, "for" => whose);
+        if let Err(error) = self.shelf.cut_to(point.seq) {
+            slog::error!(self.log, "can't read the file while cutting back; this node stops"; "error" => %error);
+            self.exit(&format!("disk failed: {error}"), true, out);
+            return;
+        }
+        self.checker.truncated(point.seq);
+        self.durable = point;
+        self.drop_next(out);
+        self.cutting = true;
+        let file = self.shelf.file();
+        let work = DiskTask::CutBack { file, offset: point.offset, keep_as, header };
+        self.disk(Purpose::CutBack, work, out);
+    }
+
+    pub(super) fn on_cut_back(&mut self, out: &mut Vec<Action>) {
+        self.cutting = false;
+        self.hello_master(out);
+        self.report_to_leader(out);
+        self.pull_on(out);
+    }
+}
+
+enum Took {
+    New(Bytes, Seq),
+    Known(Seq),
+    Fork,
+}
+
+fn join(mut parts: Vec<Bytes>) -> Bytes {
+    match parts.len() {
+        1 => parts.pop().expect("one"),
+        _ => parts.concat().into(),
+    }
+}

@@ -1,0 +1,221 @@
+//! From what a disk holds to a running core.
+//!
+//! Everything is read back and checked before a word is said to anybody: the Raft log, the promise, the current file
+//! with its whole chain. A torn tail is cut aside; corruption stops the start with words for the operator. A flip or a
+//! build that a crash interrupted needs nothing here: the link points at one whole file or the other, and the rebase
+//! ladder finishes the rest.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use slog::o;
+
+use super::{Core, Role, Setup, admin, beats, disk, packing, requests};
+use crate::control::{Member, Role as MemberRole, State};
+use crate::durus::{CommitChecker, Sessions};
+use crate::failover::controller::Controller;
+use crate::failover::health::Health;
+use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
+use crate::shelf::{self, Opened, Shelf, ShelfError};
+use crate::storage::promise::{self, PromiseError};
+use crate::storage::task::CURRENT;
+use crate::storage::{Disk, DiskError};
+use crate::types::{Epoch, NodeId, Now, Seq};
+
+/// The first generation's file.
+pub const FIRST: &str = "g00000001.durus";
+/// So many of the newest transactions are read again, to recognise commits that are asked for twice.
+const REMEMBER_SEQS: u64 = 50_000;
+/// And not more bytes of them than this.
+const REMEMBER_BYTES: u64 = 256 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("the Raft log: {0}")]
+    RaftLog(#[from] RaftLogError),
+    #[error("Raft: {0}")]
+    Raft(#[from] DriverError),
+    #[error(
+        "{0}; this node can't take part. Restore its disk, or give it an empty one and a new node id"
+    )]
+    Promise(#[from] PromiseError),
+    #[error("{name}: {error}")]
+    Shelf { name: String, error: ShelfError },
+    #[error("the configuration: {0}")]
+    Setup(String),
+}
+
+/// Reads everything back. Synchronous disk work; what it mends is durable when it returns.
+pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
+    let log = setup.log.new(o!("node" => setup.id.0));
+    let disk = setup.disk.clone();
+    let (raft_log, recovered) = RaftLog::open(disk.clone())?;
+    if let Some(repaired) = &recovered.repaired {
+        slog::warn!(log, "the Raft log was mended from its second copy"; "what" => repaired);
+    }
+    let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
+    let shelf = open_current(&disk, &log, now)?;
+    let members = members(&setup)?;
+    let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+    let rank = voters.iter().position(|id| *id == setup.id).expect("checked by members()");
+    // Different on every node, so that two seldom campaign at once.
+    let election_ticks = setup.timing.raft_election_ticks as usize + 3 * rank;
+    let raft = Driver::new(setup.id, &voters, recovered, election_ticks, &log)?;
+    let checker =
+        remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;
+    let peers = voters.iter().copied().filter(|id| *id != setup.id);
+    let tip = shelf.tip();
+    slog::info!(log, "started"; "generation" => shelf.generation().0, "tip" => %tip, "promised" => promised.0);
+    let core = Core {
+        log,
+        now,
+        raft,
+        raft_tick_due_us: now.mono_us,
+        raft_campaign_due_us: None,
+        compacted_index: 0,
+        control: State::new(members),
+        member_up_sent: None,
+        promised,
+        promise_durable: promised,
+        role: Role::None,
+        health: Health::new(peers, now),
+        controller: Controller::default(),
+        durable: tip,
+        committed: shelf.cut(),
+        applied_epoch: Epoch(0),
+        verified: (tip.seq, now.wall_us),
+        cutting: false,
+        next: None,
+        old: BTreeMap::new(),
+        tasks: disk::Tasks::default(),
+        checker,
+        sessions: Sessions::new(
+            setup.limits.clone(),
+            setup.boot,
+            shelf.indexed(),
+            shelf.generation(),
+        ),
+        serving: false,
+        early_clients: VecDeque::new(),
+        requests: requests::Requests::default(),
+        pack: packing::PackRun::default(),
+        rebase: None,
+        pull: None,
+        jobs_begun: 0,
+        fetched_bytes: 0,
+        tail_bytes: 0,
+        last_rebase: String::new(),
+        tail_failed_for: None,
+        opening_old: None,
+        controller_due_us: 0,
+        beats: beats::Beats::default(),
+        admin: admin::Forwards::default(),
+        loopback: VecDeque::new(),
+        suspect: String::new(),
+        leaving: None,
+        exited: false,
+        shelf,
+        setup,
+    };
+    Ok((core, raft_log))
+}
+
+fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
+    if !setup.members.iter().any(|member| member.id == setup.id.0) {
+        return Err(StartError::Setup(format!("node {} is not among the members", setup.id)));
+    }
+    let member = |member: &crate::proto::control::Member| {
+        let role = MemberRole::from_name(&member.role).ok_or_else(|| {
+            StartError::Setup(format!("{}: there is no role {:?}", member.name, member.role))
+        })?;
+        Ok(Member {
+            id: NodeId(member.id),
+            name: member.name.clone(),
+            disk_uuid: None,
+            durus: member.durus.clone(),
+            peer: member.peer.clone(),
+            http: member.http.clone(),
+            role,
+            priority: member.priority,
+            may_be_master: member.may_be_master,
+        })
+    };
+    let mut members: Vec<Member> =
+        setup.members.iter().map(member).collect::<Result<_, StartError>>()?;
+    members.sort_by_key(|member| member.id);
+    Ok(members)
+}
+
+/// The current file, verified, its torn tail cut aside; a new one in an empty directory.
+fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Shelf, StartError> {
+    let name = match disk.read_link(CURRENT)? {
+        Some(name) => name,
+        None => {
+            if !disk.exists(FIRST)? {
+                slog::info!(log, "an empty data directory: making an empty file"; "file" => FIRST);
+                at(FIRST, Shelf::create(&**disk, FIRST))?;
+            } else {
+                adopt_import(&**disk, log)?;
+            }
+            disk.set_link(CURRENT, FIRST)?;
+            disk.sync_dir()?;
+            FIRST.to_string()
+        }
+    };
+    let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
+    let Some(torn) = torn else { return Ok(shelf) };
+    drop(shelf);
+    let keep_as = format!("orphans/{name}-torn-at-{}-{}", torn.offset, now.wall_us);
+    slog::warn!(log, "the file ends inside its last transaction: cut there, the piece is kept";
+        "offset" => torn.offset, "bytes" => torn.len, "kept_as" => &keep_as);
+    at(&name, Shelf::cut_torn(&**disk, &name, &torn, &keep_as))?;
+    let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
+    match torn {
+        None => Ok(shelf),
+        Some(torn) => Err(StartError::Setup(format!("{name} is torn again at {}", torn.offset))),
+    }
+}
+
+/// A file that was brought along: a plain Durus file becomes ours by appending a seal.
+fn adopt_import(disk: &dyn Disk, log: &slog::Logger) -> Result<(), StartError> {
+    match Shelf::open(disk, FIRST) {
+        Ok(_) => Ok(()),
+        Err(ShelfError::Plain { .. }) => {
+            slog::info!(log, "adopting a plain Durus file by appending a seal"; "file" => FIRST);
+            at(FIRST, shelf::adopt(disk, FIRST))?;
+            Ok(())
+        }
+        Err(error) => Err(StartError::Shelf { name: FIRST.into(), error }),
+    }
+}
+
+fn at<T>(name: &str, result: Result<T, ShelfError>) -> Result<T, StartError> {
+    result.map_err(|error| StartError::Shelf { name: name.into(), error })
+}
+
+/// The commit checker, fed with the newest transactions of the file.
+fn remember(shelf: &Shelf) -> Result<CommitChecker, ShelfError> {
+    let tip = shelf.tip();
+    let mut from = Seq(shelf.cut().0.max(tip.seq.0.saturating_sub(REMEMBER_SEQS)));
+    let begins = |seq| shelf.tip_at(seq).map(|found| found.expect("between the seal and the tip"));
+    let mut at = begins(from)?;
+    while tip.offset - at.offset > REMEMBER_BYTES {
+        from = Seq(from.0 + (tip.seq.0 - from.0).div_ceil(2));
+        at = begins(from)?;
+    }
+    let mut checker = CommitChecker::new(from);
+    let mut offset = at.offset;
+    while offset < tip.offset {
+        let data = shelf.read_range(offset, 1 << 20)?;
+        for tx in shelf::split_transactions(&data) {
+            let tx = tx.expect("a verified file");
+            let parsed = shelf::parse(tx).expect("a verified file");
+            let oids: Vec<_> = parsed.records.iter().map(|record| record.oid).collect();
+            checker.noted(parsed.meta.seq, parsed.meta.commit_id, &oids);
+            offset += tx.len() as u64;
+        }
+    }
+    Ok(checker)
+}

@@ -1,0 +1,484 @@
+//! Our connections to the other nodes: three to each, one a lane, for our messages only; theirs come by their own.
+//!
+//! A link is dialled at once when it closes, then in growing intervals. While it has never failed since it was last
+//! open, messages wait for it; once dialling has failed they are dropped, and so is everything that waited: whoever
+//! sends messages must be fine with losing them, as with any network. A queue has a bound in bytes; past it the
+//! connection is given up and opened anew, empty.
+//!
+//! When a lane that was lost is open again, the core is told by another `PeerUp`: what was under way on it may be lost.
+//!
+//! The control link is how a dead process is noticed: its connection closes and the port refuses. A peer whose own
+//! control connection to us closes is asked in the same way at once. Nothing here waits for a timer before it looks.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use prost::Message;
+use slog::{Logger, debug, info, warn};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::core::io::{Input, lane};
+use super::frame::{self, FrameReader, HELLO_BYTES_MAX};
+use super::hello::Me;
+use super::run_loop::Feed;
+use super::sockets::{StopSeen, tune};
+use crate::config::{Config, Member};
+use crate::proto::control::{Hello, Lane, PeerMessage};
+use crate::types::NodeId;
+
+const LANES: [Lane; 3] = [Lane::Control, Lane::Live, Lane::Bulk];
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// A dying process closes its listening socket and its connections one after the other: a connection made in between
+/// is reset, and asking again shortly gets the true answer.
+const RESETS_MAX: u32 = 3;
+const RESET_PAUSE: Duration = Duration::from_millis(2);
+/// Bytes that are sent in one write, if that many wait.
+const WRITE_BYTES: usize = 1 << 20;
+const BATCH_MAX: usize = 256;
+
+/// All our links; the core's thread sends through it. Dropping it lets every link send what waits and close.
+pub struct Links {
+    links: BTreeMap<NodeId, [Link; 3]>,
+}
+
+struct Link {
+    queue: UnboundedSender<Queued>,
+    gate: Arc<Gate>,
+}
+
+/// What a link's sender, its task and the listener share.
+struct Gate {
+    /// Do messages wait, or are they dropped?
+    accepts: AtomicBool,
+    /// Messages of an earlier era are dropped instead of sent: they were meant for a connection that is lost, perhaps
+    /// for a process that is gone.
+    era: AtomicU64,
+    queued_bytes: AtomicUsize,
+    queued_bytes_max: usize,
+    /// There is a connection.
+    connected: AtomicBool,
+    /// Past the bound since the connection was opened.
+    overflowed: AtomicBool,
+    overflow: Notify,
+    dial_now: Notify,
+    verify: Notify,
+}
+
+/// A message that waits; its bytes are charged to the queue until it is dropped.
+struct Queued {
+    message: PeerMessage,
+    era: u64,
+    charge: Charge,
+}
+
+struct Charge {
+    bytes: usize,
+    gate: Arc<Gate>,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.gate.queued_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Through which the listener tells what it sees of a peer's own connections.
+#[derive(Clone)]
+pub struct Bells(Arc<BTreeMap<NodeId, Arc<Gate>>>);
+
+impl Bells {
+    /// The peer has opened its control connection: it is there.
+    pub fn opened(&self, peer: NodeId) {
+        if let Some(gate) = self.0.get(&peer) {
+            gate.dial_now.notify_one();
+        }
+    }
+
+    /// The peer's control connection has closed: is it still there?
+    pub fn closed(&self, peer: NodeId) {
+        if let Some(gate) = self.0.get(&peer) {
+            gate.verify.notify_one();
+        }
+    }
+}
+
+impl Links {
+    /// Starts to dial every other member, on `tasks`.
+    pub fn start(
+        config: &Config,
+        me: &Me,
+        feed: &Feed,
+        stop: &StopSeen,
+        log: &Logger,
+        tasks: &mut JoinSet<()>,
+    ) -> (Links, Bells) {
+        let mut links = BTreeMap::new();
+        let mut bells = BTreeMap::new();
+        for peer in config.members.iter().filter(|member| member.id != me.node) {
+            let gates: [Arc<Gate>; 3] =
+                std::array::from_fn(|_| Arc::new(Gate::new(config.limits.peer_queue_bytes_max)));
+            let of_peer = LANES.map(|lane| {
+                let (queue, queued) = unbounded_channel();
+                let gate = gates[lane as usize].clone();
+                let dialler = Dialler {
+                    me: me.clone(),
+                    peer: peer.clone(),
+                    lane,
+                    gate: gate.clone(),
+                    queued,
+                    control: gates[Lane::Control as usize].clone(),
+                    others: if lane == Lane::Control { gates[1..].to_vec() } else { Vec::new() },
+                    feed: feed.clone(),
+                    stop: stop.clone(),
+                    log: log.new(slog::o!("peer" => peer.name.clone(), "lane" => name(lane))),
+                    up: false,
+                    failing: false,
+                };
+                tasks.spawn(dialler.run());
+                Link { queue, gate }
+            });
+            bells.insert(peer.id, gates[Lane::Control as usize].clone());
+            links.insert(peer.id, of_peer);
+        }
+        (Links { links }, Bells(Arc::new(bells)))
+    }
+
+    /// Never waits. To nobody we know: dropped.
+    pub fn send(&self, to: NodeId, message: PeerMessage, log: &Logger) {
+        let Some(links) = self.links.get(&to) else {
+            debug!(log, "a message to a node that is no member is dropped"; "node" => to.0);
+            return;
+        };
+        links[lane(&message) as usize].send(message, to, log);
+    }
+}
+
+impl Link {
+    fn send(&self, message: PeerMessage, to: NodeId, log: &Logger) {
+        let gate = &self.gate;
+        if !gate.accepts.load(Ordering::Acquire) {
+            return;
+        }
+        let bytes = message.encoded_len();
+        let before = gate.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let era = gate.era.load(Ordering::Acquire);
+        let queued = Queued { message, era, charge: Charge { bytes, gate: gate.clone() } };
+        // A message that is longer than the bound passes an empty queue.
+        if before > 0 && before + bytes > gate.queued_bytes_max {
+            if !gate.overflowed.swap(true, Ordering::AcqRel) {
+                warn!(log, "too much waits to be sent: the connection is opened anew";
+                    "node" => to.0, "bytes" => before, "max" => gate.queued_bytes_max);
+            }
+            gate.overflow.notify_one();
+            return;
+        }
+        // Fails only when the link's task has ended, at shutdown.
+        let _ = self.queue.send(queued);
+    }
+}
+
+impl Gate {
+    /// What waits now is not sent any more.
+    fn new_era(&self) {
+        self.era.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// And what comes later is dropped.
+    fn shut(&self) {
+        self.accepts.store(false, Ordering::Release);
+        self.new_era();
+    }
+
+    fn new(queued_bytes_max: usize) -> Gate {
+        Gate {
+            accepts: AtomicBool::new(true),
+            era: AtomicU64::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            queued_bytes_max,
+            connected: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
+            overflow: Notify::new(),
+            dial_now: Notify::new(),
+            verify: Notify::new(),
+        }
+    }
+}
+
+/// The task of one link. Ends when the queue is closed and sent, or at a stop while it has no connection.
+struct Dialler {
+    me: Me,
+    peer: Member,
+    lane: Lane,
+    gate: Arc<Gate>,
+    queued: UnboundedReceiver<Queued>,
+    control: Arc<Gate>,
+    /// Of the control link: the other lanes.
+    others: Vec<Arc<Gate>>,
+    feed: Feed,
+    stop: StopSeen,
+    log: Logger,
+    /// It has been open; of the control link: and the core believes that it is.
+    up: bool,
+    /// Dialling has failed, and that was logged.
+    failing: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+enum Failure {
+    Refused,
+    /// It was accepted and then closed without an answer.
+    Reset(String),
+    Other(String),
+}
+
+enum End {
+    /// Our own side has closed the queue, and all of it is sent.
+    Finished,
+    Lost(String),
+    Refused,
+}
+
+impl Dialler {
+    async fn run(mut self) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let dialled = tokio::select! {
+                dialled = self.dial() => dialled,
+                () = self.stop.seen() => return,
+            };
+            let failure = match dialled {
+                Ok(stream) => {
+                    backoff = BACKOFF_MIN;
+                    let opened = Instant::now();
+                    self.on_open();
+                    let end = self.carry(stream).await;
+                    self.gate.connected.store(false, Ordering::Release);
+                    match end {
+                        End::Finished => return,
+                        End::Refused => Failure::Refused,
+                        End::Lost(why) => {
+                            info!(self.log, "connection lost"; "why" => why);
+                            self.gate.new_era();
+                            self.drop_queued();
+                            if opened.elapsed() < BACKOFF_MIN {
+                                sleep(BACKOFF_MIN).await;
+                            }
+                            continue;
+                        }
+                    }
+                }
+                Err(failure) => failure,
+            };
+            self.on_failure(&failure);
+            tokio::select! {
+                () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                () = self.gate.dial_now.notified() => {}
+                () = self.stop.seen() => return,
+            }
+        }
+    }
+
+    fn on_open(&mut self) {
+        info!(self.log, "connected"; "address" => &self.peer.peer);
+        self.failing = false;
+        self.gate.overflowed.store(false, Ordering::Release);
+        self.gate.accepts.store(true, Ordering::Release);
+        self.gate.connected.store(true, Ordering::Release);
+        if self.lane != Lane::Control {
+            let again = std::mem::replace(&mut self.up, true);
+            if again && self.control.connected.load(Ordering::Acquire) {
+                self.feed.put(Input::PeerUp { peer: self.peer.id });
+            }
+            return;
+        }
+        // What the core sends because of this must find the other lanes waiting for it.
+        for gate in &self.others {
+            gate.accepts.store(true, Ordering::Release);
+            gate.dial_now.notify_one();
+        }
+        if std::mem::replace(&mut self.up, true) {
+            self.feed.put(Input::PeerDown { peer: self.peer.id, refused: false });
+        }
+        self.feed.put(Input::PeerUp { peer: self.peer.id });
+    }
+
+    fn on_failure(&mut self, failure: &Failure) {
+        self.gate.shut();
+        self.drop_queued();
+        // A peer that can't be reached here is not reached by the other lanes either; they may not know it yet.
+        for gate in &self.others {
+            gate.shut();
+        }
+        let refused = matches!(failure, Failure::Refused);
+        if !std::mem::replace(&mut self.failing, true) {
+            let why = match failure {
+                Failure::Refused => "connection refused",
+                Failure::Reset(why) | Failure::Other(why) => why,
+            };
+            warn!(self.log, "cannot connect"; "address" => &self.peer.peer, "why" => why);
+        }
+        if self.lane == Lane::Control {
+            self.up = false;
+            self.feed.put(Input::PeerDown { peer: self.peer.id, refused });
+        }
+    }
+
+    /// Gives the memory back; what is of an older era would not be sent anyway.
+    fn drop_queued(&mut self) {
+        while self.queued.try_recv().is_ok() {}
+    }
+
+    async fn dial(&self) -> Result<TcpStream, Failure> {
+        for _ in 0..RESETS_MAX {
+            match self.dial_once().await {
+                Err(Failure::Reset(_)) => sleep(RESET_PAUSE).await,
+                other => return other,
+            }
+        }
+        self.dial_once().await
+    }
+
+    async fn dial_once(&self) -> Result<TcpStream, Failure> {
+        let mut stream = connect(&self.peer.peer).await?;
+        let mut out = BytesMut::new();
+        frame::encode(&self.me.hello(self.lane), &mut out);
+        let answered = timeout(ANSWER_WITHIN, async {
+            stream.write_all(&out).await.map_err(from_io)?;
+            let mut frames = FrameReader::new(&mut stream);
+            match frames.next(HELLO_BYTES_MAX).await {
+                Ok(Some(answer)) => Ok(answer),
+                Ok(None) => Err(Failure::Reset("it closed without an answer".into())),
+                Err(frame::FrameError::Io(error)) => Err(from_io(error)),
+                Err(error) => Err(Failure::Other(error.to_string())),
+            }
+        });
+        let answer =
+            answered.await.map_err(|_| Failure::Other("no answer to our hello".into()))??;
+        let other = |why: frame::FrameError| Failure::Other(why.to_string());
+        let hello: Hello = frame::decode("hello", answer).map_err(other)?;
+        self.me.check_answer(&hello, &self.peer).map_err(Failure::Other)?;
+        Ok(stream)
+    }
+
+    /// Sends what is queued until the connection or the queue ends.
+    async fn carry(&mut self, stream: TcpStream) -> End {
+        let (read, write) = stream.into_split();
+        let gate = self.gate.clone();
+        tokio::select! {
+            end = write_queued(&mut self.queued, &gate, write) => end,
+            why = read_nothing(read) => End::Lost(why),
+            () = overflow(&gate) => End::Lost("too much waited to be sent".into()),
+            () = refused(&gate, &self.peer.peer) => End::Refused,
+        }
+    }
+}
+
+async fn connect(address: &str) -> Result<TcpStream, Failure> {
+    let connected = timeout(CONNECT_WITHIN, TcpStream::connect(address)).await;
+    let stream = connected
+        .map_err(|_| Failure::Other("no answer to the connection".into()))?
+        .map_err(from_io)?;
+    // A port of the ephemeral range that nobody listens on can be connected to itself.
+    if stream.local_addr().ok() == stream.peer_addr().ok() {
+        return Err(Failure::Refused);
+    }
+    tune(&stream).map_err(from_io)?;
+    Ok(stream)
+}
+
+fn from_io(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Failure::Refused,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            Failure::Reset(error.to_string())
+        }
+        _ => Failure::Other(error.to_string()),
+    }
+}
+
+async fn write_queued(
+    queued: &mut UnboundedReceiver<Queued>,
+    gate: &Gate,
+    mut write: OwnedWriteHalf,
+) -> End {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    let mut out = BytesMut::new();
+    let mut charges = Vec::new();
+    loop {
+        if queued.recv_many(&mut batch, BATCH_MAX).await == 0 {
+            // Closing is all that is left to do; how it went changes nothing.
+            let _ = write.shutdown().await;
+            return End::Finished;
+        }
+        let mut rest = batch.drain(..).peekable();
+        while let Some(next) = rest.next() {
+            if next.era == gate.era.load(Ordering::Acquire) {
+                frame::encode(&next.message, &mut out);
+                charges.push(next.charge);
+            }
+            if rest.peek().is_some() && out.len() < WRITE_BYTES {
+                continue;
+            }
+            if let Err(error) = write.write_all(&out).await {
+                return End::Lost(error.to_string());
+            }
+            charges.clear();
+            out.clear();
+            if out.capacity() > 4 * WRITE_BYTES {
+                out = BytesMut::new();
+            }
+        }
+    }
+}
+
+/// The other side says nothing on our connection after its hello; what it does say is the connection's end.
+async fn read_nothing(mut read: OwnedReadHalf) -> String {
+    match read.read(&mut [0; 1]).await {
+        Ok(0) => "closed by the peer".into(),
+        Ok(_) => "the peer sent something where it has nothing to say".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+async fn overflow(gate: &Gate) {
+    loop {
+        gate.overflow.notified().await;
+        // A notice can be left over from the connection before.
+        if gate.overflowed.load(Ordering::Acquire) {
+            return;
+        }
+    }
+}
+
+/// Ends when the peer was to be verified and its port refuses.
+async fn refused(gate: &Gate, address: &str) {
+    loop {
+        gate.verify.notified().await;
+        if matches!(connect(address).await, Err(Failure::Refused)) {
+            return;
+        }
+    }
+}
+
+fn name(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Control => "control",
+        Lane::Live => "live",
+        Lane::Bulk => "bulk",
+    }
+}

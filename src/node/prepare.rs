@@ -1,0 +1,134 @@
+//! The data directory before the core sees it: made, locked, known to be this node's, and with the imported file in
+//! place if it is new.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use slog::{Logger, info};
+
+use super::identity::{self, IdentityError};
+use crate::config::Config;
+use crate::storage::posix::{DirLock, PosixDisk};
+use crate::storage::task::CURRENT;
+use crate::storage::{Disk, DiskError};
+
+/// The file of the first generation.
+pub const FIRST: &str = "g00000001.durus";
+const PARTIAL: &str = "import.partial";
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error("cannot make the data directory {}: {source}", path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("cannot import {}: {source}", path.display())]
+    Import { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot import {}: a Durus server has it open; stop that first, so that nothing it still takes \
+         is missing here", path.display()
+    )]
+    ImportInUse { path: PathBuf },
+}
+
+/// A data directory that is ready.
+pub struct Prepared {
+    pub disk: Arc<PosixDisk>,
+    pub disk_uuid: [u8; 16],
+    /// Keeps other processes out.
+    pub lock: DirLock,
+}
+
+pub fn prepare(config: &Config, log: &Logger) -> Result<Prepared, PrepareError> {
+    let made = std::fs::create_dir_all(&config.data);
+    made.map_err(|source| PrepareError::Make { path: config.data.clone(), source })?;
+    let disk = Arc::new(PosixDisk::new(&config.data));
+    let lock = disk.lock()?;
+    let disk_uuid = identity::read_or_make(&*disk, &config.cluster, config.node)?;
+    if let Some(path) = &config.import {
+        if disk.read_link(CURRENT)?.is_some() || disk.exists(FIRST)? {
+            info!(log, "nothing is imported: there is data here already"; "import" => path.display());
+        } else {
+            let bytes = import(&*disk, path)?;
+            info!(log, "imported"; "from" => path.display(), "bytes" => bytes);
+        }
+    }
+    Ok(Prepared { disk, disk_uuid, lock })
+}
+
+/// Copies the file in under its final name, whole or not at all. The core checks what is in it.
+fn import(disk: &dyn Disk, path: &Path) -> Result<u64, PrepareError> {
+    let failed = |source| PrepareError::Import { path: path.to_path_buf(), source };
+    let mut source = File::open(path).map_err(failed)?;
+    // Shared: keeps a stock server out, but not the other nodes of this machine that import the same file.
+    source.try_lock_shared().map_err(|error| match error {
+        std::fs::TryLockError::WouldBlock => PrepareError::ImportInUse { path: path.into() },
+        std::fs::TryLockError::Error(error) => failed(error),
+    })?;
+    let copy = disk.create(PARTIAL)?;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    loop {
+        let read = source.read(&mut chunk).map_err(failed)?;
+        if read == 0 {
+            break;
+        }
+        copy.write_at(at, &chunk[..read])?;
+        at += read as u64;
+    }
+    copy.sync()?;
+    disk.rename(PARTIAL, FIRST)?;
+    disk.sync_dir()?;
+    Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EXAMPLE;
+
+    fn config(dir: &Path) -> Config {
+        let mut config = Config::parse(EXAMPLE, "example", &[]).unwrap();
+        config.data = dir.join("made/data");
+        config.import = Some(dir.join("old.durus"));
+        config
+    }
+
+    fn log() -> Logger {
+        Logger::root(slog::Discard, slog::o!())
+    }
+
+    #[test]
+    fn a_file_is_imported_once_into_a_new_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let old = vec![7; 3 * CHUNK_BYTES + 5];
+        std::fs::write(dir.path().join("old.durus"), &old).unwrap();
+        let first = prepare(&config, &log()).unwrap();
+        assert_eq!(std::fs::read(config.data.join(FIRST)).unwrap(), old);
+        let busy = prepare(&config, &log()).err().unwrap().to_string();
+        assert!(busy.contains("another packmaster node runs in this directory"), "{busy}");
+        let uuid = first.disk_uuid;
+        drop(first);
+        std::fs::write(dir.path().join("old.durus"), b"changed").unwrap();
+        assert_eq!(prepare(&config, &log()).unwrap().disk_uuid, uuid);
+        assert_eq!(std::fs::read(config.data.join(FIRST)).unwrap(), old);
+    }
+
+    #[test]
+    fn an_import_that_cannot_be_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let error = prepare(&config, &log()).err().unwrap().to_string();
+        assert!(error.contains("old.durus: No such file"), "{error}");
+        let held = File::create(dir.path().join("old.durus")).unwrap();
+        held.try_lock().unwrap();
+        let error = prepare(&config, &log()).err().unwrap().to_string();
+        assert!(error.contains("a Durus server has it open"), "{error}");
+    }
+}

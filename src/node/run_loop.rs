@@ -1,0 +1,243 @@
+//! The core's thread: takes what happened, steps the core, hands out what is to be done.
+//!
+//! Everything that waits is stepped before anything is handed out, so that what belongs together (appends that came
+//! while the last ones were synced, say) travels together. Nothing in here blocks but the wait for the next input.
+
+use std::ops::ControlFlow;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use slog::{Logger, warn};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::core::io::{Action, Input};
+use crate::types::Now;
+
+/// Inputs that are stepped before their actions are handed out.
+const BATCH_MAX: usize = 256;
+/// A thread that wakes this long after its deadline has been away (a stopped process, a suspended machine): what came
+/// meanwhile is let in first, so that a peer isn't called silent for words that lie unread.
+const AWAY: Duration = Duration::from_millis(200);
+const CATCH_UP: Duration = Duration::from_millis(10);
+/// A step that takes longer is worth a line: meanwhile nothing else happens on this node.
+const SLOW_STEP: Duration = Duration::from_millis(100);
+
+/// What the loop drives: the core, or a test's stand-in.
+pub trait Machine {
+    fn step(&mut self, now: Now, input: Input, out: &mut Vec<Action>);
+    /// When to step a `Tick`, on the clock of `Now::mono_us`; `u64::MAX`: never.
+    fn deadline(&self) -> u64;
+}
+
+/// The clocks of this process.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub fn start() -> Clock {
+        Clock { start: Instant::now() }
+    }
+
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            // Never 0: a machine may use 0 for "not yet".
+            mono_us: 1 + self.start.elapsed().as_micros() as u64,
+            wall_us: wall.as_micros() as u64,
+        }
+    }
+}
+
+/// Brings inputs to the core, from any thread or task; never waits. After the core's end they go nowhere.
+#[derive(Clone)]
+pub struct Feed(Sender<Fed>);
+
+/// An input, and the budget of the connection it came by: free again once it is stepped.
+pub struct Fed {
+    input: Input,
+    budget: Option<OwnedSemaphorePermit>,
+}
+
+impl Feed {
+    pub fn channel() -> (Feed, Receiver<Fed>) {
+        let (sender, receiver) = mpsc::channel();
+        (Feed(sender), receiver)
+    }
+
+    pub fn put(&self, input: Input) {
+        self.send(Fed { input, budget: None });
+    }
+
+    /// `budget` is given back when the core has stepped the input.
+    pub fn put_within(&self, input: Input, budget: OwnedSemaphorePermit) {
+        self.send(Fed { input, budget: Some(budget) });
+    }
+
+    fn send(&self, fed: Fed) {
+        // Fails only when the core has ended, and then nobody cares.
+        let _ = self.0.send(fed);
+    }
+}
+
+/// Runs until `dispatch` breaks, or until nobody can feed any more.
+pub fn run<M: Machine, E>(
+    machine: &mut M,
+    clock: Clock,
+    inputs: &Receiver<Fed>,
+    log: &Logger,
+    mut dispatch: impl FnMut(Action) -> ControlFlow<E>,
+) -> Option<E> {
+    let mut out = Vec::new();
+    loop {
+        let deadline = machine.deadline();
+        let wait = Duration::from_micros(deadline.saturating_sub(clock.now().mono_us));
+        let first = match inputs.recv_timeout(wait) {
+            Ok(fed) => Some(fed),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return None,
+        };
+        let overdue = Duration::from_micros(clock.now().mono_us.saturating_sub(deadline));
+        if overdue > AWAY {
+            std::thread::sleep(CATCH_UP);
+        }
+        let waiting = first.into_iter().chain(std::iter::from_fn(|| inputs.try_recv().ok()));
+        for fed in waiting.take(BATCH_MAX) {
+            step(machine, clock, fed.input, &mut out, log);
+            drop(fed.budget);
+        }
+        if clock.now().mono_us >= machine.deadline() {
+            step(machine, clock, Input::Tick, &mut out, log);
+        }
+        for action in out.drain(..) {
+            if let ControlFlow::Break(end) = dispatch(action) {
+                return Some(end);
+            }
+        }
+    }
+}
+
+fn step<M: Machine>(
+    machine: &mut M,
+    clock: Clock,
+    input: Input,
+    out: &mut Vec<Action>,
+    log: &Logger,
+) {
+    let now = clock.now();
+    let kind = kind(&input);
+    machine.step(now, input, out);
+    let took = Duration::from_micros(clock.now().mono_us.saturating_sub(now.mono_us));
+    if took > SLOW_STEP {
+        warn!(log, "the core was busy with one input"; "input" => kind, "took_ms" => took.as_millis() as u64);
+    }
+}
+
+fn kind(input: &Input) -> &'static str {
+    match input {
+        Input::Tick => "tick",
+        Input::Peer { .. } => "peer message",
+        Input::PeerUp { .. } => "peer up",
+        Input::PeerDown { .. } => "peer down",
+        Input::ClientOpened { .. } => "client opened",
+        Input::ClientData { .. } => "client data",
+        Input::ClientClosed { .. } => "client closed",
+        Input::Admin { .. } => "admin request",
+        Input::DiskDone { .. } => "disk done",
+        Input::RaftDone { .. } => "raft done",
+        Input::JobProgress { .. } => "job progress",
+        Input::JobDone { .. } => "job done",
+        Input::Stop => "stop",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ConnId, NodeId};
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
+
+    /// Notes what it is given; ends on `Stop`.
+    #[derive(Default)]
+    struct Notes {
+        seen: Vec<&'static str>,
+        tick_at: Option<u64>,
+        tick_was_due: bool,
+    }
+
+    impl Machine for Notes {
+        fn step(&mut self, now: Now, input: Input, out: &mut Vec<Action>) {
+            self.seen.push(kind(&input));
+            match input {
+                Input::Tick => {
+                    let due = self.tick_at.take().expect("no tick was wanted");
+                    self.tick_was_due = now.mono_us >= due;
+                    out.push(Action::Exit { reason: "tick".into(), failed: false });
+                }
+                Input::Stop => out.push(Action::Exit { reason: "stop".into(), failed: false }),
+                Input::ClientOpened { conn, .. } => {
+                    out.push(Action::ClientClose { conn, reason: String::new() });
+                }
+                _ => {}
+            }
+        }
+
+        fn deadline(&self) -> u64 {
+            self.tick_at.unwrap_or(u64::MAX)
+        }
+    }
+
+    fn log() -> Logger {
+        Logger::root(slog::Discard, slog::o!())
+    }
+
+    fn until_exit(machine: &mut Notes, inputs: &Receiver<Fed>) -> Option<String> {
+        run(machine, Clock::start(), inputs, &log(), |action| match action {
+            Action::Exit { reason, .. } => ControlFlow::Break(reason),
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    #[test]
+    fn a_tick_comes_at_the_deadline_and_not_before() {
+        let (_feed, inputs) = Feed::channel();
+        let mut machine = Notes { tick_at: Some(20_000), ..Notes::default() };
+        assert_eq!(until_exit(&mut machine, &inputs).as_deref(), Some("tick"));
+        assert!(machine.tick_was_due);
+    }
+
+    #[test]
+    fn what_waits_is_stepped_before_a_deadline_is_judged() {
+        let (feed, inputs) = Feed::channel();
+        feed.put(Input::PeerUp { peer: NodeId(2) });
+        feed.put(Input::PeerUp { peer: NodeId(3) });
+        let mut machine = Notes { tick_at: Some(0), ..Notes::default() };
+        until_exit(&mut machine, &inputs);
+        assert_eq!(machine.seen, ["peer up", "peer up", "tick"]);
+    }
+
+    #[test]
+    fn a_batch_is_handed_out_together_and_gives_its_budget_back() {
+        let (feed, inputs) = Feed::channel();
+        let budget = Arc::new(Semaphore::new(10));
+        let conn = ConnId(1);
+        let opened = Input::ClientOpened { conn, address: String::new() };
+        feed.put_within(opened, budget.clone().try_acquire_many_owned(10).unwrap());
+        feed.put(Input::ClientClosed { conn });
+        feed.put(Input::Stop);
+        assert_eq!(budget.available_permits(), 0);
+        let mut machine = Notes::default();
+        assert_eq!(until_exit(&mut machine, &inputs).as_deref(), Some("stop"));
+        assert_eq!(machine.seen, ["client opened", "client closed", "stop"]);
+        assert_eq!(budget.available_permits(), 10);
+    }
+
+    #[test]
+    fn the_loop_ends_when_nobody_can_feed() {
+        let (feed, inputs) = Feed::channel();
+        drop(feed);
+        assert_eq!(until_exit(&mut Notes::default(), &inputs), None);
+    }
+}

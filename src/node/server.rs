@@ -1,0 +1,273 @@
+//! One node put together: sockets on one side, disks on the other, the machine between them.
+//!
+//! The machine runs on the thread that calls `serve`. Everything it wants done goes to a queue that never makes it
+//! wait: a socket's task, or a thread of `threads`. At the end the order is: no more machine, no new connections, what
+//! was said is sent, what was written is finished, all within a bounded time.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use slog::{Logger, info, warn};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::clients::{self, Clients, DurusPort};
+use super::core::io::{Action, Input};
+use super::desk::Desk;
+use super::hello::Me;
+use super::links::Links;
+use super::listener::{self, Current, PeerPort};
+use super::run_loop::{self, Clock, Fed, Feed, Machine};
+use super::sockets::{Stop, StopSeen};
+use super::threads::{self, Jobs, Worker};
+use crate::config::Config;
+use crate::proto::control::RaftRecord;
+use crate::storage::task::DiskTask;
+use crate::storage::{Disk, DiskError};
+
+/// Sockets are quick; what takes long has its own thread.
+const SOCKET_THREADS: usize = 2;
+/// For sending what was said, and again for finishing what was written. A disk that hangs does not keep the process.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// A node whose starter is gone has this long to hand over.
+const ORPHAN_STOPS_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen for {what} on {address}: {source}")]
+    Listen { what: &'static str, address: String, source: io::Error },
+    #[error("cannot start {what}: {source}")]
+    Start { what: &'static str, source: io::Error },
+}
+
+/// Why the machine ended.
+#[derive(Debug, PartialEq)]
+pub struct Exit {
+    pub reason: String,
+    pub failed: bool,
+}
+
+/// Makes a record of the Raft log durable.
+pub type RaftAppend = Box<dyn FnMut(&RaftRecord) -> Result<(), DiskError> + Send>;
+/// The pages of the HTTP port.
+pub type Pages = Box<dyn FnOnce(Desk) -> axum::Router + Send>;
+
+/// What a node is made of.
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub me: Me,
+    pub disk: Arc<dyn Disk>,
+    pub raft_append: RaftAppend,
+    pub pages: Pages,
+    pub clock: Clock,
+    pub log: Logger,
+}
+
+/// The way into a running node, for signals and tests.
+pub struct Inlet {
+    pub feed: Feed,
+    inputs: Receiver<Fed>,
+}
+
+impl Inlet {
+    pub fn new() -> Inlet {
+        let (feed, inputs) = Feed::channel();
+        Inlet { feed, inputs }
+    }
+}
+
+impl Default for Inlet {
+    fn default() -> Self {
+        Inlet::new()
+    }
+}
+
+/// Runs the node until the machine says `Exit`.
+pub fn serve<M: Machine>(
+    parts: Parts,
+    machine: &mut M,
+    inlet: Inlet,
+    runtime: &Runtime,
+) -> Result<Exit, ServeError> {
+    let Inlet { feed, inputs } = inlet;
+    let (clock, log) = (parts.clock, parts.log.clone());
+    let (stop, seen) = Stop::pair();
+    let mut tasks = JoinSet::new();
+    let mut outlets = {
+        let _inside = runtime.enter();
+        Outlets::open(parts, feed, runtime, &seen, &mut tasks)?
+    };
+    info!(log, "node is up");
+    let exit = run_loop::run(machine, clock, &inputs, &log, |action| outlets.dispatch(action));
+    let exit = exit.expect("the outlets hold a feed, so the loop ends only by an exit");
+    info!(log, "node stops"; "why" => &exit.reason);
+    stop.give();
+    outlets.close(!exit.failed);
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if runtime.block_on(async { timeout(STOP_WITHIN, ended).await }).is_err() {
+        warn!(log, "connections that could not be closed in time are dropped");
+    }
+    Ok(exit)
+}
+
+/// Two threads for the sockets.
+pub fn runtime() -> Result<Runtime, ServeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SOCKET_THREADS)
+        .thread_name("sockets")
+        .enable_all()
+        .build()
+        .map_err(|source| ServeError::Start { what: "the sockets' threads", source })
+}
+
+/// SIGTERM and SIGINT ask the machine to stop; the second one ends the process at once.
+pub fn stop_on_signals(runtime: &Runtime, feed: Feed, log: Logger) -> Result<(), ServeError> {
+    let failed = |source| ServeError::Start { what: "to listen for signals", source };
+    let _inside = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    runtime.spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if first {
+                info!(log, "asked to stop: handing over; the same again ends this node at once");
+                feed.put(Input::Stop);
+            }
+        }
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+/// The end of standard input asks the machine to stop, and ends the process if it does not: whoever started this node
+/// is gone and can't see to it any more.
+pub fn stop_with_stdin(feed: Feed, log: Logger) -> Result<(), ServeError> {
+    let wait = move || {
+        // An error is an end too.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        info!(log, "standard input has ended: stopping with whoever started this node");
+        feed.put(Input::Stop);
+        std::thread::sleep(ORPHAN_STOPS_WITHIN);
+        std::process::exit(1);
+    };
+    let spawned = std::thread::Builder::new().name("stdin".into()).spawn(wait);
+    spawned
+        .map(|_| ())
+        .map_err(|source| ServeError::Start { what: "to watch standard input", source })
+}
+
+/// Where actions go.
+struct Outlets {
+    links: Links,
+    clients: Clients,
+    desk: Desk,
+    disk: Worker<(u64, DiskTask)>,
+    raft: Worker<(u64, RaftRecord)>,
+    jobs: Jobs,
+    log: Logger,
+}
+
+impl Outlets {
+    fn open(
+        parts: Parts,
+        feed: Feed,
+        runtime: &Runtime,
+        stop: &StopSeen,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Outlets, ServeError> {
+        let Parts { config, me, disk, raft_append, pages, log, .. } = parts;
+        let peer = listen(runtime, "peers", &config.listen.peer)?;
+        let durus = listen(runtime, "Durus clients", &config.listen.durus)?;
+        let http = listen(runtime, "HTTP", &config.listen.http)?;
+        let threads = |source| ServeError::Start { what: "a thread", source };
+        let disk_worker = threads::disk(disk.clone(), feed.clone()).map_err(threads)?;
+        let raft = threads::raft(raft_append, feed.clone()).map_err(threads)?;
+        let desk = Desk::new(feed.clone());
+        let clients = Clients::default();
+        let (links, bells) = Links::start(&config, &me, &feed, stop, &log, tasks);
+
+        let durus_port = DurusPort {
+            clients: clients.clone(),
+            clients_max: config.limits.clients_max,
+            feed: feed.clone(),
+            log: log.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(clients::accept(Arc::new(durus_port), durus));
+        let peer_port = PeerPort {
+            config,
+            me,
+            feed: feed.clone(),
+            desk: desk.clone(),
+            bells,
+            log: log.clone(),
+            stop: stop.clone(),
+            current: Current::default(),
+        };
+        tasks.spawn(listener::accept(Arc::new(peer_port), peer));
+        tasks.spawn(serve_pages(pages(desk.clone()), http, stop.clone(), log.clone()));
+        let jobs = Jobs::new(disk, feed);
+        Ok(Outlets { links, clients, desk, disk: disk_worker, raft, jobs, log })
+    }
+
+    fn dispatch(&mut self, action: Action) -> ControlFlow<Exit> {
+        match action {
+            Action::Send { to, message } => self.links.send(to, message, &self.log),
+            Action::ClientSend { conn, bytes } => self.clients.send(conn, bytes),
+            Action::ClientClose { conn, reason } => self.clients.close(conn, reason),
+            Action::AdminReply { request, reply } => self.desk.answer(request, reply),
+            Action::Disk { task, work } => self.disk.give((task, work)),
+            Action::RaftPersist { number, record } => self.raft.give((number, record)),
+            Action::Job { job, work } => {
+                if let Err(error) = self.jobs.start(job, work) {
+                    let reason = format!("cannot start a thread for a job: {error}");
+                    return ControlFlow::Break(Exit { reason, failed: true });
+                }
+            }
+            Action::CancelJob { job } => self.jobs.cancel(job),
+            Action::Exit { reason, failed } => return ControlFlow::Break(Exit { reason, failed }),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// `finish`: waits for the disks. After a failure there is nothing to wait for.
+    fn close(self, finish: bool) {
+        self.jobs.cancel_all();
+        self.clients.close_all();
+        self.desk.close();
+        drop(self.links);
+        if finish && !(self.disk.finish(STOP_WITHIN) && self.raft.finish(STOP_WITHIN)) {
+            warn!(self.log, "the disk did not finish in time");
+        }
+    }
+}
+
+fn listen(runtime: &Runtime, what: &'static str, address: &str) -> Result<TcpListener, ServeError> {
+    let bound = runtime.block_on(TcpListener::bind(address));
+    bound.map_err(|source| ServeError::Listen { what, address: address.to_string(), source })
+}
+
+async fn serve_pages(pages: axum::Router, listener: TcpListener, stop: StopSeen, log: Logger) {
+    let stopped = stop.clone();
+    let serving = axum::serve(listener, pages)
+        .with_graceful_shutdown(async move { stopped.seen().await })
+        .into_future();
+    // A page that is never read must not keep the node: the word to stop ends the serving itself, a moment later.
+    let result = tokio::select! {
+        result = serving => result,
+        () = async { stop.seen().await; tokio::time::sleep(STOP_WITHIN / 4).await } => Ok(()),
+    };
+    if let Err(error) = result {
+        warn!(log, "the HTTP port does not serve any more"; "why" => %error);
+    }
+}

@@ -1,0 +1,309 @@
+//! Threads for what blocks: the data disk, the Raft log, and one for every job.
+//!
+//! Each gets its work through a channel, does it in order, and feeds the result back to the core. A thread ends when
+//! its channel is closed, after what is queued is done. After a failure nothing more is tried: what the disk holds is
+//! unknown until the process starts again and reads it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::core::io::Input;
+use super::run_loop::Feed;
+use crate::pack::{Job, Step};
+use crate::proto::control::RaftRecord;
+use crate::storage::task::{DiskTask, perform};
+use crate::storage::{Disk, DiskError};
+
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// A thread with its queue of work.
+pub struct Worker<T> {
+    queue: Sender<T>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
+}
+
+impl<T> Worker<T> {
+    pub fn give(&self, work: T) {
+        self.queue.send(work).expect("a worker ends only when its queue is closed");
+    }
+
+    /// Waits until everything queued is done; false if that takes longer than `within`.
+    pub fn finish(self, within: Duration) -> bool {
+        drop(self.queue);
+        self.ended.recv_timeout(within) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    /// `work` gets the queue's other end.
+    fn start(name: &str, work: impl FnOnce(Receiver<T>) + Send + 'static) -> io::Result<Worker<T>>
+    where
+        T: Send + 'static,
+    {
+        let (queue, queued) = mpsc::channel();
+        let (ending, ended) = mpsc::channel();
+        Builder::new().name(name.into()).spawn(move || {
+            work(queued);
+            drop::<Sender<()>>(ending);
+        })?;
+        Ok(Worker { queue, ended })
+    }
+}
+
+/// Performs disk tasks; all that wait together share their syncs.
+pub fn disk(disk: Arc<dyn Disk>, feed: Feed) -> io::Result<Worker<(u64, DiskTask)>> {
+    let mut broken: Option<String> = None;
+    let work = move |tasks: Receiver<(u64, DiskTask)>| {
+        while let Ok(first) = tasks.recv() {
+            let batch: Vec<_> = std::iter::once(first).chain(tasks.try_iter()).collect();
+            let results = match &broken {
+                None => perform(&*disk, batch),
+                Some(why) => refuse(batch, why),
+            };
+            for (task, result) in results {
+                if let Err(error) = &result {
+                    broken.get_or_insert_with(|| error.to_string());
+                }
+                feed.put(Input::DiskDone { task, result });
+            }
+        }
+    };
+    Worker::start("disk", work)
+}
+
+fn refuse<T>(batch: Vec<(u64, DiskTask)>, why: &str) -> Vec<(u64, Result<T, DiskError>)> {
+    batch.into_iter().map(|(task, _)| (task, Err(after_failure("data directory", why)))).collect()
+}
+
+/// Appends records with `append`, durable when it returns.
+pub fn raft(
+    mut append: impl FnMut(&RaftRecord) -> Result<(), DiskError> + Send + 'static,
+    feed: Feed,
+) -> io::Result<Worker<(u64, RaftRecord)>> {
+    let mut broken: Option<String> = None;
+    let work = move |records: Receiver<(u64, RaftRecord)>| {
+        while let Ok((number, record)) = records.recv() {
+            let result = match &broken {
+                None => append(&record),
+                Some(why) => Err(after_failure("Raft log", why)),
+            };
+            if let Err(error) = &result {
+                broken.get_or_insert_with(|| error.to_string());
+            }
+            feed.put(Input::RaftDone { number, result });
+        }
+    };
+    Worker::start("raft-log", work)
+}
+
+fn after_failure(name: &str, why: &str) -> DiskError {
+    DiskError::Io {
+        verb: "write after a failure to",
+        name: name.to_string(),
+        source: io::Error::other(why.to_string()),
+    }
+}
+
+/// The jobs that run.
+pub struct Jobs {
+    disk: Arc<dyn Disk>,
+    feed: Feed,
+    running: HashMap<u64, (Arc<AtomicBool>, JoinHandle<()>)>,
+}
+
+impl Jobs {
+    pub fn new(disk: Arc<dyn Disk>, feed: Feed) -> Jobs {
+        Jobs { disk, feed, running: HashMap::new() }
+    }
+
+    pub fn start(&mut self, number: u64, job: Job) -> io::Result<()> {
+        self.running.retain(|_, (_, thread)| !thread.is_finished());
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let (disk, feed, cancel) = (self.disk.clone(), self.feed.clone(), cancelled.clone());
+        let work = move || run_job(number, job, &*disk, &feed, &cancel);
+        let thread = Builder::new().name(format!("job-{number}")).spawn(work)?;
+        self.running.insert(number, (cancelled, thread));
+        Ok(())
+    }
+
+    /// It stops after the step it is in, and nothing more is heard of it.
+    pub fn cancel(&mut self, number: u64) {
+        if let Some((cancelled, _)) = self.running.get(&number) {
+            cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// None is waited for: what a job leaves half done is what a crash would leave.
+    pub fn cancel_all(&self) {
+        for (cancelled, _) in self.running.values() {
+            cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn run_job(number: u64, mut job: Job, disk: &dyn Disk, feed: &Feed, cancelled: &AtomicBool) {
+    let mut told = Instant::now();
+    let result = loop {
+        if cancelled.load(Ordering::Relaxed) {
+            return;
+        }
+        match job.step(disk) {
+            Ok(Step::More { permille }) => {
+                if told.elapsed() >= PROGRESS_EVERY {
+                    told = Instant::now();
+                    feed.put(Input::JobProgress { job: number, permille });
+                }
+            }
+            Ok(Step::Done(outcome)) => break Ok(outcome),
+            Err(error) => break Err(error),
+        }
+    };
+    feed.put(Input::JobDone { job: number, result });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::core::io::Action;
+    use crate::node::run_loop::{Clock, Machine, run};
+    use crate::storage::DiskFile;
+    use crate::storage::posix::PosixDisk;
+    use crate::types::Now;
+    use bytes::Bytes;
+    use std::ops::ControlFlow;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Collects disk and Raft results until there are `wanted`.
+    struct Collect {
+        done: Vec<(u64, bool)>,
+        wanted: usize,
+    }
+
+    impl Machine for Collect {
+        fn step(&mut self, _: Now, input: Input, out: &mut Vec<Action>) {
+            match input {
+                Input::DiskDone { task, result } => self.done.push((task, result.is_ok())),
+                Input::RaftDone { number, result } => self.done.push((number, result.is_ok())),
+                _ => {}
+            }
+            if self.done.len() == self.wanted {
+                out.push(Action::Exit { reason: String::new(), failed: false });
+            }
+        }
+
+        fn deadline(&self) -> u64 {
+            u64::MAX
+        }
+    }
+
+    fn collect(
+        inputs: &mpsc::Receiver<crate::node::run_loop::Fed>,
+        wanted: usize,
+    ) -> Vec<(u64, bool)> {
+        let mut machine = Collect { done: Vec::new(), wanted };
+        let log = slog::Logger::root(slog::Discard, slog::o!());
+        run(&mut machine, Clock::start(), inputs, &log, |_| ControlFlow::Break(()));
+        machine.done
+    }
+
+    #[test]
+    fn disk_tasks_are_done_in_order_and_none_after_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let posix: Arc<dyn Disk> = Arc::new(PosixDisk::new(dir.path()));
+        let (feed, inputs) = Feed::channel();
+        let worker = disk(posix.clone(), feed).unwrap();
+        let file = posix.create("g").unwrap();
+        for n in 0..100u64 {
+            let bytes = Bytes::copy_from_slice(&n.to_be_bytes());
+            worker.give((n, DiskTask::Append { file: file.clone(), offset: 8 * n, bytes }));
+        }
+        let done = collect(&inputs, 100);
+        assert!(done.iter().enumerate().all(|(n, done)| *done == (n as u64, true)), "{done:?}");
+        let mut bytes = vec![0; 800];
+        file.read_at(0, &mut bytes).unwrap();
+        assert_eq!(bytes[792..], 99u64.to_be_bytes());
+
+        worker.give((100, DiskTask::Create { name: "../x".into() }));
+        assert_eq!(collect(&inputs, 1), [(100, false)]);
+        worker.give((101, DiskTask::Create { name: "fine".into() }));
+        assert_eq!(collect(&inputs, 1), [(101, false)]);
+        assert!(worker.finish(Duration::from_secs(5)));
+        assert!(!posix.exists("fine").unwrap());
+    }
+
+    /// Takes its time to sync, and counts.
+    struct SlowFile {
+        syncs: AtomicUsize,
+        written: AtomicUsize,
+    }
+
+    impl DiskFile for SlowFile {
+        fn name(&self) -> &str {
+            "slow"
+        }
+
+        fn len(&self) -> Result<u64, DiskError> {
+            Ok(self.written.load(Ordering::SeqCst) as u64)
+        }
+
+        fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), DiskError> {
+            Ok(())
+        }
+
+        fn write_at(&self, _: u64, data: &[u8]) -> Result<(), DiskError> {
+            self.written.fetch_add(data.len(), Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn truncate(&self, _: u64) -> Result<(), DiskError> {
+            Ok(())
+        }
+
+        fn sync(&self) -> Result<(), DiskError> {
+            std::thread::sleep(Duration::from_millis(100));
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn appends_that_wait_for_a_sync_share_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (feed, inputs) = Feed::channel();
+        let worker = disk(Arc::new(PosixDisk::new(dir.path())), feed).unwrap();
+        let file = Arc::new(SlowFile { syncs: Default::default(), written: Default::default() });
+        for n in 0..50 {
+            let bytes = Bytes::from_static(b"x");
+            worker.give((n, DiskTask::Append { file: file.clone(), offset: n, bytes }));
+        }
+        assert!(collect(&inputs, 50).iter().all(|(_, fine)| *fine));
+        assert_eq!(file.len().unwrap(), 50);
+        let syncs = file.syncs.load(Ordering::SeqCst);
+        assert!(syncs <= 3, "{syncs} syncs for 50 appends");
+    }
+
+    #[test]
+    fn raft_records_are_not_written_after_a_failure() {
+        let (feed, inputs) = Feed::channel();
+        let (wrote, written) = mpsc::channel();
+        let append = move |record: &RaftRecord| {
+            wrote.send(record.entries.len()).unwrap();
+            match record.entries.len() {
+                0 => Ok(()),
+                _ => Err(after_failure("Raft log", "no space")),
+            }
+        };
+        let worker = raft(append, feed).unwrap();
+        let bad = RaftRecord { entries: vec![Default::default()], ..Default::default() };
+        worker.give((1, RaftRecord::default()));
+        worker.give((2, bad));
+        worker.give((3, RaftRecord::default()));
+        assert!(worker.finish(Duration::from_secs(5)));
+        assert_eq!(collect(&inputs, 3), [(1, true), (2, false), (3, false)]);
+        assert_eq!(written.iter().collect::<Vec<_>>(), [0, 1]);
+    }
+}

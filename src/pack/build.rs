@@ -1,0 +1,280 @@
+//! Writing the new base.
+//!
+//! The records go out in one sequential pass, the offset map after them, and the length of the transaction is put in at
+//! last, when it is known. Then the file is read back whole: its hash is the seal's predecessor, so the hash is
+//! of what can be read and not of what was meant to be written.
+
+use std::sync::Arc;
+
+use roaring::RoaringTreemap;
+use sha1::{Digest, Sha1};
+
+use super::walk::{History, Records, Walk};
+use super::{Built, JobError, JobOutcome, Mark, Marked, STEP_BYTES, STEP_OBJECTS, Step, between};
+use crate::shelf::{self, Kind, MapShape, OidMap, PREFIX, Reader, SealInfo, Stitch, TxMeta};
+use crate::storage::{Disk, DiskError, DiskFile};
+use crate::types::{Chain, CommitId, Generation, Oid, Seq, Tip};
+
+/// Bytes gathered before they are written.
+const WRITE_BYTES: usize = 1 << 20;
+/// An offset map has no more slots than this: 16 to 32 GiB.
+const MAP_SLOTS_MAX: u64 = 1 << 32;
+/// Offset of the base transaction's length, and of its first record.
+const LENGTH_AT: u64 = 8;
+const RECORDS_AT: u64 = 16;
+
+/// A job that writes the base of generation `generation` as of (P, F) into the file `to`.
+pub struct Build {
+    generation: Generation,
+    to: String,
+    stage: Stage,
+}
+
+enum Stage {
+    Mark(Mark),
+    /// What the root reaches as of F.
+    Walk(Box<Base>, Walk),
+    /// What else is kept, ascending.
+    Rest(Box<Base>, roaring::treemap::IntoIter),
+    Map {
+        base: Box<Base>,
+        stitch: Stitch,
+        shape: MapShape,
+        slot: u64,
+    },
+    Hash {
+        base: Box<Base>,
+        hash: Sha1,
+        reader: Reader,
+        at: u64,
+    },
+    Over,
+}
+
+/// The base as far as it has been written.
+struct Base {
+    history: Box<History>,
+    records: Records,
+    kept: RoaringTreemap,
+    removed: RoaringTreemap,
+    out: Output,
+    /// Where the objects are in the new file.
+    index: OidMap,
+}
+
+impl Build {
+    /// The base is to be built from `file`, in which every transaction up to `f` has been written.
+    pub fn new(file: String, generation: Generation, p: Seq, f: Seq, to: String) -> Build {
+        Build { generation, to, stage: Stage::Mark(Mark::between(file, p, f)) }
+    }
+
+    pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
+        let permille = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Mark(mark) => self.mark(mark, disk)?,
+            Stage::Walk(base, walk) => self.walk(base, walk)?,
+            Stage::Rest(base, rest) => self.rest(base, rest)?,
+            Stage::Map { base, stitch, shape, slot } => self.map(base, stitch, shape, slot)?,
+            Stage::Hash { base, hash, reader, at } => {
+                match self.hash(base, hash, reader, at, disk)? {
+                    Ok(built) => return Ok(Step::Done(JobOutcome::Built(built))),
+                    Err(permille) => permille,
+                }
+            }
+            Stage::Over => panic!("a build that is over was stepped again"),
+        };
+        Ok(Step::More { permille })
+    }
+
+    fn mark(&mut self, mut mark: Mark, disk: &dyn Disk) -> Result<u32, JobError> {
+        match mark.step(disk)? {
+            Step::Done(JobOutcome::Marked(marked)) => {
+                let base = Box::new(Base::begin(marked, disk, &self.to)?);
+                let mut walk = Walk::default();
+                walk.add(Oid::ROOT, &base.history.index);
+                self.stage = Stage::Walk(base, walk);
+                Ok(500)
+            }
+            Step::More { permille } => {
+                self.stage = Stage::Mark(mark);
+                Ok(permille / 2)
+            }
+            Step::Done(_) => panic!("a mark gave something else"),
+        }
+    }
+
+    fn walk(&mut self, mut base: Box<Base>, mut walk: Walk) -> Result<u32, JobError> {
+        let (mut objects, mut bytes) = (0, 0);
+        while objects < STEP_OBJECTS && bytes < STEP_BYTES {
+            let next = walk.next(&base.history.index, &mut base.records)?;
+            let Some((oid, raw)) = next else {
+                assert!(walk.seen.is_subset(&base.kept), "the root reaches what is not kept");
+                let rest = (&base.kept - &walk.seen).into_iter();
+                self.stage = Stage::Rest(base, rest);
+                return Ok(800);
+            };
+            base.index.insert(oid, base.out.end());
+            base.out.push(raw)?;
+            objects += 1;
+            bytes += raw.len() as u64;
+        }
+        let permille = base.progress();
+        self.stage = Stage::Walk(base, walk);
+        Ok(permille)
+    }
+
+    fn rest(
+        &mut self,
+        mut base: Box<Base>,
+        mut rest: roaring::treemap::IntoIter,
+    ) -> Result<u32, JobError> {
+        let (mut objects, mut bytes) = (0, 0);
+        while objects < STEP_OBJECTS && bytes < STEP_BYTES {
+            let Some(oid) = rest.next().map(Oid) else {
+                self.begin_map(base)?;
+                return Ok(800);
+            };
+            let offset = base.history.index.get(oid).expect("what is kept exists");
+            let raw = base.records.raw(oid, offset)?;
+            base.index.insert(oid, base.out.end());
+            base.out.push(raw)?;
+            objects += 1;
+            bytes += raw.len() as u64;
+        }
+        let permille = base.progress();
+        self.stage = Stage::Rest(base, rest);
+        Ok(permille)
+    }
+
+    fn begin_map(&mut self, mut base: Box<Base>) -> Result<(), JobError> {
+        let start = base.out.end();
+        let last = base.index.last();
+        let shape = MapShape::new(start, last).filter(|shape| shape.slots <= MAP_SLOTS_MAX);
+        let Some(shape) = shape else {
+            let name = base.history.file.name().to_owned();
+            return Err(JobError::MapTooLarge { name, oid: last.unwrap_or_default() });
+        };
+        base.out.push(&shape.head())?;
+        self.stage = Stage::Map { base, stitch: Stitch::new(shape), shape, slot: 0 };
+        Ok(())
+    }
+
+    fn map(
+        &mut self,
+        mut base: Box<Base>,
+        mut stitch: Stitch,
+        shape: MapShape,
+        mut slot: u64,
+    ) -> Result<u32, JobError> {
+        let until = shape.slots.min(slot + STEP_BYTES / shape.width);
+        while slot < until {
+            stitch.push(slot, base.index.get(Oid(slot)), base.out.room()?);
+            slot += 1;
+        }
+        if slot < shape.slots {
+            self.stage = Stage::Map { base, stitch, shape, slot };
+            return Ok(between(800, 900, slot, shape.slots));
+        }
+        base.out.flush()?;
+        assert_eq!(base.out.end(), shape.end(), "the offset map is not as long as it says");
+        let length = shape.start - RECORDS_AT;
+        base.out.file.write_at(LENGTH_AT, &length.to_be_bytes())?;
+        let reader = Reader::new(base.out.file.clone(), shape.end());
+        self.stage = Stage::Hash { base, hash: Sha1::new(), reader, at: 0 };
+        Ok(900)
+    }
+
+    /// Done, or how far.
+    fn hash(
+        &mut self,
+        base: Box<Base>,
+        mut hash: Sha1,
+        mut reader: Reader,
+        at: u64,
+        disk: &dyn Disk,
+    ) -> Result<Result<Built, u32>, JobError> {
+        let piece = STEP_BYTES.min(reader.end() - at);
+        hash.update(reader.bytes(at, piece as usize)?);
+        let at = at + piece;
+        if at < reader.end() {
+            let permille = between(900, 1000, at, reader.end());
+            self.stage = Stage::Hash { base, hash, reader, at };
+            return Ok(Err(permille));
+        }
+        let before = Chain(hash.finalize().into());
+        Ok(Ok(base.seal(before, self.generation, disk)?))
+    }
+}
+
+impl Base {
+    fn begin(marked: Marked, disk: &dyn Disk, to: &str) -> Result<Base, JobError> {
+        let Marked { kept, dead: removed, history, .. } = marked;
+        let mut out = Output { file: disk.create(to)?, at: 0, buf: Vec::new() };
+        out.push(PREFIX)?;
+        out.push(&[0; 8])?;
+        let records = history.records();
+        Ok(Base { history, records, kept, removed, out, index: OidMap::new() })
+    }
+
+    fn progress(&self) -> u32 {
+        between(500, 800, self.index.len(), self.kept.len())
+    }
+
+    fn seal(
+        mut self,
+        before: Chain,
+        generation: Generation,
+        disk: &dyn Disk,
+    ) -> Result<Built, JobError> {
+        let (cut, time_us) = self.history.tip();
+        let info = SealInfo { generation, cut: cut.seq, previous_chain: cut.chain };
+        let meta = TxMeta {
+            kind: Kind::Seal(info),
+            epoch: cut.epoch,
+            seq: cut.seq,
+            time_us,
+            commit_id: CommitId::NONE,
+        };
+        let seal = shelf::build(&before, &meta, &[]);
+        self.out.push(&seal.bytes)?;
+        self.out.flush()?;
+        self.out.file.sync()?;
+        disk.sync_dir()?;
+        let offset = self.out.end();
+        let tip = Tip { epoch: cut.epoch, seq: cut.seq, offset, chain: seal.chain };
+        Ok(Built { base_hash: seal.chain, base_len: offset, tip, removed: self.removed })
+    }
+}
+
+/// A file that is written from its beginning to its end.
+struct Output {
+    file: Arc<dyn DiskFile>,
+    /// Offset of the first byte in `buf`.
+    at: u64,
+    buf: Vec<u8>,
+}
+
+impl Output {
+    fn end(&self) -> u64 {
+        self.at + self.buf.len() as u64
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.room()?.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// A buffer for a little more.
+    fn room(&mut self) -> Result<&mut Vec<u8>, DiskError> {
+        if self.buf.len() >= WRITE_BYTES {
+            self.flush()?;
+        }
+        Ok(&mut self.buf)
+    }
+
+    fn flush(&mut self) -> Result<(), DiskError> {
+        self.file.write_at(self.at, &self.buf)?;
+        self.at = self.end();
+        self.buf.clear();
+        Ok(())
+    }
+}

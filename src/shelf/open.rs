@@ -1,0 +1,82 @@
+//! From a file's name to an open shelf, in steps.
+
+use super::offset_map::OffsetMap;
+use super::oid_map::OidMap;
+use super::scan::{Found, Progress, Scan};
+use super::store::{Opened, Parts, Shelf, corrupt, index_records};
+use super::{ShelfError, TxMeta};
+use crate::storage::Disk;
+use crate::types::Chain;
+
+use std::sync::Arc;
+
+/// A shelf file that is being read, proved and indexed.
+pub struct Opening {
+    name: String,
+    scan: Scan,
+    index: OidMap,
+    ends: Vec<u64>,
+    seal: Option<(TxMeta, Chain)>,
+}
+
+impl Opening {
+    pub fn new(disk: &dyn Disk, name: &str) -> Result<Opening, ShelfError> {
+        let scan = Scan::new(disk.open(name)?, None)?;
+        let name = name.to_owned();
+        Ok(Opening { name, scan, index: OidMap::new(), ends: Vec::new(), seal: None })
+    }
+
+    /// How much of the file has been read.
+    pub fn permille(&self) -> u32 {
+        let (part, whole) = self.scan.position();
+        (part as f64 / whole.max(1) as f64 * 1000.0) as u32
+    }
+
+    /// Reads about `budget` bytes further. After `Some` or an error it is over.
+    pub fn step(&mut self, budget: u64) -> Result<Option<Opened>, ShelfError> {
+        let Opening { scan, index, ends, seal, .. } = self;
+        let progress = scan.step(budget, &mut |found| match found {
+            Found::Base { .. } => {}
+            Found::Plain { offset, records } => index_records(index, offset, records),
+            Found::Seal { meta, tip } => {
+                *seal = Some((meta, tip.chain));
+                ends.clear();
+                ends.push(tip.offset);
+            }
+            Found::Chained { offset, records, tip, .. } => {
+                ends.push(tip.offset);
+                index_records(index, offset, records);
+            }
+        })?;
+        let end = match progress {
+            Progress::More => return Ok(None),
+            Progress::Stopped => unreachable!("it was not told to stop"),
+            Progress::End(end) => end,
+        };
+        let name = self.name.clone();
+        if let Some(offset) = end.foreign {
+            return Err(ShelfError::ForeignTail { name, offset });
+        }
+        let Some(((info, tip), (seal_meta, base_hash))) = self.scan.sealed().zip(self.seal) else {
+            return Err(ShelfError::Plain { name });
+        };
+        let start = self.scan.map().map_or(0, |shape| shape.start);
+        let file = self.scan.file();
+        let map = OffsetMap::open(&file, start)?;
+        let map = map.ok_or_else(|| corrupt(&name, start, tip.seq, "the offset map is gone"))?;
+        let shelf = Shelf::from_parts(Parts {
+            name,
+            file: Arc::clone(&file),
+            map,
+            seal: info,
+            seal_meta,
+            base_hash,
+            base_records: self.scan.base_records(),
+            ends: std::mem::take(&mut self.ends),
+            tip,
+            time_us: self.scan.time_us(),
+            index: std::mem::take(&mut self.index),
+        });
+        Ok(Some(Opened { shelf, torn: end.torn }))
+    }
+}

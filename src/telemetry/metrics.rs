@@ -1,0 +1,95 @@
+//! The status as Prometheus reads it: gauges of this node, and what it can say of the cluster.
+
+use std::fmt::Write;
+
+use crate::admin::model::{NodeStatus, Status, Verdict};
+
+/// Prometheus text exposition format 0.0.4.
+pub fn text(status: &Status) -> String {
+    let mut out = Exposition::default();
+    cluster(status, &mut out);
+    if let Some(own) = status.own() {
+        node(status, own, &mut out);
+    }
+    out.family("packmaster_peer_seen_seconds", "Seconds since a member was last heard of.");
+    for node in &status.nodes {
+        if let Some(ms) = node.seen_ms_ago {
+            out.labelled("packmaster_peer_seen_seconds", "node", &node.name, ms as f64 / 1000.0);
+        }
+    }
+    out.0
+}
+
+fn cluster(status: &Status, out: &mut Exposition) {
+    let verdict = match status.verdict {
+        Verdict::Healthy => 0,
+        Verdict::Degraded => 1,
+        Verdict::Unavailable => 2,
+    };
+    let generation = status.generation.as_ref().map_or(0, |generation| generation.number);
+    out.gauge("verdict", "0 healthy, 1 degraded, 2 unavailable, as this node sees it.", verdict);
+    out.gauge("epoch", "Epoch of the newest fence.", status.epoch);
+    out.gauge("generation", "Agreed generation.", generation);
+    out.gauge(
+        "survives_failures",
+        "Nodes that may still fail with commits going on.",
+        status.survives_failures,
+    );
+    out.gauge("paused", "1: no automatic elections.", u8::from(status.paused));
+    out.gauge("packing", "1: a pack is in progress.", u8::from(status.pack.is_some()));
+    let risk = status.if_master_died.transactions_at_risk;
+    out.gauge("transactions_at_risk", "Acknowledged, but only on the master.", risk);
+    out.gauge("decisions", "Decisions ever made.", status.decisions);
+}
+
+fn node(status: &Status, own: &NodeStatus, out: &mut Exposition) {
+    let is_master = status.master.as_ref() == Some(&own.name);
+    out.family("packmaster_node_info", "Which node and version this is.");
+    let labels = format!("node=\"{}\",version=\"{}\"", escape(&own.name), escape(&own.version));
+    let _ = writeln!(out.0, "packmaster_node_info{{{labels}}} 1");
+    out.gauge("is_master", "1: this node is the open master.", u8::from(is_master));
+    out.gauge("is_raft_leader", "1: this node leads Raft.", u8::from(own.raft == "leader"));
+    out.gauge("in_step", "1: open master, or follows it.", u8::from(own.in_step));
+    out.gauge("suspect", "1: neither votes nor acknowledges.", u8::from(own.suspect.is_some()));
+    out.gauge("failing", "1: can't make progress.", u8::from(own.failing.is_some()));
+    out.gauge("eligible", "1: could become master.", u8::from(own.eligible));
+    out.gauge("durable_seq", "Newest transaction on this node's disk.", own.durable_seq);
+    out.gauge("committed_seq", "Newest transaction known to be committed.", own.committed_seq);
+    out.gauge("lag_transactions", "Behind the newest known commit.", own.lag.transactions);
+    out.gauge("lag_bytes", "Behind the newest known commit.", own.lag.bytes);
+    out.gauge("lag_seconds", "Behind the newest known commit.", own.lag.seconds);
+    out.gauge("clients", "Connected Durus clients.", own.clients);
+    out.gauge("file_bytes", "Size of the database file.", own.disk.file_bytes);
+    out.gauge("disk_free_bytes", "Free on the file's disk.", own.disk.free_bytes);
+    let verified = own.verified.as_ref().map_or(0, |verified| verified.seq);
+    out.gauge("verified_seq", "The file was re-verified up to here.", verified);
+    out.gauge(
+        "rebase_fetched_bytes",
+        "File data that rebases took over the wire.",
+        own.fetched_bytes,
+    );
+}
+
+#[derive(Default)]
+struct Exposition(String);
+
+impl Exposition {
+    fn family(&mut self, name: &str, help: &str) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
+        let name = format!("packmaster_{name}");
+        self.family(&name, help);
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    fn labelled(&mut self, name: &str, label: &str, of: &str, value: f64) {
+        let _ = writeln!(self.0, "{name}{{{label}=\"{}\"}} {value}", escape(of));
+    }
+}
+
+fn escape(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
