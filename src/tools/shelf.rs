@@ -278,7 +278,9 @@ fn print<'a>(rows: impl Iterator<Item = &'a Row>, output: Output) -> Result<()> 
             let mut table = comfy_table::Table::new();
             table.load_preset(comfy_table::presets::NOTHING);
             table.set_header(["SEQ", "EPOCH", "KIND", "TIME", "OBJECTS", "BYTES", "CHAIN"]);
-            rows.for_each(|row| drop(table.add_row(row.cells())));
+            rows.for_each(|row| {
+                table.add_row(row.cells());
+            });
             for line in table.lines() {
                 writeln!(out, "{}", line.trim_end())?;
             }
