@@ -84,8 +84,14 @@ impl View<'_> {
 #[derive(Debug, PartialEq)]
 pub enum Decision {
     Propose(Kind),
-    AskFence { voter: NodeId, epoch: Epoch },
-    PackTurn { node: NodeId, generation: Generation },
+    AskFence {
+        voter: NodeId,
+        epoch: Epoch,
+    },
+    PackTurn {
+        node: NodeId,
+        generation: Generation,
+    },
     /// A person must look: the election can't go on.
     Alarm(String),
 }
@@ -150,9 +156,10 @@ impl Controller {
     }
 
     fn bootstrap(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
-        let everybody = view.state.members().all(|member| {
-            member.disk_uuid.is_some() && view.is_alive(member.id)
-        });
+        let everybody = view
+            .state
+            .members()
+            .all(|member| member.disk_uuid.is_some() && view.is_alive(member.id));
         if everybody {
             self.fence_now(view, Reason::Bootstrap, None, "automatic", "first election", out);
         }
@@ -208,8 +215,10 @@ impl Controller {
             && beat.open
             && beat.promised == epoch.0
         {
-            let waited = self.outage.map_or(0, |since| view.now.mono_us.saturating_sub(since.mono_us));
-            let opened = Opened { epoch: epoch.0, seq: beat.committed_seq, clients_waited_us: waited };
+            let waited =
+                self.outage.map_or(0, |since| view.now.mono_us.saturating_sub(since.mono_us));
+            let opened =
+                Opened { epoch: epoch.0, seq: beat.committed_seq, clients_waited_us: waited };
             self.propose(view, Kind::Opened(opened), out);
             return;
         }
@@ -222,7 +231,11 @@ impl Controller {
             let why = match (restarted, dead) {
                 (true, _) => format!("{} restarted before it opened", name(view, master)),
                 (_, true) => format!("{} died before it opened", name(view, master)),
-                _ => format!("{} did not open in {} ms", name(view, master), view.timing.open_timeout_ms),
+                _ => format!(
+                    "{} did not open in {} ms",
+                    name(view, master),
+                    view.timing.open_timeout_ms
+                ),
             };
             self.fence_now(view, Reason::NotOpened, None, "automatic", &why, out);
         }
@@ -322,7 +335,8 @@ impl Controller {
         };
         let failed = voters.iter().filter(|id| has_failed(id)).count();
         if has_failed(&master) || failed >= majority(voters.len()) {
-            let why = format!("{failed} of {} nodes could not build the new generation", voters.len());
+            let why =
+                format!("{failed} of {} nodes could not build the new generation", voters.len());
             let cancel = PackCancel { generation: generation.0, why, asked_by: "automatic".into() };
             self.propose(view, Kind::PackCancel(cancel), out);
             return;
@@ -330,7 +344,8 @@ impl Controller {
         let ready = voters.iter().filter(|id| is_ready(id)).count();
         if ready >= majority(voters.len()) && is_ready(&master) {
             let since = *self.majority_ready.get_or_insert(view.now);
-            let everybody = voters.iter().all(|id| is_ready(id) || has_failed(id) || !view.is_alive(*id));
+            let everybody =
+                voters.iter().all(|id| is_ready(id) || has_failed(id) || !view.is_alive(*id));
             if everybody || view.now.since_ms(since) >= view.timing.straggler_ms {
                 if !view.state.paused() {
                     self.switch(view, generation, master, ready, out);
@@ -340,9 +355,11 @@ impl Controller {
         }
         let mut order: Vec<NodeId> = voters.iter().copied().filter(|id| *id != master).collect();
         order.push(master);
-        let turn = order.into_iter().find(|id| !is_ready(id) && !has_failed(id) && view.is_alive(*id));
+        let turn =
+            order.into_iter().find(|id| !is_ready(id) && !has_failed(id) && view.is_alive(*id));
         let Some(node) = turn else { return };
-        let due = self.pack_turn.is_none_or(|(of, at)| of != node || view.now.since_ms(at) >= REASK_MS);
+        let due =
+            self.pack_turn.is_none_or(|(of, at)| of != node || view.now.since_ms(at) >= REASK_MS);
         if due {
             self.pack_turn = Some((node, view.now));
             out.push(Decision::PackTurn { node, generation });
@@ -357,7 +374,8 @@ impl Controller {
         ready: usize,
         out: &mut Vec<Decision>,
     ) {
-        let why = format!("{ready} of {} nodes have generation {generation}", view.state.voters().len());
+        let why =
+            format!("{ready} of {} nodes have generation {generation}", view.state.voters().len());
         self.fence_now(view, Reason::GenerationSwitch, Some(master), "automatic", &why, out);
     }
 
@@ -435,7 +453,8 @@ pub fn preflight(view: &View<'_>) -> Result<(), String> {
         return Err(format!("a pack to generation {} is in progress", pack.generation));
     }
     let voters = state.voters();
-    let in_step = |id: &&NodeId| view.is_alive(**id) && view.beat(**id).is_some_and(|beat| beat.in_step);
+    let in_step =
+        |id: &&NodeId| view.is_alive(**id) && view.beat(**id).is_some_and(|beat| beat.in_step);
     let healthy = voters.iter().filter(in_step).count();
     if healthy < majority(voters.len()) {
         return Err(format!("only {healthy} of {} nodes are in step", voters.len()));
@@ -465,7 +484,9 @@ pub fn may_promote(
         return Err(format!("node {target} is not a member"));
     };
     match view.state.phase() {
-        Phase::Fencing { .. } => return Err("an election is under way; try again in a second".into()),
+        Phase::Fencing { .. } => {
+            return Err("an election is under way; try again in a second".into());
+        }
         Phase::None => return Err("the cluster has not had its first election yet".into()),
         Phase::Elected { .. } => {}
     }

@@ -31,9 +31,9 @@ impl Report {
     /// A suspect voter does not count, and one that has yet to rebase will, when it has.
     pub fn counts(&self, state: &State) -> bool {
         self.suspect.is_empty()
-            && state.generation().is_none_or(|current| {
-                self.position.same_file(current.number, current.base_hash)
-            })
+            && state
+                .generation()
+                .is_none_or(|current| self.position.same_file(current.number, current.base_hash))
     }
 }
 
@@ -45,11 +45,7 @@ pub enum Verdict {
     Alarm(String),
 }
 
-pub fn judge(
-    state: &State,
-    fence: &Fencing,
-    reports: &BTreeMap<NodeId, Report>,
-) -> Verdict {
+pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>) -> Verdict {
     let voters = state.voters();
     let counted: BTreeMap<NodeId, &Report> = reports
         .iter()
@@ -84,7 +80,8 @@ pub fn judge(
         let order = if planned { greatest.tip.order() } else { report.position.tip.order() };
         (order, asked, priority, present, std::cmp::Reverse(id))
     };
-    let Some((winner, report)) = candidates.max_by_key(|(id, report)| preferred(**id, report)) else {
+    let Some((winner, report)) = candidates.max_by_key(|(id, report)| preferred(**id, report))
+    else {
         return Verdict::Alarm("no voter that reported may be master".into());
     };
     let current = || state.generation().map(record_message);
@@ -93,18 +90,13 @@ pub fn judge(
 }
 
 /// The very first election: everybody must have spoken, since a file that was brought along counts however few have it.
-fn judge_first(
-    state: &State,
-    fence: &Fencing,
-    counted: &BTreeMap<NodeId, &Report>,
-) -> Verdict {
+fn judge_first(state: &State, fence: &Fencing, counted: &BTreeMap<NodeId, &Report>) -> Verdict {
     if counted.len() < state.members().count() {
         return Verdict::Wait;
     }
     let brought: Vec<_> = counted.iter().filter(|(_, report)| !report.blank).collect();
-    let different = brought.windows(2).any(|pair| {
-        pair[0].1.position.base_hash != pair[1].1.position.base_hash
-    });
+    let different =
+        brought.windows(2).any(|pair| pair[0].1.position.base_hash != pair[1].1.position.base_hash);
     if different {
         let files: Vec<String> = brought
             .iter()
@@ -116,10 +108,11 @@ fn judge_first(
         ));
     }
     let pool: Vec<_> = if brought.is_empty() { counted.iter().collect() } else { brought };
-    let best = pool.into_iter().filter(|(_, report)| report.may_be_master).max_by_key(|(id, report)| {
-        let priority = state.member(**id).map_or(0, |member| member.priority);
-        (report.position.tip.order(), priority, std::cmp::Reverse(**id))
-    });
+    let best =
+        pool.into_iter().filter(|(_, report)| report.may_be_master).max_by_key(|(id, report)| {
+            let priority = state.member(**id).map_or(0, |member| member.priority);
+            (report.position.tip.order(), priority, std::cmp::Reverse(**id))
+        });
     let Some((winner, report)) = best else {
         return Verdict::Alarm("no node that has the first file may be master".into());
     };
@@ -169,9 +162,8 @@ fn agreed_switch(
     };
     let greatest = counted.values().map(|report| report.position.tip.order()).max()?;
     let ready = counted.values().filter(|report| has_next(report, &next));
-    let holds_all = ready.clone().any(|report| {
-        report.position.tip.order() == greatest && report.may_be_master
-    });
+    let holds_all =
+        ready.clone().any(|report| report.position.tip.order() == greatest && report.may_be_master);
     (holds_all && ready.count() >= majority(voters)).then_some(next)
 }
 

@@ -62,7 +62,8 @@ impl<W> Confirm<W> {
 
     /// Those who may be answered now.
     pub fn done(&mut self) -> Vec<W> {
-        let enough = self.confirmed_by.intersection(&self.voters).count() >= majority(self.voters.len());
+        let enough =
+            self.confirmed_by.intersection(&self.voters).count() >= majority(self.voters.len());
         if enough { std::mem::take(&mut self.in_round) } else { Vec::new() }
     }
 }

@@ -19,7 +19,9 @@ const STALL_MS: u64 = 400;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// `asked`: when the last probe went out.
-    Probing { asked: Option<Now> },
+    Probing {
+        asked: Option<Now>,
+    },
     Streaming,
 }
 

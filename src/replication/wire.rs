@@ -30,11 +30,7 @@ impl Position {
 }
 
 pub fn chain(what: &'static str, bytes: &[u8]) -> Result<Chain, WireError> {
-    Chain::from_slice(bytes).ok_or(WireError::Length {
-        what,
-        len: bytes.len(),
-        wanted: Chain::LEN,
-    })
+    Chain::from_slice(bytes).ok_or(WireError::Length { what, len: bytes.len(), wanted: Chain::LEN })
 }
 
 pub fn commit_id(bytes: &[u8]) -> Result<CommitId, WireError> {
@@ -74,12 +70,7 @@ pub fn put_chain(chain: Chain) -> Bytes {
 }
 
 pub fn put_tip(tip: &Tip) -> pb::Tip {
-    pb::Tip {
-        epoch: tip.epoch.0,
-        seq: tip.seq.0,
-        offset: tip.offset,
-        chain: put_chain(tip.chain),
-    }
+    pb::Tip { epoch: tip.epoch.0, seq: tip.seq.0, offset: tip.offset, chain: put_chain(tip.chain) }
 }
 
 pub fn put_tips(tips: &[Tip]) -> Vec<pb::Tip> {

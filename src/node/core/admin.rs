@@ -95,7 +95,10 @@ impl Core {
                 Some(history_reply(request.id, &self.setup.cluster, &state, history.number))
             }
             Some(_) => None,
-            None => Some(refusal(request.id, "a request without a verb: is this tool newer than the node?")),
+            None => Some(refusal(
+                request.id,
+                "a request without a verb: is this tool newer than the node?",
+            )),
         }
     }
 
@@ -138,14 +141,20 @@ impl Core {
                 let paused = pause.paused;
                 self.propose(CommandKind::Pause(Pause { paused, asked_by }), out);
                 Ok(match paused {
-                    true => "automatic elections are paused; `packmaster ctl resume` ends that".into(),
+                    true => {
+                        "automatic elections are paused; `packmaster ctl resume` ends that".into()
+                    }
                     false => "automatic elections are on".into(),
                 })
             }
-            _ => Err("the leader does not know this verb: is this tool newer than the node?".into()),
+            _ => {
+                Err("the leader does not know this verb: is this tool newer than the node?".into())
+            }
         };
         match done {
-            Ok(message) => AdminReply { id, outcome: Outcome::Done.into(), message, json: Bytes::new() },
+            Ok(message) => {
+                AdminReply { id, outcome: Outcome::Done.into(), message, json: Bytes::new() }
+            }
             Err(why) => refusal(id, why),
         }
     }
@@ -155,9 +164,15 @@ impl Core {
         promote: crate::proto::admin::Promote,
         asked_by: String,
     ) -> Result<String, String> {
-        let Some(target) = self.control.member_by_name(&promote.node).map(|member| member.id) else {
-            let names: Vec<&str> = self.control.members().map(|member| member.name.as_str()).collect();
-            return Err(format!("there is no member {:?}; members are {}", promote.node, names.join(", ")));
+        let Some(target) = self.control.member_by_name(&promote.node).map(|member| member.id)
+        else {
+            let names: Vec<&str> =
+                self.control.members().map(|member| member.name.as_str()).collect();
+            return Err(format!(
+                "there is no member {:?}; members are {}",
+                promote.node,
+                names.join(", ")
+            ));
         };
         let own = self.own_beat();
         let state = self.control_message();
@@ -210,7 +225,10 @@ impl Core {
                 let pack = self.control.pack().ok_or("no pack is in progress")?;
                 let generation = pack.generation.0;
                 let why = "asked for".to_string();
-                self.propose(CommandKind::PackCancel(PackCancel { generation, why, asked_by }), out);
+                self.propose(
+                    CommandKind::PackCancel(PackCancel { generation, why, asked_by }),
+                    out,
+                );
                 Ok(format!("the pack into generation {generation} is called off"))
             }
         }

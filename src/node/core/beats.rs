@@ -30,6 +30,10 @@ impl Beats {
         self.soon = true;
     }
 
+    pub(super) fn is_soon(&self) -> bool {
+        self.soon
+    }
+
     pub(super) fn due_us(&self, timing: &Timing) -> u64 {
         match self.sent {
             Some(sent) if !self.soon => sent.mono_us + timing.beat_ms * 1000,
@@ -38,7 +42,8 @@ impl Beats {
     }
 
     pub(super) fn complain_about_disk(&mut self, from: NodeId, log: &Logger, now: Now) {
-        let due = self.complained.get(&from).is_none_or(|at| now.since_ms(*at) >= COMPLAIN_EVERY_MS);
+        let due =
+            self.complained.get(&from).is_none_or(|at| now.since_ms(*at) >= COMPLAIN_EVERY_MS);
         if due {
             self.complained.insert(from, now);
             slog::error!(log, "a node comes with another disk than the cluster knows; it is not believed: \
@@ -51,6 +56,7 @@ impl Core {
     pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) -> Result<(), String> {
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
+        self.controller_due_us = 0;
         if newer {
             self.beats.soon();
         }
@@ -65,8 +71,12 @@ impl Core {
         self.beats.sent = Some(self.now);
         self.beats.soon = false;
         let beat = self.own_beat();
-        let peers: Vec<NodeId> =
-            self.control.members().map(|member| member.id).filter(|id| *id != self.setup.id).collect();
+        let peers: Vec<NodeId> = self
+            .control
+            .members()
+            .map(|member| member.id)
+            .filter(|id| *id != self.setup.id)
+            .collect();
         for peer in peers {
             self.send(peer, Kind::Beat(beat.clone()), out);
         }

@@ -13,15 +13,17 @@ use crate::proto::control::{
     Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
 };
 use crate::raft::DriverError;
-use crate::storage::DiskError;
 use crate::replication::quorum::majority;
 use crate::replication::wire;
+use crate::storage::DiskError;
 use crate::types::{Epoch, NodeId};
 
 /// Entries applied since the last snapshot of the state, before the next is taken.
 const COMPACT_EVERY: u64 = 512;
 /// A survivor lets those with lower ids campaign first, so long.
 const CAMPAIGN_STEP_MS: u64 = 30;
+/// The controller looks at everything again after this long, if nothing happened that concerns it.
+const CONTROLLER_EVERY_US: u64 = 10_000;
 /// A command that was lost on its way is proposed again after this long.
 const PROPOSE_AGAIN_MS: u64 = 300;
 
@@ -32,7 +34,8 @@ impl Core {
         }
         match self.raft.step(&message) {
             Err(DriverError::Amnesia { from, why }) => {
-                self.suspect = format!("the Raft log is behind what node {from} knows of it: {why}");
+                self.suspect =
+                    format!("the Raft log is behind what node {from} knows of it: {why}");
                 slog::crit!(self.log, "this node has forgotten what it acknowledged; it stands aside";
                     "why" => &self.suspect);
                 self.beats.soon();
@@ -143,6 +146,7 @@ impl Core {
     }
 
     fn propose_here(&mut self, command: &Command) {
+        self.proposed = true;
         if let Err(error) = self.raft.propose(command.encode_to_vec()) {
             slog::debug!(self.log, "not proposed"; "why" => %error);
         }
@@ -233,6 +237,7 @@ impl Core {
     /// What the cluster has decided, this node does.
     fn on_control_changed(&mut self, before: &crate::control::State, out: &mut Vec<Action>) {
         self.controller.on_state_changed();
+        self.controller_due_us = 0;
         self.beats.soon();
         if self.control.oid_limit() > before.oid_limit() {
             self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
@@ -274,8 +279,14 @@ impl Core {
         };
         if (elected.master, elected.boot) == (me, self.setup.boot) {
             if self.suspect.is_empty() {
-                let master =
-                    Master::new(me, epoch, elected.voters.clone(), floor, elected.floor_holder, self.now);
+                let master = Master::new(
+                    me,
+                    epoch,
+                    elected.voters.clone(),
+                    floor,
+                    elected.floor_holder,
+                    self.now,
+                );
                 self.role = Role::Master(Box::new(master));
             }
         } else if elected.master != me {
@@ -307,6 +318,10 @@ impl Core {
             self.controller.forget();
             return;
         }
+        if self.now.mono_us < self.controller_due_us && !self.beats.is_soon() {
+            return;
+        }
+        self.controller_due_us = self.now.mono_us + CONTROLLER_EVERY_US;
         let own = self.own_beat();
         let mut controller = std::mem::take(&mut self.controller);
         let decisions = controller.decide(&self.view(&own));

@@ -8,22 +8,34 @@ use super::{Action, Core, Role};
 use crate::shelf::ParsedTx;
 use crate::storage::DiskError;
 use crate::storage::task::{DiskTask, TaskDone};
-use crate::types::{Epoch, Generation, Seq, Tip};
+use crate::types::{Epoch, Generation, Tip};
 
 /// Why a task was asked for.
 pub(super) enum Purpose {
     /// Transactions of the current file up to `tip`, taken in `epoch`.
-    Append { generation: Generation, tip: Tip },
+    Append {
+        generation: Generation,
+        tip: Tip,
+    },
     /// The same in a file that is to become current.
-    AppendNext { generation: Generation, tip: Tip },
-    Promise { epoch: Epoch },
+    AppendNext {
+        generation: Generation,
+        tip: Tip,
+    },
+    Promise {
+        epoch: Epoch,
+    },
     CutBack,
     Flip,
     /// A built or fetched base got its name.
-    BaseNamed { name: String },
+    BaseNamed {
+        name: String,
+    },
     /// The file a base is fetched into.
     BaseFile,
-    BasePart { upto: u64 },
+    BasePart {
+        upto: u64,
+    },
     /// A file got its name, or was removed.
     Housekeeping,
 }

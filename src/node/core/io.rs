@@ -15,39 +15,97 @@ pub enum Input {
     /// The deadline passed.
     Tick,
     /// `from_disk` is the disk uuid of the peer's hello on the connection the message came by.
-    Peer { from: NodeId, from_disk: [u8; 16], message: PeerMessage },
+    Peer {
+        from: NodeId,
+        from_disk: [u8; 16],
+        message: PeerMessage,
+    },
     /// Our control connection to the peer is open.
-    PeerUp { peer: NodeId },
+    PeerUp {
+        peer: NodeId,
+    },
     /// It closed, or could not be opened again. `refused`: the port refuses connections, so the process is gone.
-    PeerDown { peer: NodeId, refused: bool },
-    ClientOpened { conn: ConnId, address: String },
-    ClientData { conn: ConnId, bytes: Bytes },
-    ClientClosed { conn: ConnId },
+    PeerDown {
+        peer: NodeId,
+        refused: bool,
+    },
+    ClientOpened {
+        conn: ConnId,
+        address: String,
+    },
+    ClientData {
+        conn: ConnId,
+        bytes: Bytes,
+    },
+    ClientClosed {
+        conn: ConnId,
+    },
     /// `request` is the shell's number for where the answer goes.
-    Admin { request: u64, message: AdminRequest },
-    DiskDone { task: u64, result: Result<TaskDone, DiskError> },
-    RaftDone { number: u64, result: Result<(), DiskError> },
-    JobProgress { job: u64, permille: u32 },
-    JobDone { job: u64, result: Result<pack::JobOutcome, pack::JobError> },
+    Admin {
+        request: u64,
+        message: AdminRequest,
+    },
+    DiskDone {
+        task: u64,
+        result: Result<TaskDone, DiskError>,
+    },
+    RaftDone {
+        number: u64,
+        result: Result<(), DiskError>,
+    },
+    JobProgress {
+        job: u64,
+        permille: u32,
+    },
+    JobDone {
+        job: u64,
+        result: Result<pack::JobOutcome, pack::JobError>,
+    },
     /// Hand over mastership if it is ours, then exit.
     Stop,
 }
 
 /// Something is to be done.
 pub enum Action {
-    Send { to: NodeId, message: PeerMessage },
-    ClientSend { conn: ConnId, bytes: Bytes },
-    ClientClose { conn: ConnId, reason: String },
-    AdminReply { request: u64, reply: AdminReply },
+    Send {
+        to: NodeId,
+        message: PeerMessage,
+    },
+    ClientSend {
+        conn: ConnId,
+        bytes: Bytes,
+    },
+    ClientClose {
+        conn: ConnId,
+        reason: String,
+    },
+    AdminReply {
+        request: u64,
+        reply: AdminReply,
+    },
     /// In the order asked, by one thread; answered by `DiskDone`.
-    Disk { task: u64, work: DiskTask },
+    Disk {
+        task: u64,
+        work: DiskTask,
+    },
     /// In the order asked, by another thread; answered by `RaftDone`.
-    RaftPersist { number: u64, record: RaftRecord },
+    RaftPersist {
+        number: u64,
+        record: RaftRecord,
+    },
     /// On a thread of its own; answered by `JobDone` unless cancelled.
-    Job { job: u64, work: pack::Job },
-    CancelJob { job: u64 },
+    Job {
+        job: u64,
+        work: pack::Job,
+    },
+    CancelJob {
+        job: u64,
+    },
     /// The process ends with this as its last word; `failed` makes its exit status 1.
-    Exit { reason: String, failed: bool },
+    Exit {
+        reason: String,
+        failed: bool,
+    },
 }
 
 /// Which connection carries the message: a heartbeat never waits behind a file.

@@ -34,11 +34,7 @@ pub(super) struct Master {
     pub(super) confirm_sent: Now,
     /// Commits on their way: who asked.
     pub(super) in_flight: BTreeMap<Seq, (NodeId, u64)>,
-    /// Commits that were refused in this epoch stay refused, however often they are sent.
-    pub(super) refused: VecDeque<(CommitId, String)>,
     pub(super) registered: BTreeMap<NodeId, Registered>,
-    /// Said before we were open.
-    pub(super) early_registers: BTreeMap<NodeId, pb::Register>,
     pub(super) oids: OidPool,
     pub(super) oids_wanted: VecDeque<(NodeId, u64, u64, u32)>,
     pub(super) block_asked: Option<Now>,
@@ -68,9 +64,7 @@ impl Master {
             voters,
             confirm_sent: now,
             in_flight: BTreeMap::new(),
-            refused: VecDeque::new(),
             registered: BTreeMap::new(),
-            early_registers: BTreeMap::new(),
             oids: OidPool::default(),
             oids_wanted: VecDeque::new(),
             block_asked: None,
@@ -197,7 +191,9 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         // A follower is never ahead of us, but a guess may be of a file we have left.
-        let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else { return };
+        let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else {
+            return;
+        };
         let data = match plan.bytes_max {
             0 => Bytes::new(),
             max if prev.offset < self.shelf.tip().offset => {
@@ -358,9 +354,9 @@ impl Core {
             master.oids.add_block(from, below);
         }
         let epoch = master.epoch;
-        let early = std::mem::take(&mut master.early_registers);
+        let early = std::mem::take(&mut self.early_registers);
         slog::info!(self.log, "open: serving as master"; "epoch" => epoch.0, "oid_limit" => oid_limit.0);
-        for (from, register) in early {
+        for (from, register) in early.into_iter().filter(|(_, said)| said.epoch == epoch.0) {
             self.register(from, register, out);
         }
         self.beats.soon();

@@ -34,9 +34,15 @@ pub(super) const BUILDING: &str = "building.durus";
 enum Marking {
     #[default]
     No,
-    Running { job: u64, extensions: u32 },
+    Running {
+        job: u64,
+        extensions: u32,
+    },
     /// Dead objects are refused from here on.
-    Done { marked: Marked, proposed: Now },
+    Done {
+        marked: Marked,
+        proposed: Now,
+    },
 }
 
 /// Everybody's part.
@@ -44,11 +50,24 @@ enum Marking {
 enum Building {
     #[default]
     Waiting,
-    Running { job: u64 },
-    Built { base_hash: Chain, base_len: u64, removed: RoaringTreemap, proposed: Option<Now> },
-    Opening { job: u64, removed: RoaringTreemap },
+    Running {
+        job: u64,
+    },
+    Built {
+        base_hash: Chain,
+        base_len: u64,
+        removed: RoaringTreemap,
+        proposed: Option<Now>,
+    },
+    Opening {
+        job: u64,
+        removed: RoaringTreemap,
+    },
     /// `Core::next` follows.
-    Following { removed: RoaringTreemap, proposed: Option<Now> },
+    Following {
+        removed: RoaringTreemap,
+        proposed: Option<Now>,
+    },
     Failed(String),
 }
 
@@ -117,9 +136,19 @@ impl Core {
         };
         let base_hash = match &self.pack.building {
             Building::Built { base_hash, .. } => wire::put_chain(*base_hash),
-            _ => self.next.as_ref().map(|next| wire::put_chain(next.shelf.base_hash())).unwrap_or_default(),
+            _ => self
+                .next
+                .as_ref()
+                .map(|next| wire::put_chain(next.shelf.base_hash()))
+                .unwrap_or_default(),
         };
-        Some(PackProgress { generation: generation.0, phase, permille, base_hash, ..Default::default() })
+        Some(PackProgress {
+            generation: generation.0,
+            phase,
+            permille,
+            base_hash,
+            ..Default::default()
+        })
     }
 
     /// The replicated state changed: is there a pack, and is it still the same?
@@ -169,6 +198,11 @@ impl Core {
         self.follow_next(FOLLOW_STEP_BYTES, out);
     }
 
+    /// Committed, and in our own file: what a job can read.
+    fn settled(&self) -> Seq {
+        self.committed.min(self.durable.seq)
+    }
+
     fn is_due(&self, proposed: Option<Now>) -> bool {
         proposed.is_none_or(|at| self.now.since_ms(at) >= PROPOSE_AGAIN_MS)
     }
@@ -183,19 +217,21 @@ impl Core {
         match &self.pack.marking {
             Marking::No => {
                 let job = self.next_job();
-                let work = Job::Mark(Mark::new(self.shelf.name().to_string(), self.committed));
-                slog::info!(self.log, "pack: marking"; "generation" => pack.generation.0, "at" => self.committed.0);
+                let work = Job::Mark(Mark::new(self.shelf.name().to_string(), self.settled()));
+                slog::info!(self.log, "pack: marking"; "generation" => pack.generation.0, "at" => self.settled().0);
                 out.push(Action::Job { job, work });
                 self.pack.marking = Marking::Running { job, extensions: 0 };
                 self.beats.soon();
             }
-            Marking::Done { proposed, .. } if self.is_due(Some(*proposed)) => self.propose_seal(out),
+            Marking::Done { proposed, .. } if self.is_due(Some(*proposed)) => {
+                self.propose_seal(out)
+            }
             _ => {}
         }
     }
 
     fn on_marked(&mut self, marked: Marked, extensions: u32, out: &mut Vec<Action>) {
-        let behind = self.committed.0.saturating_sub(marked.f.0);
+        let behind = self.settled().0.saturating_sub(marked.f.0);
         match behind <= BEHIND_MAX && self.is_clean_after(&marked) {
             true => {
                 slog::info!(self.log, "pack: marked"; "p" => marked.p.0, "f" => marked.f.0,
@@ -208,7 +244,8 @@ impl Core {
             }
             false => {
                 let job = self.next_job();
-                let work = Job::Mark(Mark::extend(self.shelf.name().to_string(), marked, self.committed));
+                let work =
+                    Job::Mark(Mark::extend(self.shelf.name().to_string(), marked, self.settled()));
                 out.push(Action::Job { job, work });
                 self.pack.marking = Marking::Running { job, extensions: extensions + 1 };
             }
@@ -222,7 +259,9 @@ impl Core {
         while at.offset < end {
             let Ok(data) = self.shelf.read_range(at.offset, 1 << 20) else { return false };
             for tx in shelf::split_transactions(&data) {
-                let Some(tx) = tx.ok().filter(|tx| is_clean(tx, &marked.dead)) else { return false };
+                let Some(tx) = tx.ok().filter(|tx| is_clean(tx, &marked.dead)) else {
+                    return false;
+                };
                 at.offset += tx.len() as u64;
             }
         }
@@ -249,7 +288,11 @@ impl Core {
     fn cancel_pack(&mut self, why: &str, out: &mut Vec<Action>) {
         slog::warn!(self.log, "pack: called off"; "why" => why);
         let Some((generation, _)) = self.pack.of else { return };
-        let cancel = PackCancel { generation: generation.0, why: why.to_string(), asked_by: "automatic".into() };
+        let cancel = PackCancel {
+            generation: generation.0,
+            why: why.to_string(),
+            asked_by: "automatic".into(),
+        };
         self.propose(CommandKind::PackCancel(cancel), out);
     }
 
@@ -257,7 +300,7 @@ impl Core {
 
     fn drive_build(&mut self, pack: &Pack, seal: &Seal, out: &mut Vec<Action>) {
         let due = match &self.pack.building {
-            Building::Waiting => self.pack.my_turn && self.committed >= seal.cut_seq,
+            Building::Waiting => self.pack.my_turn && self.settled() >= seal.cut_seq,
             Building::Built { proposed, .. } | Building::Following { proposed, .. } => {
                 self.is_due(*proposed)
             }
@@ -290,7 +333,8 @@ impl Core {
         let mine = self.shelf.tip_at(seal.cut_seq).ok().flatten().map(|tip| tip.chain);
         if mine != Some(seal.cut_chain) {
             // Can't be, below what is committed; but a wrong base must never be built.
-            self.pack.building = Building::Failed(format!("no chain {} at seq {}", seal.cut_chain, seal.cut_seq));
+            self.pack.building =
+                Building::Failed(format!("no chain {} at seq {}", seal.cut_chain, seal.cut_seq));
             return;
         }
         let job = self.next_job();
@@ -326,7 +370,8 @@ impl Core {
                 self.pack.building = Building::Opening { job: 0, removed };
             }
             Some(agreed) => {
-                let why = format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
+                let why =
+                    format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
                 slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
                     "why" => &why);
                 self.pack.building = Building::Failed(why);
@@ -384,7 +429,8 @@ impl Core {
         };
         match outcome {
             JobOutcome::Marked(marked) => {
-                if let Marking::Running { extensions, .. } = std::mem::take(&mut self.pack.marking) {
+                if let Marking::Running { extensions, .. } = std::mem::take(&mut self.pack.marking)
+                {
                     self.on_marked(marked, extensions, out);
                 }
             }
@@ -426,7 +472,8 @@ impl Core {
     /// Re-chains what the next file lacks, at most so many bytes.
     pub(super) fn follow_next(&mut self, bytes_max: u64, out: &mut Vec<Action>) {
         let Some(next) = &mut self.next else { return };
-        let Some((tip, offset, blob)) = rechain_onto(&self.shelf, &mut next.shelf, bytes_max) else {
+        let Some((tip, offset, blob)) = rechain_onto(&self.shelf, &mut next.shelf, bytes_max)
+        else {
             return;
         };
         let (file, generation) = (next.shelf.file(), next.shelf.generation());
@@ -485,10 +532,12 @@ impl Core {
 
     /// Old files go when there are more than the settings keep, but not before every member has moved on.
     fn remove_old_generations(&mut self, out: &mut Vec<Action>) {
-        let oldest_needed = self.control.members().filter(|member| member.id != self.setup.id).map(|member| {
-            let beat = self.health.beat(member.id);
-            beat.and_then(|beat| beat.position.as_ref()).map_or(0, |position| position.generation)
-        });
+        let oldest_needed =
+            self.control.members().filter(|member| member.id != self.setup.id).map(|member| {
+                let beat = self.health.beat(member.id);
+                beat.and_then(|beat| beat.position.as_ref())
+                    .map_or(0, |position| position.generation)
+            });
         let oldest_needed = Generation(oldest_needed.min().unwrap_or(u64::MAX));
         if self.old.first_key_value().is_some_and(|(oldest, _)| *oldest >= oldest_needed) {
             return;
@@ -526,7 +575,8 @@ fn is_clean(tx: &[u8], dead: &RoaringTreemap) -> bool {
     let Ok(parsed) = shelf::parse(tx) else { return false };
     parsed.records.iter().all(|record| {
         !dead.contains(record.oid.0)
-            && shelf::refs(record.record(tx)).is_ok_and(|mut refs| refs.all(|oid| !dead.contains(oid.0)))
+            && shelf::refs(record.record(tx))
+                .is_ok_and(|mut refs| refs.all(|oid| !dead.contains(oid.0)))
     })
 }
 

@@ -10,8 +10,8 @@ use super::disk::Purpose;
 use super::{Action, Core};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
-use crate::replication::wire::{self, Position};
 use crate::replication::points;
+use crate::replication::wire::{self, Position};
 use crate::shelf::{self, Shelf};
 use crate::storage::DiskFile;
 use crate::storage::task::{DiskTask, TaskDone};
@@ -38,8 +38,13 @@ pub(super) enum Goal {
 
 enum Stage {
     /// Asking for the common point, or whether the file is there.
-    Probing { asked: Option<Now>, points: Vec<Tip> },
-    Fetching { asked: Option<Now> },
+    Probing {
+        asked: Option<Now>,
+        points: Vec<Tip>,
+    },
+    Fetching {
+        asked: Option<Now>,
+    },
     /// The disk has it; the next question follows.
     Writing,
 }
@@ -198,7 +203,10 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let Some(pull) = &mut self.pull else { return Ok(()) };
-        if pull.id != reply.id || pull.source != from || !matches!(pull.stage, Stage::Probing { .. }) {
+        if pull.id != reply.id
+            || pull.source != from
+            || !matches!(pull.stage, Stage::Probing { .. })
+        {
             return Ok(());
         }
         if !reply.has_file {
@@ -248,7 +256,10 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let Some(pull) = &mut self.pull else { return Ok(()) };
-        if pull.id != reply.id || pull.source != from || !matches!(pull.stage, Stage::Fetching { .. }) {
+        if pull.id != reply.id
+            || pull.source != from
+            || !matches!(pull.stage, Stage::Fetching { .. })
+        {
             return Ok(());
         }
         if reply.data.is_empty() {
@@ -269,7 +280,12 @@ impl Core {
     }
 
     /// Fetched transactions, each verified, into our own file; none after `until`.
-    fn take_fetched(&mut self, data: Bytes, until: Seq, out: &mut Vec<Action>) -> Result<(), String> {
+    fn take_fetched(
+        &mut self,
+        data: Bytes,
+        until: Seq,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
         let offset = self.shelf.tip().offset;
         let mut len = 0;
         for tx in shelf::split_transactions(&data) {
@@ -280,7 +296,9 @@ impl Core {
             }
             let bytes = data.slice_ref(tx);
             match shelf::verify(&tip.chain, &bytes) {
-                Ok(parsed) if parsed.meta.seq == tip.seq.next() && parsed.meta.epoch >= tip.epoch => {
+                Ok(parsed)
+                    if parsed.meta.seq == tip.seq.next() && parsed.meta.epoch >= tip.epoch =>
+                {
                     len += bytes.len();
                     self.extend(&parsed, bytes);
                 }

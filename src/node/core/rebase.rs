@@ -21,19 +21,36 @@ use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
 const TRY_AGAIN_MS: u64 = 1000;
 
 pub(super) enum Rebase {
-    Building { job: u64, record: GenerationRecord },
+    Building {
+        job: u64,
+        record: GenerationRecord,
+    },
     /// Fetching the rest of our generation, or a base.
-    Pulling { bytes_before: u64 },
+    Pulling {
+        bytes_before: u64,
+    },
     /// A base, built or fetched, gets its name, then is verified.
-    Naming { record: GenerationRecord, removed: Option<RoaringTreemap> },
-    Opening { job: u64, record: GenerationRecord, removed: Option<RoaringTreemap> },
-    Failed { why: String, at: Now },
+    Naming {
+        record: GenerationRecord,
+        removed: Option<RoaringTreemap>,
+    },
+    Opening {
+        job: u64,
+        record: GenerationRecord,
+        removed: Option<RoaringTreemap>,
+    },
+    Failed {
+        why: String,
+        at: Now,
+    },
 }
 
 impl Core {
     pub(super) fn rebase_text(&self) -> Option<String> {
         Some(match self.rebase.as_ref()? {
-            Rebase::Building { record, .. } => format!("rebasing onto generation {}: building", record.number),
+            Rebase::Building { record, .. } => {
+                format!("rebasing onto generation {}: building", record.number)
+            }
             Rebase::Pulling { .. } => match self.pull.as_ref().map(|pull| pull.goal) {
                 Some(Goal::Base) => "rebasing: fetching the base".into(),
                 _ => "rebasing: fetching the missing tail".into(),
@@ -50,13 +67,16 @@ impl Core {
                 self.tail_bytes += self.fetched_bytes - bytes_before;
                 self.rebase = None;
             }
-            Some(Rebase::Failed { at, .. }) if self.now.since_ms(*at) >= TRY_AGAIN_MS => self.rebase = None,
+            Some(Rebase::Failed { at, .. }) if self.now.since_ms(*at) >= TRY_AGAIN_MS => {
+                self.rebase = None
+            }
             Some(_) => return,
             None => {}
         }
         let Some(current) = self.control.generation().cloned() else { return };
         let ours = self.shelf.generation();
-        let waiting = self.cutting || self.pull.is_some() || self.durable.seq != self.shelf.tip().seq;
+        let waiting =
+            self.cutting || self.pull.is_some() || self.durable.seq != self.shelf.tip().seq;
         if self.is_current_file() || waiting || !self.suspect.is_empty() {
             return;
         }
@@ -133,7 +153,9 @@ impl Core {
 
     pub(super) fn is_rebase_job(&self, job: u64) -> bool {
         match &self.rebase {
-            Some(Rebase::Building { job: mine, .. } | Rebase::Opening { job: mine, .. }) => *mine == job,
+            Some(Rebase::Building { job: mine, .. } | Rebase::Opening { job: mine, .. }) => {
+                *mine == job
+            }
             _ => false,
         }
     }
@@ -151,14 +173,20 @@ impl Core {
                     self.fetch_base(record);
                     return;
                 }
-                self.last_rebase =
-                    format!("built generation {} locally, {} bytes fetched", record.number, self.tail_bytes);
+                self.last_rebase = format!(
+                    "built generation {} locally, {} bytes fetched",
+                    record.number, self.tail_bytes
+                );
                 self.tail_bytes = 0;
                 self.name_base(BUILDING, record, Some(built.removed), out);
             }
             (Some(Rebase::Opening { record, removed, .. }), Ok(JobOutcome::Opened(opened))) => {
                 if opened.torn.is_some() || opened.shelf.base_hash() != record.base_hash {
-                    let why = format!("the base is {} instead of {}", opened.shelf.base_hash(), record.base_hash);
+                    let why = format!(
+                        "the base is {} instead of {}",
+                        opened.shelf.base_hash(),
+                        record.base_hash
+                    );
                     self.rebase = Some(Rebase::Failed { why, at: self.now });
                     return;
                 }
@@ -221,7 +249,8 @@ impl Core {
     ) {
         let durable: Tip = base.tip();
         let at_cut = self.shelf.tip_at(record.cut_seq).ok().flatten();
-        let shares_cut = record.cut_seq > Seq(0) && at_cut.is_some_and(|tip| tip.chain == record.cut_chain);
+        let shares_cut =
+            record.cut_seq > Seq(0) && at_cut.is_some_and(|tip| tip.chain == record.cut_chain);
         if shares_cut {
             self.committed = self.committed.max(record.cut_seq);
             let tail = rechain_onto(&self.shelf, &mut base, u64::MAX);

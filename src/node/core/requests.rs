@@ -31,15 +31,11 @@ pub(super) struct Requests {
     /// The epoch whose master knows our sessions.
     registered: Option<Epoch>,
     register_sent: Option<(Epoch, Now)>,
-    /// The generation that our last registration or `Told` spoke of is in the sessions; this only counts what is open.
+    /// Something is open that was not looked at.
     fresh: bool,
 }
 
 impl Requests {
-    pub(super) fn len(&self) -> usize {
-        self.open.len()
-    }
-
     /// When something is to be asked again, in microseconds of the monotonic clock.
     pub(super) fn deadline_us(&self) -> Option<u64> {
         if self.open.is_empty() {
@@ -134,7 +130,11 @@ impl Core {
         with_view!(self, out, |sessions, now, view, actions| sessions.poke(now, view, actions));
     }
 
-    pub(super) fn on_session_actions(&mut self, actions: Vec<SessionAction>, out: &mut Vec<Action>) {
+    pub(super) fn on_session_actions(
+        &mut self,
+        actions: Vec<SessionAction>,
+        out: &mut Vec<Action>,
+    ) {
         for action in actions {
             let (id, ask) = match action {
                 SessionAction::Send { conn, bytes } => {
@@ -152,7 +152,8 @@ impl Core {
                 }
                 SessionAction::Sync { id } => (id, Ask::Sync(pb::Sync {})),
                 SessionAction::Commit { id, commit_id, session, base, records, touched } => {
-                    let record = |(oid, record): (Oid, Bytes)| pb::ObjectRecord { oid: oid.0, record };
+                    let record =
+                        |(oid, record): (Oid, Bytes)| pb::ObjectRecord { oid: oid.0, record };
                     let commit = pb::Commit {
                         commit_id: Bytes::copy_from_slice(&commit_id.0),
                         session,
@@ -201,7 +202,8 @@ impl Core {
     fn master_to_ask(&self) -> Option<(Epoch, NodeId)> {
         let (master, _) = self.control.master()?;
         let epoch = self.control.epoch();
-        (self.control.fencing().map(|fencing| fencing.epoch).is_none() && self.promised == epoch).then_some((epoch, master))
+        (self.control.fencing().map(|fencing| fencing.epoch).is_none() && self.promised == epoch)
+            .then_some((epoch, master))
     }
 
     fn send_register(&mut self, epoch: Epoch, master: NodeId, out: &mut Vec<Action>) {
@@ -259,12 +261,8 @@ impl Core {
             }
         }
         for (id, ask) in due {
-            let request = pb::ClientRequest {
-                epoch: epoch.0,
-                boot: self.setup.boot.0,
-                id,
-                ask: Some(ask),
-            };
+            let request =
+                pb::ClientRequest { epoch: epoch.0, boot: self.setup.boot.0, id, ask: Some(ask) };
             self.send(master, Kind::ClientRequest(request), out);
         }
     }
@@ -300,18 +298,15 @@ impl Core {
                     self.requests.registered = None;
                     self.requests.register_sent = None;
                 }
+                // Refused unseen. Should an older copy have been taken, the commit id tells.
                 if let Some(open) = self.requests.open.get_mut(&id) {
-                    open.sent = match &open.ask {
-                        // It was refused unseen, so this epoch has not got it: not sent.
-                        Ask::Commit(_) | Ask::Sync(_) | Ask::NewOids(_) => None,
-                        _ => None,
-                    };
+                    open.sent = None;
                 }
             }
             Answer::SendTouched(_) => {
-                let asked = self.requests.open.get(&id).is_some_and(|open| {
-                    matches!(&open.ask, Ask::Commit(commit) if !commit.has_touched)
-                });
+                let asked = self.requests.open.get(&id).is_some_and(
+                    |open| matches!(&open.ask, Ask::Commit(commit) if !commit.has_touched),
+                );
                 if asked {
                     let mut actions = Vec::new();
                     self.sessions.send_touched(id, &mut actions);

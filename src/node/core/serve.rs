@@ -39,14 +39,12 @@ impl Core {
         register: pb::Register,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let Some(master) = self.master() else { return Ok(()) };
-        if register.epoch != master.epoch.0 {
-            return Ok(());
-        }
-        if master.open {
+        let open = matches!(&self.role, Role::Master(master) if master.open && master.epoch.0 == register.epoch);
+        if open {
             self.register(from, register, out);
-        } else {
-            master.early_registers.insert(from, register);
+        } else if register.epoch >= self.promised.0 {
+            // The node may have heard of our election before we have.
+            self.early_registers.insert(from, register);
         }
         Ok(())
     }
@@ -70,11 +68,8 @@ impl Core {
         };
         let told = Generation(register.told_generation);
         master.registered.insert(from, Registered { boot, told });
-        let reply = pb::RegisterReply {
-            epoch: master.epoch.0,
-            boot: boot.0,
-            revoked_sessions: revoked,
-        };
+        let reply =
+            pb::RegisterReply { epoch: master.epoch.0, boot: boot.0, revoked_sessions: revoked };
         self.send(from, Kind::RegisterReply(reply), out);
         self.judge_holes();
     }
@@ -84,9 +79,9 @@ impl Core {
         let generation = self.shelf.generation();
         let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
         let Role::Master(master) = &mut self.role else { return };
-        let usable = everybody.iter().all(|id| {
-            master.registered.get(id).is_some_and(|node| node.told >= generation)
-        });
+        let usable = everybody
+            .iter()
+            .all(|id| master.registered.get(id).is_some_and(|node| node.told >= generation));
         master.oids.set_holes_usable(usable);
     }
 
@@ -133,7 +128,9 @@ impl Core {
                 self.answer(from, boot, id, Answer::Done(true), out);
             }
             Ask::Told(told) => {
-                if let Some(known) = self.master().and_then(|master| master.registered.get_mut(&from)) {
+                if let Some(known) =
+                    self.master().and_then(|master| master.registered.get_mut(&from))
+                {
                     known.told = known.told.max(Generation(told.generation));
                 }
                 self.judge_holes();
@@ -143,15 +140,9 @@ impl Core {
         Ok(())
     }
 
-    fn answer(
-        &mut self,
-        to: NodeId,
-        boot: BootId,
-        id: u64,
-        answer: Answer,
-        out: &mut Vec<Action>,
-    ) {
-        let reply = pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
+    fn answer(&mut self, to: NodeId, boot: BootId, id: u64, answer: Answer, out: &mut Vec<Action>) {
+        let reply =
+            pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
         self.send(to, Kind::ClientReply(reply), out);
     }
 
@@ -174,7 +165,9 @@ impl Core {
     ) -> Result<(), String> {
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
         let touched = match commit.has_touched {
-            true => Some(durus::decode_touched(&commit.touched).map_err(|error| error.to_string())?),
+            true => {
+                Some(durus::decode_touched(&commit.touched).map_err(|error| error.to_string())?)
+            }
             false => None,
         };
         let records: Vec<_> =

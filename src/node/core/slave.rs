@@ -69,7 +69,9 @@ impl Core {
         if !self.follows(from, &append)? {
             return Ok(());
         }
-        if (append.generation, append.base_hash) != (self.shelf.generation(), self.shelf.base_hash()) {
+        if (append.generation, append.base_hash)
+            != (self.shelf.generation(), self.shelf.base_hash())
+        {
             self.refuse_append(from, append.boot, out);
             return Ok(());
         }
@@ -80,7 +82,11 @@ impl Core {
     fn follows(&mut self, from: NodeId, append: &Checked) -> Result<bool, String> {
         match &self.role {
             Role::Master(master) => {
-                assert!(master.epoch != append.epoch, "EpochUnique: two masters in {}", append.epoch);
+                assert!(
+                    master.epoch != append.epoch,
+                    "EpochUnique: two masters in {}",
+                    append.epoch
+                );
                 Ok(false)
             }
             Role::Slave(slave) if slave.epoch == append.epoch => {
@@ -94,20 +100,15 @@ impl Core {
     }
 
     pub(super) fn follow(&mut self, epoch: Epoch, master: NodeId, boot: BootId) {
-        self.role = Role::Slave(Slave {
-            epoch,
-            master,
-            boot,
-            matched: false,
-            announced: Tip::default(),
-        });
+        self.role =
+            Role::Slave(Slave { epoch, master, boot, matched: false, announced: Tip::default() });
         self.beats.soon();
     }
 
     fn take(&mut self, from: NodeId, append: Checked, out: &mut Vec<Action>) -> Result<(), String> {
         let tip = self.shelf.tip();
-        let fits = append.prev == tip
-            || (append.prev.seq < tip.seq && self.is_in_file(&append.prev)?);
+        let fits =
+            append.prev == tip || (append.prev.seq < tip.seq && self.is_in_file(&append.prev)?);
         if !fits {
             self.refuse_append(from, append.boot, out);
             return Ok(());
@@ -179,7 +180,8 @@ impl Core {
         if commit.seq >= slave.announced.seq {
             slave.announced = commit;
         }
-        let by_chain = commit.seq <= self.shelf.tip().seq && self.shelf.find(&commit).unwrap_or(false);
+        let by_chain =
+            commit.seq <= self.shelf.tip().seq && self.shelf.find(&commit).unwrap_or(false);
         let known = if by_chain { commit.seq } else { proved.min(commit.seq) };
         self.committed = self.committed.max(known);
     }
@@ -299,7 +301,11 @@ impl Core {
         );
         slog::warn!(self.log, "cut back to the common point; what was cut is kept";
             "to" => %point, "from" => %tip, "orphan" => &keep_as, "for" => whose);
-        self.shelf.cut_to(point.seq);
+        if let Err(error) = self.shelf.cut_to(point.seq) {
+            slog::error!(self.log, "can't read the file while cutting back; this node stops"; "error" => %error);
+            self.exit(&format!("disk failed: {error}"), true, out);
+            return;
+        }
         self.checker.truncated(point.seq);
         self.durable = point;
         self.drop_next(out);

@@ -37,7 +37,9 @@ pub enum StartError {
     RaftLog(#[from] RaftLogError),
     #[error("Raft: {0}")]
     Raft(#[from] DriverError),
-    #[error("{0}; this node can't take part. Restore its disk, or give it an empty one and a new node id")]
+    #[error(
+        "{0}; this node can't take part. Restore its disk, or give it an empty one and a new node id"
+    )]
     Promise(#[from] PromiseError),
     #[error("{name}: {error}")]
     Shelf { name: String, error: ShelfError },
@@ -61,7 +63,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     // Different on every node, so that two seldom campaign at once.
     let election_ticks = setup.timing.raft_election_ticks as usize + 3 * rank;
     let raft = Driver::new(setup.id, &voters, recovered, election_ticks, &log)?;
-    let checker = remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;
+    let checker =
+        remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;
     let peers = voters.iter().copied().filter(|id| *id != setup.id);
     let tip = shelf.tip();
     slog::info!(log, "started"; "generation" => shelf.generation().0, "tip" => %tip, "promised" => promised.0);
@@ -72,10 +75,12 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         raft_tick_due_us: now.mono_us,
         raft_campaign_due_us: None,
         compacted_index: 0,
+        proposed: false,
         control: State::new(members),
         member_up_sent: None,
         promised,
         promise_durable: promised,
+        fence_asked_by: None,
         role: Role::None,
         health: Health::new(peers, now),
         controller: Controller::default(),
@@ -88,7 +93,12 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         old: BTreeMap::new(),
         tasks: disk::Tasks::default(),
         checker,
-        sessions: Sessions::new(setup.limits.clone(), setup.boot, shelf.indexed(), shelf.generation()),
+        sessions: Sessions::new(
+            setup.limits.clone(),
+            setup.boot,
+            shelf.indexed(),
+            shelf.generation(),
+        ),
         serving: false,
         early_clients: VecDeque::new(),
         requests: requests::Requests::default(),
@@ -104,6 +114,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         controller_due_us: 0,
         beats: beats::Beats::default(),
         admin: admin::Forwards::default(),
+        early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
         suspect: String::new(),
         leaving: None,
@@ -119,8 +130,9 @@ fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
         return Err(StartError::Setup(format!("node {} is not among the members", setup.id)));
     }
     let member = |member: &crate::proto::control::Member| {
-        let role = MemberRole::from_name(&member.role)
-            .ok_or_else(|| StartError::Setup(format!("{}: there is no role {:?}", member.name, member.role)))?;
+        let role = MemberRole::from_name(&member.role).ok_or_else(|| {
+            StartError::Setup(format!("{}: there is no role {:?}", member.name, member.role))
+        })?;
         Ok(Member {
             id: NodeId(member.id),
             name: member.name.clone(),
@@ -133,7 +145,8 @@ fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
             may_be_master: member.may_be_master,
         })
     };
-    let mut members: Vec<Member> = setup.members.iter().map(member).collect::<Result<_, StartError>>()?;
+    let mut members: Vec<Member> =
+        setup.members.iter().map(member).collect::<Result<_, StartError>>()?;
     members.sort_by_key(|member| member.id);
     Ok(members)
 }
