@@ -15,7 +15,8 @@ Examples: packmaster ctl promote n2 --dry-run
           packmaster ctl promote n2 --reason 'kernel update of n1'")]
 pub struct Args {
     /// Name of the member that is to be master
-    #[arg(value_name = "NODE")]
+    // The id is not the field's name: every verb has a flag `--node` beside.
+    #[arg(id = "target", value_name = "NODE")]
     node: String,
     /// Say what would happen, by the same code, and do nothing
     #[arg(long)]

@@ -49,11 +49,11 @@ impl Health {
         self.peers.get(&id)?.beat.as_ref().map(|(beat, _)| beat)
     }
 
-    /// Anything came from the peer.
+    /// Anything came from the peer. That its port refuses still stands: this may be the last word of a dead process,
+    /// and a new process is told apart by the connection to it.
     pub fn on_heard(&mut self, id: NodeId, now: Now) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.heard = now;
-            peer.refused = false;
         }
     }
 

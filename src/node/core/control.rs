@@ -146,6 +146,7 @@ impl Core {
     }
 
     fn propose_here(&mut self, command: &Command) {
+        self.proposed = true;
         if let Err(error) = self.raft.propose(command.encode_to_vec()) {
             slog::debug!(self.log, "not proposed"; "why" => %error);
         }

@@ -30,7 +30,11 @@ impl Core {
     pub(super) fn on_promise_durable(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
         assert!(epoch > self.promise_durable, "promises are made durable in order");
         self.promise_durable = epoch;
-        self.report_to_leader(out);
+        match self.fence_asked_by.take_if(|(asked, _)| *asked == epoch) {
+            // The leader's request can be faster than Raft's word that the fence is committed.
+            Some((_, leader)) => self.report(leader, out),
+            None => self.report_to_leader(out),
+        }
         if matches!(self.role, Role::Slave(_)) {
             self.acknowledge(out);
         }
@@ -43,6 +47,9 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let epoch = Epoch(request.epoch);
+        if epoch > self.promise_durable && epoch >= self.promised {
+            self.fence_asked_by = Some((epoch, from));
+        }
         if epoch > self.promised {
             self.promise(epoch, out);
         } else if epoch == self.promise_durable && epoch == self.promised {

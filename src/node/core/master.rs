@@ -35,8 +35,6 @@ pub(super) struct Master {
     /// Commits on their way: who asked.
     pub(super) in_flight: BTreeMap<Seq, (NodeId, u64)>,
     pub(super) registered: BTreeMap<NodeId, Registered>,
-    /// Said before we were open.
-    pub(super) early_registers: BTreeMap<NodeId, pb::Register>,
     pub(super) oids: OidPool,
     pub(super) oids_wanted: VecDeque<(NodeId, u64, u64, u32)>,
     pub(super) block_asked: Option<Now>,
@@ -67,7 +65,6 @@ impl Master {
             confirm_sent: now,
             in_flight: BTreeMap::new(),
             registered: BTreeMap::new(),
-            early_registers: BTreeMap::new(),
             oids: OidPool::default(),
             oids_wanted: VecDeque::new(),
             block_asked: None,
@@ -357,9 +354,9 @@ impl Core {
             master.oids.add_block(from, below);
         }
         let epoch = master.epoch;
-        let early = std::mem::take(&mut master.early_registers);
+        let early = std::mem::take(&mut self.early_registers);
         slog::info!(self.log, "open: serving as master"; "epoch" => epoch.0, "oid_limit" => oid_limit.0);
-        for (from, register) in early {
+        for (from, register) in early.into_iter().filter(|(_, said)| said.epoch == epoch.0) {
             self.register(from, register, out);
         }
         self.beats.soon();

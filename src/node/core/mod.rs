@@ -90,12 +90,16 @@ pub struct Core {
     raft_tick_due_us: u64,
     raft_campaign_due_us: Option<u64>,
     compacted_index: u64,
+    /// Something was put into the Raft log since it was last polled.
+    proposed: bool,
     control: State,
     member_up_sent: Option<Now>,
 
     /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
     promised: Epoch,
     promise_durable: Epoch,
+    /// Who waits for our position, as soon as the promise is durable.
+    fence_asked_by: Option<(Epoch, NodeId)>,
     role: Role,
     health: Health,
     controller: Controller,
@@ -139,6 +143,8 @@ pub struct Core {
 
     beats: beats::Beats,
     admin: admin::Forwards,
+    /// Said to us before we were open.
+    early_registers: BTreeMap<NodeId, crate::proto::replication::Register>,
     loopback: VecDeque<PeerMessage>,
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,
@@ -181,7 +187,7 @@ impl Core {
             self.drive_master(out);
             self.drive_requests(out);
             self.drive_controller(out);
-            if !self.drive_loopback(out) {
+            if !self.drive_loopback(out) && !std::mem::take(&mut self.proposed) {
                 break;
             }
         }

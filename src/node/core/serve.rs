@@ -39,14 +39,12 @@ impl Core {
         register: pb::Register,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let Some(master) = self.master() else { return Ok(()) };
-        if register.epoch != master.epoch.0 {
-            return Ok(());
-        }
-        if master.open {
+        let open = matches!(&self.role, Role::Master(master) if master.open && master.epoch.0 == register.epoch);
+        if open {
             self.register(from, register, out);
-        } else {
-            master.early_registers.insert(from, register);
+        } else if register.epoch >= self.promised.0 {
+            // The node may have heard of our election before we have.
+            self.early_registers.insert(from, register);
         }
         Ok(())
     }
