@@ -20,14 +20,11 @@ const BETWEEN: Duration = Duration::from_millis(400);
 fn twenty_kills() {
     let mut cluster = Cluster::start();
     let mut load = Load::start(&cluster, false);
-    for round in 0..20 {
+    for round in 1..=20 {
         let master = cluster.master();
-        // The master, then one slave, then the master, then the other slave.
-        let victim = match round % 4 {
-            0 | 2 => master,
-            1 => (master + 1) % 3,
-            _ => (master + 2) % 3,
-        };
+        // The master and a slave in turn; of the slaves now one, now the other.
+        let slaves: Vec<usize> = (0..3).filter(|&i| i != master).collect();
+        let victim = if round % 2 == 1 { master } else { slaves[round / 2 % 2] };
         let kind = if victim == master { "master" } else { "slave" };
         print!("round {round}: kill {kind} n{}: ", victim + 1);
         let since = monotonic();
@@ -79,7 +76,7 @@ fn promoted_under_load() {
     let mut load = Load::start(&cluster, true);
     for round in 0..6 {
         let master = cluster.master();
-        let target = (master + 1 + round % 2) % 3;
+        let target = (master + 1) % 3;
         let name = cluster.nodes[target].name.clone();
         print!("round {round}: n{} to {name}: ", master + 1);
         let dry = cluster.ctl(&["promote", &name, "--dry-run"]).done();
