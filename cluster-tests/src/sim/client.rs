@@ -133,6 +133,8 @@ pub struct Client {
     pub quiet: bool,
     /// When the last answer that was sent to it arrives.
     last_arrival: u64,
+    /// Its only turn that counts.
+    pub turn: u64,
 }
 
 /// What the client does next.
@@ -166,6 +168,7 @@ impl Client {
             commits_here: 0,
             quiet: false,
             last_arrival: 0,
+            turn: 0,
         }
     }
 

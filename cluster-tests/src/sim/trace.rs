@@ -114,7 +114,12 @@ impl Drain for Lines {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
-        if !record.level().is_at_least(Level::Debug) {
+        // Raft's own words are too many.
+        let wanted = match record.level() {
+            Level::Debug => record.module().starts_with("packmaster::node"),
+            level => level.is_at_least(Level::Info) && !record.module().starts_with("raft"),
+        };
+        if !wanted {
             return Ok(());
         }
         let message = record.msg().to_string();

@@ -50,7 +50,7 @@ enum Event {
     LaneAgain { from: usize, to: usize, era: u64, control: bool },
     ToNode { node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>> },
     ToClient { client: usize, conn: u64, bytes: Option<Bytes> },
-    ClientTurn { client: usize },
+    ClientTurn { client: usize, turn: u64 },
     Fault,
     Resume { node: usize },
     Uncut { way: (usize, usize) },
@@ -213,7 +213,7 @@ impl World {
         for client in 0..self.clients.len() {
             self.clients[client].packs = client == 0;
             let after = self.rng.between(100_000, 1_000_000);
-            self.at(after, Event::ClientTurn { client });
+            self.turn(client, after);
         }
         if self.options.faults {
             let first = self.rng.between(300_000, 2_000_000);
@@ -284,7 +284,7 @@ impl World {
             client.probing = true;
             self.clients.push(client);
             let client = first + node;
-            self.at(1000, Event::ClientTurn { client });
+            self.turn(client, 1000);
         }
         let end = self.now + COMMIT_WITHIN_US;
         let committed = |world: &mut World| {
@@ -429,7 +429,11 @@ impl World {
             }
             Event::ToNode { node, life, conn, bytes } => self.to_node(node, life, conn, bytes),
             Event::ToClient { client, conn, bytes } => self.to_client(client, conn, bytes),
-            Event::ClientTurn { client } => self.client_turn(client),
+            Event::ClientTurn { client, turn } => {
+                if self.clients[client].turn == turn {
+                    self.client_turn(client);
+                }
+            }
             Event::Fault => self.next_fault(),
             Event::Resume { node } => self.resume(node),
             Event::Uncut { way } => self.uncut(way),
@@ -955,6 +959,13 @@ impl World {
 
     // ---- clients ----
 
+    /// The client's next turn, and only that.
+    fn turn(&mut self, client: usize, after_us: u64) {
+        self.clients[client].turn += 1;
+        let turn = self.clients[client].turn;
+        self.at(after_us, Event::ClientTurn { client, turn });
+    }
+
     fn client_turn(&mut self, client: usize) {
         if self.clients[client].connection.is_none() {
             if self.clients[client].quiet {
@@ -975,11 +986,16 @@ impl World {
                     self.trace.line(format_args!("c{} sends {text}", self.clients[client].id));
                 }
                 self.say(client, bytes);
+                if self.clients[client].is_idle() {
+                    // Nothing is answered to that.
+                    let after = self.rng.delay(500, 20_000);
+                    self.turn(client, after);
+                }
             }
             Next::Think => {
                 if self.clients[client].is_idle() {
                     let after = self.rng.delay(500, 200_000);
-                    self.at(after, Event::ClientTurn { client });
+                    self.turn(client, after);
                 }
             }
             Next::Leave => {
@@ -995,7 +1011,7 @@ impl World {
         let there = self.hosts[node].process.is_some();
         if !there {
             let after = self.rng.between(10_000, 100_000);
-            self.at(after, Event::ClientTurn { client });
+            self.turn(client, after);
             return;
         }
         self.conns_made += 1;
@@ -1036,7 +1052,7 @@ impl World {
     fn disconnected(&mut self, client: usize) {
         self.clients[client].closed(&mut self.book);
         let after = self.rng.delay(1000, 300_000);
-        self.at(after, Event::ClientTurn { client });
+        self.turn(client, after);
     }
 
     fn to_node(&mut self, node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>>) {
@@ -1104,7 +1120,7 @@ impl World {
                         true => self.rng.between(10_000, 400_000),
                         false => self.rng.delay(20, 20_000),
                     };
-                    self.at(after, Event::ClientTurn { client });
+                    self.turn(client, after);
                 }
             }
         }
