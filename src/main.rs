@@ -24,6 +24,8 @@ enum Command {
     Node(node::Args),
     /// Ask and steer a running cluster
     Ctl(ctl::Args),
+    /// Work on database files
+    Shelf(tools::shelf::Args),
     /// Print an example configuration, or check one
     Config(config::Args),
 }
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Playground(args) => tools::playground::run(args),
         Command::Node(args) => node::run(args),
         Command::Ctl(args) => ctl::run(args),
+        Command::Shelf(args) => tools::shelf::run(args),
         Command::Config(args) => config::run(args),
     }
 }

@@ -1,7 +1,7 @@
 //! Tables for people: the worst first, nothing that is not needed at 3 a.m.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
+use comfy_table::presets::NOTHING;
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, TableComponent};
 
 use super::history::{Decision, History};
 use super::model::{NodeStatus, PackStatus, Status, Verdict};
@@ -72,8 +72,7 @@ fn facts(status: &Status) -> String {
 }
 
 fn nodes(status: &Status) -> Table {
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = plain_table();
     table.set_header([
         "node", "role", "state", "lag", "seq", "file", "free", "clients", "raft", "durus",
     ]);
@@ -91,6 +90,15 @@ fn nodes(status: &Status) -> Table {
             Cell::new(&node.addresses.durus),
         ]);
     }
+    table
+}
+
+/// Columns and one line under the header: the fewer lines, the more rows on a screen.
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_style(TableComponent::HeaderLines, '─');
+    table.set_style(TableComponent::MiddleHeaderIntersections, '─');
     table
 }
 
@@ -158,8 +166,7 @@ pub fn history(history: &History) -> String {
     if history.decisions.is_empty() {
         return "nothing was decided yet\n".to_owned();
     }
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = plain_table();
     table.set_header(["no", "time (UTC)", "epoch", "what", "node", "asked by", "waited", "why"]);
     for decision in &history.decisions {
         table.add_row([

@@ -1,5 +1,6 @@
 //! `packmaster config`: print an example, check a file.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -30,8 +31,11 @@ enum Verb {
 pub fn run(args: Args) -> ExitCode {
     match args.verb {
         Verb::Example => {
-            print!("{EXAMPLE}");
-            ExitCode::SUCCESS
+            // Whoever reads it may close early (`| head`).
+            match std::io::stdout().write_all(EXAMPLE.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
         }
         Verb::Check { file, overrides } => match Config::load(&file, &overrides) {
             Ok(config) => {

@@ -196,6 +196,8 @@ mod tests {
         let args = parse("--timeout 3s status --check --output json --node a:1,b:2").unwrap();
         assert_eq!(args.node, ["a:1", "b:2"]);
         assert_eq!((args.timeout, args.output), (Duration::from_secs(3), Output::Json));
+        let args = parse("promote n2 --node a:1").unwrap();
+        assert_eq!(args.node, ["a:1"], "the node to promote is not one to ask");
         let args = parse("pause").unwrap();
         assert_eq!(args.node, ["127.0.0.1:3972", "127.0.0.1:3973", "127.0.0.1:3974"]);
         assert_eq!((args.timeout, args.output), (Duration::from_secs(10), Output::Table));

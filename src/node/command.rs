@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use slog::{Logger, crit, error, info};
 
-use super::core::{Core, Setup, StartError, Timing, start};
+use super::core::{Core, Setup, StartError, start};
 use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
 use super::server::{
-    Exit, Inlet, Parts, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
+    Exit, Inlet, Parts, RaftAppend, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
 };
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::durus;
+use crate::failover::controller::Timing;
 use crate::node::core::io::{Action, Input};
 use crate::proto::control;
 use crate::raft::{RaftLog, RaftLogError};
@@ -179,7 +180,7 @@ fn timing(raw: &RawTiming) -> Timing {
     }
 }
 
-fn raft_append(mut log: RaftLog) -> super::server::RaftAppend {
+fn raft_append(mut log: RaftLog) -> RaftAppend {
     Box::new(move |record| {
         log.append(record).map_err(|error| match error {
             RaftLogError::Disk(error) => error,

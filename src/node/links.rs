@@ -272,7 +272,7 @@ impl Dialler {
                         End::Finished => return,
                         End::Refused => Failure::Refused,
                         End::Lost(why) => {
-                            info!(self.log, "connection lost"; "why" => why);
+                            self.tell("connection lost", &why);
                             self.gate.new_era();
                             self.drop_queued();
                             if opened.elapsed() < BACKOFF_MIN {
@@ -294,7 +294,7 @@ impl Dialler {
     }
 
     fn on_open(&mut self) {
-        info!(self.log, "connected"; "address" => &self.peer.peer);
+        self.tell("connected", "");
         self.failing = false;
         self.gate.overflowed.store(false, Ordering::Release);
         self.gate.accepts.store(true, Ordering::Release);
@@ -330,11 +330,20 @@ impl Dialler {
                 Failure::Refused => "connection refused",
                 Failure::Reset(why) | Failure::Other(why) => why,
             };
-            warn!(self.log, "cannot connect"; "address" => &self.peer.peer, "why" => why);
+            self.tell("cannot connect", why);
         }
         if self.lane == Lane::Control {
             self.up = false;
             self.feed.put(Input::PeerDown { peer: self.peer.id, refused });
+        }
+    }
+
+    /// The three lanes mostly come and go together: the control lane speaks for them.
+    fn tell(&self, what: &str, why: &str) {
+        let (log, address) = (&self.log, &self.peer.peer);
+        match self.lane {
+            Lane::Control => info!(log, "{}", what; "address" => address, "why" => why),
+            _ => debug!(log, "{}", what; "address" => address, "why" => why),
         }
     }
 

@@ -76,34 +76,27 @@ pub fn disk(disk: Arc<dyn Disk>, feed: Feed) -> io::Result<Worker<(u64, DiskTask
 }
 
 fn refuse<T>(batch: Vec<(u64, DiskTask)>, why: &str) -> Vec<(u64, Result<T, DiskError>)> {
-    batch.into_iter().map(|(task, _)| (task, Err(after_failure("data directory", why)))).collect()
+    batch.into_iter().map(|(task, _)| (task, Err(after_failure(why)))).collect()
 }
 
-/// Appends records with `append`, durable when it returns.
+/// Appends records with `append`, which makes them durable, and refuses by itself after a failure.
 pub fn raft(
     mut append: impl FnMut(&RaftRecord) -> Result<(), DiskError> + Send + 'static,
     feed: Feed,
 ) -> io::Result<Worker<(u64, RaftRecord)>> {
-    let mut broken: Option<String> = None;
     let work = move |records: Receiver<(u64, RaftRecord)>| {
         while let Ok((number, record)) = records.recv() {
-            let result = match &broken {
-                None => append(&record),
-                Some(why) => Err(after_failure("Raft log", why)),
-            };
-            if let Err(error) = &result {
-                broken.get_or_insert_with(|| error.to_string());
-            }
+            let result = append(&record);
             feed.put(Input::RaftDone { number, result });
         }
     };
     Worker::start("raft-log", work)
 }
 
-fn after_failure(name: &str, why: &str) -> DiskError {
+fn after_failure(why: &str) -> DiskError {
     DiskError::Io {
         verb: "write after a failure to",
-        name: name.to_string(),
+        name: "data directory".into(),
         source: io::Error::other(why.to_string()),
     }
 }
@@ -170,9 +163,10 @@ mod tests {
     use super::*;
     use crate::node::core::io::Action;
     use crate::node::run_loop::{Clock, Machine, run};
+    use crate::pack::Mark;
     use crate::storage::DiskFile;
     use crate::storage::posix::PosixDisk;
-    use crate::types::Now;
+    use crate::types::{Now, Seq};
     use bytes::Bytes;
     use std::ops::ControlFlow;
     use std::sync::atomic::AtomicUsize;
@@ -188,6 +182,7 @@ mod tests {
             match input {
                 Input::DiskDone { task, result } => self.done.push((task, result.is_ok())),
                 Input::RaftDone { number, result } => self.done.push((number, result.is_ok())),
+                Input::JobDone { job, result } => self.done.push((job, result.is_ok())),
                 _ => {}
             }
             if self.done.len() == self.wanted {
@@ -287,23 +282,31 @@ mod tests {
     }
 
     #[test]
-    fn raft_records_are_not_written_after_a_failure() {
+    fn raft_records_are_appended_in_order_and_each_is_answered() {
         let (feed, inputs) = Feed::channel();
         let (wrote, written) = mpsc::channel();
         let append = move |record: &RaftRecord| {
             wrote.send(record.entries.len()).unwrap();
-            match record.entries.len() {
-                0 => Ok(()),
-                _ => Err(after_failure("Raft log", "no space")),
-            }
+            if record.entries.is_empty() { Ok(()) } else { Err(after_failure("no space")) }
         };
         let worker = raft(append, feed).unwrap();
         let bad = RaftRecord { entries: vec![Default::default()], ..Default::default() };
         worker.give((1, RaftRecord::default()));
         worker.give((2, bad));
-        worker.give((3, RaftRecord::default()));
         assert!(worker.finish(Duration::from_secs(5)));
-        assert_eq!(collect(&inputs, 3), [(1, true), (2, false), (3, false)]);
+        assert_eq!(collect(&inputs, 2), [(1, true), (2, false)]);
         assert_eq!(written.iter().collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn a_job_is_answered_unless_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let (feed, inputs) = Feed::channel();
+        let mut jobs = Jobs::new(Arc::new(PosixDisk::new(dir.path())), feed);
+        let job = || Job::Mark(Mark::new("no such file".into(), Seq(1)));
+        jobs.start(7, job()).unwrap();
+        assert_eq!(collect(&inputs, 1), [(7, false)]);
+        jobs.cancel(7);
+        jobs.cancel_all();
     }
 }

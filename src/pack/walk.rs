@@ -60,7 +60,7 @@ impl History {
         let progress = scan.step(STEP_BYTES, &mut |found| match found {
             Found::Base { oid, offset } => drop(index.insert(oid, offset)),
             Found::Seal { .. } => {}
-            Found::Plain { offset, records } => {
+            Found::Plain { offset, records, .. } => {
                 for at in records {
                     index.insert(at.oid, offset + at.offset);
                 }

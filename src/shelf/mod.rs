@@ -29,7 +29,7 @@ pub use offset_map::{MapShape, OffsetMap, Stitch};
 pub use oid_map::OidMap;
 pub use open::Opening;
 pub use scan::Torn;
-pub(crate) use scan::{Found, PREFIX, Progress, Reader, Scan};
+pub(crate) use scan::{End, Found, PREFIX, Progress, Reader, Scan};
 pub use store::{Applied, Opened, Shelf};
 pub(crate) use transaction::u64_at;
 pub use transaction::{

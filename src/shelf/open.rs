@@ -37,8 +37,8 @@ impl Opening {
         let Opening { scan, index, ends, seal, .. } = self;
         let progress = scan.step(budget, &mut |found| match found {
             Found::Base { .. } => {}
-            Found::Plain { offset, records } => index_records(index, offset, records),
-            Found::Seal { meta, tip } => {
+            Found::Plain { offset, records, .. } => index_records(index, offset, records),
+            Found::Seal { meta, tip, .. } => {
                 *seal = Some((meta, tip.chain));
                 ends.clear();
                 ends.push(tip.offset);

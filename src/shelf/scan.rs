@@ -91,12 +91,12 @@ impl Reader {
 pub(crate) enum Found<'a> {
     /// A record of the base transaction. `offset` is that of its length field.
     Base { oid: Oid, offset: u64 },
-    /// A whole transaction of stock Durus, which a later seal may cover.
-    Plain { offset: u64, records: &'a [RecordAt] },
+    /// A whole transaction of stock Durus, which a later seal may cover; `bytes` long.
+    Plain { offset: u64, bytes: u64, records: &'a [RecordAt] },
     /// A seal whose hash of everything before it is right.
-    Seal { meta: TxMeta, tip: Tip },
+    Seal { offset: u64, meta: TxMeta, tip: Tip },
     /// A transaction whose chain is right; `bytes` begin at `offset`.
-    Chained { offset: u64, bytes: &'a [u8], records: &'a [RecordAt], tip: Tip },
+    Chained { offset: u64, bytes: &'a [u8], records: &'a [RecordAt], meta: TxMeta, tip: Tip },
 }
 
 /// A file that ends inside its last transaction: everything from `offset` on, `len` bytes.
@@ -411,8 +411,8 @@ impl Scan {
         self.time_us = meta.time_us;
         self.foreign = None;
         self.foreign_records = false;
-        self.at = tip.offset;
-        visit(Found::Seal { meta, tip });
+        let offset = std::mem::replace(&mut self.at, tip.offset);
+        visit(Found::Seal { offset, meta, tip });
         Ok(())
     }
 
@@ -440,7 +440,7 @@ impl Scan {
         self.sealed = Some((info, tip));
         self.time_us = meta.time_us;
         self.at = tip.offset;
-        visit(Found::Chained { offset, bytes, records: &self.records, tip });
+        visit(Found::Chained { offset, bytes, records: &self.records, meta, tip });
         Ok(())
     }
 
@@ -452,7 +452,7 @@ impl Scan {
         }
         self.last_empty = (len == 8).then_some(offset);
         self.accept(offset + len as u64)?;
-        visit(Found::Plain { offset, records: &self.records });
+        visit(Found::Plain { offset, bytes: len as u64, records: &self.records });
         Ok(())
     }
 

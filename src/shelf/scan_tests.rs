@@ -173,7 +173,7 @@ fn small_steps_find_what_one_step_finds() {
         let mut visit = |at: Found<'_>| {
             found.push(match at {
                 Found::Base { oid, offset } => (0, oid.0, offset),
-                Found::Plain { offset, records } => (1, records.len() as u64, offset),
+                Found::Plain { offset, records, .. } => (1, records.len() as u64, offset),
                 Found::Seal { tip, .. } => (2, tip.seq.0, tip.offset),
                 Found::Chained { tip, .. } => (3, tip.seq.0, tip.offset),
             })

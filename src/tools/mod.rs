@@ -1,3 +1,4 @@
 //! Commands beside `node` and `ctl`.
 
 pub mod playground;
+pub mod shelf;

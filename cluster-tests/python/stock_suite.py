@@ -1,0 +1,96 @@
+"""Runs one check of stock Durus's own client-side tests against a server that runs already.
+
+    stock_suite.py list
+    stock_suite.py run MODULE CLASS CHECK PORT
+    stock_suite.py stress PORT LOOPS
+
+The tests are those of the unpacked source distribution in $DURUS_SOURCE, unchanged. Replaced from outside: _pre and
+_post where they start and stop a stock server, the address they talk to, memory and temporary storages (by a client
+of the server), and `sleep`, by which they give a pack in a stock server time to end: ours is agreed among nodes and
+gets more. Prints one line of JSON.
+"""
+import importlib
+import json
+import os
+import sys
+import time
+import types
+
+from durus.client_storage import ClientStorage
+
+# The suite's test package is not installed with Durus; its modules call it durus.test.
+import durus
+package = types.ModuleType('durus.test')
+package.__path__ = [os.path.join(os.environ['DURUS_SOURCE'], 'test')]
+sys.modules['durus.test'] = package
+durus.test = package
+
+from sancho.utest import UTest, check_names, run_check
+
+PACK_TIME_S = 3.0
+MODULES = [name[:-3] for name in sorted(os.listdir(package.__path__[0]))
+           if name.startswith('utest_') and name.endswith('.py')]
+
+
+def load(module):
+    return importlib.import_module('durus.test.' + module)
+
+
+def test_classes(module):
+    """The test classes a module itself defines."""
+    return {name: value for name, value in vars(load(module)).items()
+            if isinstance(value, type) and issubclass(value, UTest) and value.__module__ == load(module).__name__}
+
+
+def list_checks():
+    return {module: {name: check_names(value) for name, value in sorted(test_classes(module).items())}
+            for module in MODULES}
+
+
+def run(module_name, class_name, check, port):
+    module = load(module_name)
+    test_class = test_classes(module_name)[class_name]
+    for name in ('MemoryStorage', 'TempFileStorage'):
+        if hasattr(module, name):
+            setattr(module, name, lambda: ClientStorage(host='127.0.0.1', port=port))
+    if hasattr(module, 'sleep'):
+        module.sleep = lambda seconds: time.sleep(max(seconds, PACK_TIME_S))
+    if hasattr(test_class, 'address'):
+        test_class.address = ('127.0.0.1', port)
+        test_class._pre = lambda test: setattr(test, 'port', port)
+        test_class._post = lambda test: None
+    talk, sys.stdout = sys.stdout, sys.stderr
+    try:
+        return run_check(test_class, check)
+    finally:
+        sys.stdout = talk
+
+
+def stress(port, loops):
+    module = load('stress')
+    sys.argv = ['stress.py', '--port=%d' % port, '--max-loops=%d' % loops, '--cache_size=500']
+    # The size of its object graph is random up to this; its default makes one commit of some 20 MB.
+    module.MAX_OBJECTS = 1000
+    talk, sys.stdout = sys.stdout, sys.stderr
+    try:
+        module.main()
+    finally:
+        sys.stdout = talk
+
+
+def main():
+    verb, args = sys.argv[1], sys.argv[2:]
+    if verb == 'list':
+        print(json.dumps(list_checks()))
+    elif verb == 'run':
+        module, class_name, check, port = args
+        print(json.dumps({'failure': run(module, class_name, check, int(port))}))
+    elif verb == 'stress':
+        stress(int(args[0]), int(args[1]))
+        print(json.dumps({'failure': None}))
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == '__main__':
+    main()
