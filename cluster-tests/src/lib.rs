@@ -7,6 +7,10 @@
 //!
 //! `PACKMASTER_BIN` names a packmaster binary to test instead of the one cargo builds.
 
+<<<<<<< HEAD
+
+pub mod sim;
+=======
 pub mod binary;
 pub mod chaincheck;
 pub mod client;
@@ -18,3 +22,4 @@ pub mod ports;
 pub mod python;
 pub mod status;
 pub mod stock;
+>>>>>>> main
