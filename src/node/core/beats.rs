@@ -105,7 +105,7 @@ impl Core {
             open: self.is_open_master(),
             in_step: self.in_step(),
             failing: String::new(),
-            suspect: self.suspect.clone(),
+            suspect: self.doubts(),
             views: self.health.views(self.now),
             pack: self.pack_progress(),
             clients: self.sessions.len() as u64,
@@ -129,7 +129,7 @@ impl Core {
 
     /// Follows the current master in the current generation, or is the open master.
     pub(super) fn in_step(&self) -> bool {
-        if !self.suspect.is_empty() || !self.is_current_file() || self.cutting {
+        if !self.suspect.is_empty() || self.recovering || !self.is_current_file() || self.cutting {
             return false;
         }
         match &self.role {
@@ -142,6 +142,9 @@ impl Core {
     fn state_text(&self) -> String {
         if !self.suspect.is_empty() {
             return "suspect".into();
+        }
+        if self.recovering {
+            return "recovering what its disk lost".into();
         }
         if let Some(text) = self.rebase_text() {
             return text;

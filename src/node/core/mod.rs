@@ -148,6 +148,8 @@ pub struct Core {
     loopback: VecDeque<PeerMessage>,
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,
+    /// This disk has lost what it may have acknowledged: nothing here counts until all of it is back.
+    recovering: bool,
     leaving: Option<Now>,
     exited: bool,
 }

@@ -8,7 +8,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
 use crate::shelf;
-use crate::storage::task::DiskTask;
+use crate::storage::task::{DiskTask, RECOVERING};
 use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
 
 /// Whom this node follows.
@@ -197,8 +197,27 @@ impl Core {
             return;
         }
         let (master, boot) = (slave.master, slave.boot);
+        // Everything that was ever committed is below what an open master of this epoch says is.
+        let all_back = slave.announced.epoch == slave.epoch
+            && self.durable.seq >= slave.announced.seq
+            && self.committed >= slave.announced.seq;
         let reply = self.append_reply(boot, true, Vec::new());
         self.send(master, Kind::AppendReply(reply), out);
+        if self.recovering && all_back {
+            let names = vec![RECOVERING.to_string()];
+            self.disk(Purpose::Recovered, DiskTask::Remove { names }, out);
+        }
+    }
+
+    /// Everything committed is here again, durably: from now on this node counts.
+    pub(super) fn on_recovered(&mut self, out: &mut Vec<Action>) {
+        if self.recovering {
+            slog::info!(self.log, "recovered: this node votes and acknowledges again"; "seq" => self.durable.seq.0);
+        }
+        self.recovering = false;
+        self.beats.soon();
+        self.acknowledge(out);
+        self.report_to_leader(out);
     }
 
     fn refuse_append(&mut self, to: NodeId, boot: BootId, out: &mut Vec<Action>) {
@@ -226,6 +245,7 @@ impl Core {
             durable: Some(wire::put_tip(&self.durable)),
             matched,
             hello: false,
+            recovering: self.recovering,
             points: wire::put_tips(&points),
         }
     }

@@ -18,7 +18,7 @@ use crate::failover::health::Health;
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::promise::{self, PromiseError};
-use crate::storage::task::CURRENT;
+use crate::storage::task::{CURRENT, RECOVERING};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, NodeId, Now, Seq};
 
@@ -57,6 +57,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     }
     let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
     let shelf = open_current(&disk, &log, now)?;
+    let recovering = disk.exists(RECOVERING)?;
     let members = members(&setup)?;
     let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     let rank = voters.iter().position(|id| *id == setup.id).expect("checked by members()");
@@ -117,6 +118,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
         suspect: String::new(),
+        recovering,
         leaving: None,
         exited: false,
         shelf,
@@ -167,12 +169,21 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
             FIRST.to_string()
         }
     };
-    let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
+    let (Opened { shelf, torn }, damage) = at(&name, Shelf::open_proved(&**disk, &name))?;
+    if let Some(damage) = &damage {
+        slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
+            votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
+        // First this: a crash after the cut must not make a node that looks sound.
+        disk.create(RECOVERING)?.sync()?;
+        disk.sync_dir()?;
+    }
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
     let keep_as = format!("orphans/{name}-torn-at-{}-{}", torn.offset, now.wall_us);
-    slog::warn!(log, "the file ends inside its last transaction: cut there, the piece is kept";
-        "offset" => torn.offset, "bytes" => torn.len, "kept_as" => &keep_as);
+    if damage.is_none() {
+        slog::warn!(log, "the file ends inside its last transaction: cut there, the piece is kept";
+            "offset" => torn.offset, "bytes" => torn.len, "kept_as" => &keep_as);
+    }
     at(&name, Shelf::cut_torn(&**disk, &name, &torn, &keep_as))?;
     let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
     match torn {
