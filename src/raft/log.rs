@@ -85,6 +85,11 @@ impl RaftLog {
         let log = if contents.whole && !left_over {
             let end = contents.end as u64;
             let files = [disk.open(NAMES[0])?, disk.open(NAMES[1])?];
+            // A process that was killed may have left records that no sync has reached yet: they are acted upon now.
+            for file in &files {
+                file.sync()?;
+            }
+            disk.sync_dir()?;
             let last_seq = contents.last_seq;
             let image = image.clone();
             let end_rewritten = end;

@@ -22,7 +22,7 @@ pub enum PromiseError {
     Damaged,
 }
 
-/// What was promised; `None` if this disk has never promised anything.
+/// What was promised, durable when this returns; `None` if this disk has never promised anything.
 pub fn read(disk: &dyn Disk) -> Result<Option<Epoch>, PromiseError> {
     if !disk.exists(NAME)? {
         return Ok(None);
@@ -34,6 +34,8 @@ pub fn read(disk: &dyn Disk) -> Result<Option<Epoch>, PromiseError> {
         // Created, and the machine died before the first write was durable.
         return Ok(None);
     }
+    // It may have been read from memory: a process that was killed before its sync has left it there.
+    file.sync()?;
     let copies = bytes.chunks(COPY_LEN).filter_map(decode);
     copies.max().map(Some).ok_or(PromiseError::Damaged)
 }

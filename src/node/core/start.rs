@@ -57,6 +57,9 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     }
     let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
     let shelf = open_current(&disk, &log, now)?;
+    // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
+    shelf.file().sync()?;
+    disk.sync_dir()?;
     let recovering = disk.exists(RECOVERING)?;
     let members = members(&setup)?;
     let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
