@@ -298,13 +298,14 @@ impl Core {
     }
 
     fn on_peer_up(&mut self, peer: NodeId) {
-        self.health.on_up(peer);
+        if self.health.on_up(peer) {
+            self.beats.soon();
+        }
         if let Role::Master(master) = &mut self.role
             && let Some(follower) = master.followers.get_mut(&peer)
         {
-            follower.probe_again();
+            follower.on_connection(self.now);
         }
-        self.beats.soon();
     }
 
     fn on_peer_down(&mut self, peer: NodeId, refused: bool) {
