@@ -207,7 +207,8 @@ impl Scan {
 
     /// Has it come upon unchained transactions after the last seal?
     pub fn in_foreign(&self) -> bool {
-        self.foreign.is_some()
+        // Zeros alone are nobody's transactions: a page that never reached the disk reads like empty ones.
+        self.foreign.is_some() && self.foreign_records
     }
 
     /// SHA-1 of every byte of a file without a seal, as far as it was accepted.
