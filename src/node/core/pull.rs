@@ -30,8 +30,9 @@ pub(super) const FETCHING: &str = "fetching.durus";
 pub(super) enum Goal {
     /// The elected master's missing last moments.
     Floor(Tip),
-    /// The rest of an older generation, up to its cut.
-    OldTail { until: Seq },
+    /// The rest of an older generation, up to its cut, which has this chain. Our own file may be longer and another
+    /// history: then it is cut back first.
+    OldTail { until: Seq, chain: Chain },
     /// A whole base.
     Base,
 }
@@ -121,7 +122,10 @@ impl Core {
         let Some(pull) = &self.pull else { return false };
         match pull.goal {
             Goal::Floor(tip) => self.durable.order() >= tip.order(),
-            Goal::OldTail { until } => self.durable.seq >= until,
+            Goal::OldTail { until, chain } => {
+                let at_cut = self.shelf.tip_at(until).ok().flatten();
+                self.durable.seq >= until && at_cut.is_some_and(|tip| tip.chain == chain)
+            }
             Goal::Base => false,
         }
     }
@@ -275,7 +279,7 @@ impl Core {
                 Ok(())
             }
             Goal::Floor(tip) => self.take_fetched(reply.data, tip.seq, out),
-            Goal::OldTail { until } => self.take_fetched(reply.data, until, out),
+            Goal::OldTail { until, .. } => self.take_fetched(reply.data, until, out),
         }
     }
 
