@@ -304,7 +304,7 @@ impl Core {
             generation: self.shelf.generation().0,
             base_hash: wire::put_chain(self.shelf.base_hash()),
             point: Some(wire::put_tip(&found.point)),
-            newer_mismatch_seq: found.newer_mismatch.map_or(0, |seq| seq.0),
+            newer_mismatch: found.newer_mismatch.as_ref().map(wire::put_tip),
         };
         self.send(from, Kind::CommonPoint(common), out);
         Ok(())

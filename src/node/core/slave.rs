@@ -276,18 +276,20 @@ impl Core {
             return Ok(());
         }
         let point = wire::tip("common point", common.point.as_ref()).map_err(|e| e.to_string())?;
-        let mismatch = Seq(common.newer_mismatch_seq);
-        // Computed anew here: a late message about a file that has changed since finds nothing.
-        if !self.is_in_file(&point)? {
+        let mismatch = wire::tip("newer mismatch", common.newer_mismatch.as_ref())
+            .map_err(|e| e.to_string())?;
+        // Computed anew here: a late message about what the file held before finds neither, and cuts nothing.
+        if !self.is_in_file(&point)? || !self.is_in_file(&mismatch)? {
             return Ok(());
         }
+        let mismatch = mismatch.seq;
         if mismatch > point.seq.next() {
             let shown = self.tips_at(&points::fine(point.seq, mismatch));
             let reply = self.append_reply(boot, false, shown);
             self.send(from, Kind::AppendReply(reply), out);
             return Ok(());
         }
-        if mismatch <= self.shelf.tip().seq && mismatch == point.seq.next() {
+        if mismatch == point.seq.next() {
             self.cut_back(point, &format!("epoch {} of node {from}", common.epoch), out);
         }
         Ok(())
