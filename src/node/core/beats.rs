@@ -11,6 +11,8 @@ use crate::proto::control::peer_message::Kind;
 use crate::replication::wire;
 use crate::types::{NodeId, Now};
 
+/// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
+const SOON_US: u64 = 1000;
 /// A peer with a strange disk is complained about so often.
 const COMPLAIN_EVERY_MS: u64 = 10_000;
 
@@ -36,8 +38,9 @@ impl Beats {
 
     pub(super) fn due_us(&self, timing: &Timing) -> u64 {
         match self.sent {
-            Some(sent) if !self.soon => sent.mono_us + timing.beat_ms * 1000,
-            _ => 0,
+            Some(sent) if self.soon => sent.mono_us + SOON_US,
+            Some(sent) => sent.mono_us + timing.beat_ms * 1000,
+            None => 0,
         }
     }
 
