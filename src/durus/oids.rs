@@ -136,6 +136,9 @@ impl OidPool {
             }
             for oid in oids {
                 match self.check(key, *oid, exists)? {
+                    // The root's oid is offered again while a node that holds it is away. There is a root now: this
+                    // session must never store another object under its oid.
+                    OidUse::Existing if *oid == Oid::ROOT => revoked.push(*session),
                     // Its own commit, whose answer it has not seen yet.
                     OidUse::Existing => {}
                     OidUse::Own => {}
