@@ -7,10 +7,6 @@
 //!
 //! `PACKMASTER_BIN` names a packmaster binary to test instead of the one cargo builds.
 
-<<<<<<< HEAD
-
-pub mod sim;
-=======
 pub mod binary;
 pub mod chaincheck;
 pub mod client;
@@ -20,6 +16,6 @@ pub mod journal;
 pub mod load;
 pub mod ports;
 pub mod python;
+pub mod sim;
 pub mod status;
 pub mod stock;
->>>>>>> main
