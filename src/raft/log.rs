@@ -165,6 +165,8 @@ fn read(disk: &dyn Disk, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
         Err(DiskError::Missing { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
+    // A process that was killed may have written what it did not sync: what is read here is acted upon.
+    file.sync()?;
     let len = usize::try_from(file.len()?).expect("files of this log fit into memory");
     let mut bytes = vec![0; len];
     file.read_at(0, &mut bytes)?;

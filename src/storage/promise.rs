@@ -28,6 +28,8 @@ pub fn read(disk: &dyn Disk) -> Result<Option<Epoch>, PromiseError> {
         return Ok(None);
     }
     let file = disk.open(NAME)?;
+    // A process that was killed may have written it and not synced: what is believed must be durable.
+    file.sync()?;
     let mut bytes = vec![0; (file.len()? as usize).min(2 * COPY_LEN)];
     file.read_at(0, &mut bytes)?;
     if bytes.is_empty() {

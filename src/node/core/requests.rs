@@ -102,7 +102,8 @@ impl Core {
         self.serving = true;
         let (limits, boot) = (self.setup.limits.clone(), self.setup.boot);
         self.sessions =
-            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation());
+            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation())
+                .numbered_after(&self.sessions);
         for input in std::mem::take(&mut self.early_clients) {
             self.on_client(input, out);
         }

@@ -51,6 +51,9 @@ pub enum StartError {
 pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let log = setup.log.new(o!("node" => setup.id.0));
     let disk = setup.disk.clone();
+    // A process that was killed may have left names and bytes that are written and not durable. What is found here is
+    // reported and acknowledged, so it is made durable first: names now, each file when it is read.
+    disk.sync_dir()?;
     let (raft_log, recovered) = RaftLog::open(disk.clone())?;
     if let Some(repaired) = &recovered.repaired {
         slog::warn!(log, "the Raft log was mended from its second copy"; "what" => repaired);
@@ -168,6 +171,7 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
         }
     };
     let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
+    shelf.file().sync()?;
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
     let keep_as = format!("orphans/{name}-torn-at-{}-{}", torn.offset, now.wall_us);
