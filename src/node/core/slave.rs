@@ -276,6 +276,14 @@ impl Core {
     /// Cuts the file back to `point`; what is cut is kept as an orphan.
     pub(super) fn cut_back(&mut self, point: Tip, whose: &str, out: &mut Vec<Action>) {
         let tip = self.shelf.tip();
+        let proved = matches!(&self.role, Role::Slave(slave) if slave.matched);
+        if point.seq < self.committed && proved {
+            // Since the master said so, its appends have fitted and what it calls committed was proved by its chain: a
+            // late word about a file that has changed.
+            slog::warn!(self.log, "a late request to cut back below what is committed is not followed";
+                "to" => %point, "committed" => self.committed.0);
+            return;
+        }
         if point.seq < self.committed {
             self.suspect = format!(
                 "asked to cut back to seq {} for {whose}, but seq {} is known to be committed",
