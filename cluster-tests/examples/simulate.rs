@@ -10,7 +10,8 @@ use cluster_tests::sim::{Options, run};
 fn main() {
     let numbers: Vec<u64> =
         std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
-    let [first, count] = [numbers.first().copied().unwrap_or(0), numbers.get(1).copied().unwrap_or(1000)];
+    let [first, count] =
+        [numbers.first().copied().unwrap_or(0), numbers.get(1).copied().unwrap_or(1000)];
     let mut options = Options::default();
     if let Some(nodes) = numbers.get(2) {
         options.nodes = *nodes as usize;

@@ -44,7 +44,9 @@ fn run_seeds(seeds: std::ops::Range<u64>, options: &Options) {
     }
     let total = total.into_inner().unwrap();
     println!("sometimes, over {} seeds: {total:#?}", seeds.end - seeds.start);
-    for what in ["torn tail cut", "orphan made", "generation switch", "local rebase", "fence: promote"] {
+    for what in
+        ["torn tail cut", "orphan made", "generation switch", "local rebase", "fence: promote"]
+    {
         assert!(total.get(what).is_some_and(|count| *count > 0), "never happened: {what}");
     }
 }

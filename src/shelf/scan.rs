@@ -27,9 +27,9 @@ use crate::types::{Chain, Oid, Seq, Tip};
 pub(crate) const PREFIX: &[u8; 8] = b"SHELF-1\n";
 /// Offset of the base transaction's first record.
 const BASE_START: u64 = 16;
-/// Bytes read at a time.
 /// Bytes that a disk keeps or loses together.
 const SECTOR: u64 = 512;
+/// Bytes read at a time.
 const READ: usize = 1 << 20;
 /// A buffer that grew beyond this for a large transaction is given back.
 const KEEP_MAX: usize = 8 << 20;

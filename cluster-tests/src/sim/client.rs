@@ -42,9 +42,16 @@ pub struct Sent {
 
 pub enum Seen {
     /// Everything up to here was acknowledged to somebody before the session asked.
-    Synced { floor: u64 },
-    Load { oid: u64, tag: Tag },
-    Acked { tag: Tag },
+    Synced {
+        floor: u64,
+    },
+    Load {
+        oid: u64,
+        tag: Tag,
+    },
+    Acked {
+        tag: Tag,
+    },
 }
 
 #[derive(Default)]

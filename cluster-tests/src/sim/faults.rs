@@ -23,22 +23,64 @@ impl Default for Options {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     /// The process is killed; `power`: and what it had not synced may be lost. Back after `down_us`.
-    Crash { node: usize, power: bool, down_us: u64 },
+    Crash {
+        node: usize,
+        power: bool,
+        down_us: u64,
+    },
     /// A crash in the middle of the next thing it does on its disk, after `changes` changes.
-    CrashInDisk { node: usize, changes: u32, power: bool, down_us: u64 },
-    CrashAll { power: bool },
-    Stall { node: usize, us: u64 },
+    CrashInDisk {
+        node: usize,
+        changes: u32,
+        power: bool,
+        down_us: u64,
+    },
+    CrashAll {
+        power: bool,
+    },
+    Stall {
+        node: usize,
+        us: u64,
+    },
     /// No bytes from the first to the second.
-    Cut { ways: Vec<(usize, usize)>, us: u64 },
-    Lossy { permille: u64, us: u64 },
-    Laggy { us_max: u64, us: u64 },
-    SlowDisk { node: usize, factor: u64, us: u64 },
-    Promote { to: usize, by: usize },
-    Pack { by: usize },
-    PackCancel { by: usize },
-    Hold { by: usize, us: u64 },
-    Stop { node: usize, down_us: u64 },
-    KillClient { client: usize },
+    Cut {
+        ways: Vec<(usize, usize)>,
+        us: u64,
+    },
+    Lossy {
+        permille: u64,
+        us: u64,
+    },
+    Laggy {
+        us_max: u64,
+        us: u64,
+    },
+    SlowDisk {
+        node: usize,
+        factor: u64,
+        us: u64,
+    },
+    Promote {
+        to: usize,
+        by: usize,
+    },
+    Pack {
+        by: usize,
+    },
+    PackCancel {
+        by: usize,
+    },
+    Hold {
+        by: usize,
+        us: u64,
+    },
+    Stop {
+        node: usize,
+        down_us: u64,
+    },
+    KillClient {
+        client: usize,
+    },
 }
 
 /// The character of a run.

@@ -24,10 +24,8 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
     let mut now: BTreeMap<u64, Object> = BTreeMap::new();
     let mut versions: Versions = BTreeMap::new();
     let mut committed: BTreeMap<Tag, u64> = BTreeMap::new();
-    let cuts: BTreeMap<u64, Hash> = seals
-        .iter()
-        .map(|seal| (ledger.txs[seal].seq, *seal))
-        .collect();
+    let cuts: BTreeMap<u64, Hash> =
+        seals.iter().map(|seal| (ledger.txs[seal].seq, *seal)).collect();
     for tx in &history {
         if let Some(seal) = cuts.get(&(tx.seq - 1)) {
             generation_is_equivalent(ledger, *seal, &mut now);
@@ -37,7 +35,11 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
         assert!(tags.len() <= 1, "seq {} mixes transactions", tx.seq);
         if let Some(tag) = tags.first().copied() {
             if let Some(other) = committed.insert(tag, tx.seq) {
-                panic!("violated ExactlyOnce: {} at seq {other} and at seq {}", tag_text(&tag), tx.seq);
+                panic!(
+                    "violated ExactlyOnce: {} at seq {other} and at seq {}",
+                    tag_text(&tag),
+                    tx.seq
+                );
             }
             reads_hold(book, &tag, tx.seq, &now);
             for (oid, object) in &tx.objects {
@@ -72,7 +74,11 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
         let found = committed.get(tag);
         match (sent.outcome, found) {
             (Outcome::Acked, None) => {
-                panic!("violated AckedIsDurable: {} was acknowledged at seq {} and is lost", tag_text(tag), sent.seq)
+                panic!(
+                    "violated AckedIsDurable: {} was acknowledged at seq {} and is lost",
+                    tag_text(tag),
+                    sent.seq
+                )
             }
             (Outcome::Refused, Some(seq)) => {
                 panic!("violated ExactlyOnce: {} was refused and is at seq {seq}", tag_text(tag))
@@ -145,7 +151,10 @@ fn is_closed(now: &BTreeMap<u64, Object>) {
         return;
     }
     for oid in reachable(now) {
-        assert!(now.contains_key(&oid), "violated ReferencesClosed: oid {oid} is reachable and is not there");
+        assert!(
+            now.contains_key(&oid),
+            "violated ReferencesClosed: oid {oid} is reachable and is not there"
+        );
     }
 }
 
@@ -178,7 +187,8 @@ fn session_is_monotone(
                         tag_text(tag)
                     );
                 };
-                let next = versions[oid].iter().find(|(at, _)| *at > seq).map_or(u64::MAX, |(at, _)| *at);
+                let next =
+                    versions[oid].iter().find(|(at, _)| *at > seq).map_or(u64::MAX, |(at, _)| *at);
                 assert!(
                     next > floor,
                     "violated SessionMonotone: session {session} saw oid {oid} as of seq {seq}, changed at {next}, \

@@ -99,7 +99,10 @@ impl Ledger {
             view.current = match names.get("current.durus") {
                 Some(Entry::Link(target)) => match names.get(target) {
                     Some(Entry::File(number)) => Some(*number),
-                    _ => panic!("Flip: node {}'s link points at {target}, which is not there", node + 1),
+                    _ => panic!(
+                        "Flip: node {}'s link points at {target}, which is not there",
+                        node + 1
+                    ),
                 },
                 _ => None,
             };
@@ -119,7 +122,8 @@ impl Ledger {
         let numbers: BTreeSet<u64> = view.named.values().copied().collect();
         for number in numbers {
             let fresh = !view.files.contains_key(&number);
-            let from = changed.iter().find(|(changed, _)| *changed == number).map(|(_, from)| *from);
+            let from =
+                changed.iter().find(|(changed, _)| *changed == number).map(|(_, from)| *from);
             if !fresh && from.is_none() {
                 continue;
             }
@@ -247,9 +251,11 @@ impl Ledger {
     fn on_ack(&mut self, from: usize, reply: &pb::AppendReply) {
         let promise = self.disks[from].promise;
         assert_eq!(
-            promise, reply.epoch,
+            promise,
+            reply.epoch,
             "violated NoAckBelowPromise: node {} acknowledges in epoch {} with promise {promise} on its disk",
-            from + 1, reply.epoch
+            from + 1,
+            reply.epoch
         );
         let tip = reply.durable.as_ref().expect("a tip");
         assert!(
@@ -277,7 +283,8 @@ impl Ledger {
             return true;
         }
         let is_it = |file: &File| {
-            file.at(seq).is_some_and(|chain| self.txs.get(&chain).is_some_and(|tx| tx.data_hash == *data))
+            file.at(seq)
+                .is_some_and(|chain| self.txs.get(&chain).is_some_and(|tx| tx.data_hash == *data))
         };
         is_it(current)
             || view.files.values().any(|file| file.generation > current.generation && is_it(file))

@@ -65,7 +65,8 @@ pub fn transaction(bytes: &[u8], at: usize, prev: Option<Hash>) -> Result<(Tx, u
     let mut pos = at + 8;
     while pos < end {
         let len = be64(bytes, pos).ok_or("no record length")? as usize;
-        let next = (pos + 8).checked_add(len).filter(|next| *next <= end).ok_or("record too long")?;
+        let next =
+            (pos + 8).checked_add(len).filter(|next| *next <= end).ok_or("record too long")?;
         let record = &bytes[pos + 8..next];
         let outer = be64(record, 0).ok_or("no oid")?;
         if outer == CHAIN_OID {
@@ -153,7 +154,8 @@ pub fn base(bytes: &[u8]) -> Result<(BTreeMap<u64, Object>, usize), String> {
     let mut pos = 16;
     while pos < end {
         let len = be64(bytes, pos).ok_or("no record length")? as usize;
-        let next = (pos + 8).checked_add(len).filter(|next| *next <= end).ok_or("record too long")?;
+        let next =
+            (pos + 8).checked_add(len).filter(|next| *next <= end).ok_or("record too long")?;
         let (oid, found) = object(bytes.get(pos + 16..next).ok_or("record too short")?)?;
         if be64(bytes, pos + 8) != Some(oid) {
             return Err("two oids in one record".into());

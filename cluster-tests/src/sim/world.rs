@@ -304,7 +304,11 @@ impl World {
                 .iter()
                 .map(|client| {
                     let node = client.connection.as_ref().map(|connection| connection.node + 1);
-                    format!("{} commits on node {node:?}, waits for {}", client.commits_here, client.waits_for())
+                    format!(
+                        "{} commits on node {node:?}, waits for {}",
+                        client.commits_here,
+                        client.waits_for()
+                    )
                 })
                 .collect();
             panic!(
@@ -640,7 +644,10 @@ impl World {
             for action in &out {
                 let kind = match action {
                     Action::Send { to, message } => {
-                        format!("to {to} {}", format!("{message:?}").chars().take(60).collect::<String>())
+                        format!(
+                            "to {to} {}",
+                            format!("{message:?}").chars().take(60).collect::<String>()
+                        )
                     }
                     Action::ClientSend { .. } => "client send".into(),
                     Action::Disk { .. } => "disk".into(),
@@ -673,12 +680,21 @@ impl World {
             Action::ClientSend { conn, bytes } => self.client_send(node, conn, bytes),
             Action::ClientClose { conn, reason } => {
                 let Some(client) = self.process(node).conns.remove(&conn.0) else { return };
-                self.trace.line(format_args!("n{} closes c{}: {reason}", node + 1, self.clients[client].id));
+                self.trace.line(format_args!(
+                    "n{} closes c{}: {reason}",
+                    node + 1,
+                    self.clients[client].id
+                ));
                 let after = self.rng.delay(50, 2000);
                 self.at(after, Event::ToClient { client, conn: conn.0, bytes: None });
             }
             Action::AdminReply { reply, .. } => {
-                self.trace.line(format_args!("n{} replies: {:?} {}", node + 1, reply.outcome(), reply.message));
+                self.trace.line(format_args!(
+                    "n{} replies: {:?} {}",
+                    node + 1,
+                    reply.outcome(),
+                    reply.message
+                ));
             }
             Action::Disk { task, work } => {
                 self.trace.line(format_args!("n{} disk {task}: {}", node + 1, describe(&work)));
@@ -1123,12 +1139,20 @@ impl World {
             assert_eq!(sent.outcome, Outcome::Open, "a commit answered twice");
             sent.seq = seq;
             self.book.acked_seq = self.book.acked_seq.max(seq);
-            self.trace.line(format_args!("n{} acknowledges {} at seq {seq}", node + 1, tag_text(&tag)));
+            self.trace.line(format_args!(
+                "n{} acknowledges {} at seq {seq}",
+                node + 1,
+                tag_text(&tag)
+            ));
         }
         let after = self.rng.delay(30, 1000);
         // One connection keeps its order.
         let after = after.max(1);
-        self.at_in_order(client, after, Event::ToClient { client, conn: conn.0, bytes: Some(bytes) });
+        self.at_in_order(
+            client,
+            after,
+            Event::ToClient { client, conn: conn.0, bytes: Some(bytes) },
+        );
     }
 
     /// Answers to one client arrive in the order in which they were sent.
@@ -1150,9 +1174,8 @@ impl World {
             }
             Some(bytes) => {
                 let answered = self.clients[client].received(&bytes, &mut self.book);
-                let answered = answered.unwrap_or_else(|why| {
-                    panic!("client c{}: {why}", self.clients[client].id)
-                });
+                let answered = answered
+                    .unwrap_or_else(|why| panic!("client c{}: {why}", self.clients[client].id));
                 if answered {
                     let after = match self.rng.chance(40) {
                         true => self.rng.between(10_000, 400_000),
@@ -1293,7 +1316,8 @@ fn describe(work: &DiskTask) -> String {
 fn words(message: &PeerMessage) -> Option<String> {
     let tip = |tip: &Option<packmaster::proto::replication::Tip>| {
         tip.as_ref().map_or("-".into(), |tip| {
-            let chain: String = tip.chain.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+            let chain: String =
+                tip.chain.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
             format!("{}/{}@{}:{chain}", tip.epoch, tip.seq, tip.offset)
         })
     };

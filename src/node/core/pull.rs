@@ -31,7 +31,7 @@ pub(super) enum Goal {
     /// The elected master's missing last moments.
     Floor(Tip),
     /// The rest of an older generation, up to its cut.
-    OldTail { until: Seq },
+    OldTail { until: Seq, chain: Chain },
     /// A whole base.
     Base,
 }
@@ -121,7 +121,11 @@ impl Core {
         let Some(pull) = &self.pull else { return false };
         match pull.goal {
             Goal::Floor(tip) => self.durable.order() >= tip.order(),
-            Goal::OldTail { until } => self.durable.seq >= until,
+            // By its chain: our own transaction of that seq may be another, which is cut back first.
+            Goal::OldTail { until, chain } => {
+                let there = self.shelf.tip_at(until).ok().flatten();
+                self.durable.seq >= until && there.is_some_and(|tip| tip.chain == chain)
+            }
             Goal::Base => false,
         }
     }
@@ -275,7 +279,7 @@ impl Core {
                 Ok(())
             }
             Goal::Floor(tip) => self.take_fetched(reply.data, tip.seq, out),
-            Goal::OldTail { until } => self.take_fetched(reply.data, until, out),
+            Goal::OldTail { until, .. } => self.take_fetched(reply.data, until, out),
         }
     }
 

@@ -115,7 +115,7 @@ impl Core {
             slog::info!(self.log, "rebasing: fetching what our generation lacks up to the cut";
                 "from_seq" => self.shelf.tip().seq.0, "cut" => record.cut_seq.0);
             let (generation, base_hash) = (self.shelf.generation(), self.shelf.base_hash());
-            let goal = Goal::OldTail { until: record.cut_seq };
+            let goal = Goal::OldTail { until: record.cut_seq, chain: record.cut_chain };
             self.start_pull(goal, generation, base_hash, self.likely_source());
             self.rebase = Some(Rebase::Pulling { bytes_before: self.fetched_bytes });
         }
