@@ -338,6 +338,26 @@ mod tests {
         assert_eq!((checked.tip().epoch, checked.tip().seq), (1, 2));
     }
 
+    /// The format's description ends in a whole file, in hexadecimal. Two readers of one description must agree on it.
+    #[test]
+    fn the_example_of_the_description_passes() {
+        let text = include_str!("../../src/shelf/FORMAT.md");
+        let example = text.split("## Example").nth(1).expect("an example");
+        let mut bytes = Vec::new();
+        for line in example.lines().filter_map(|line| line.strip_prefix("    ")) {
+            let mut words = line.split_whitespace();
+            let offset = words.next().expect("an offset");
+            assert_eq!(usize::from_str_radix(offset, 16), Ok(bytes.len()), "{line}");
+            let digits = words.next().expect("bytes");
+            let pairs = (0..digits.len()).step_by(2).map(|at| &digits[at..at + 2]);
+            bytes.extend(pairs.map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal")));
+        }
+        let checked = check(&bytes).unwrap();
+        let seen: Vec<_> = checked.links.iter().map(|l| (l.seq, l.epoch, l.oids.len())).collect();
+        assert_eq!(seen, [(0, 0, 0), (1, 7, 0), (2, 7, 1)]);
+        assert_eq!(checked.generation(), 1);
+    }
+
     #[test]
     fn every_flipped_bit_is_noticed() {
         let good = sample();

@@ -20,14 +20,11 @@ const BETWEEN: Duration = Duration::from_millis(400);
 fn twenty_kills() {
     let mut cluster = Cluster::start();
     let mut load = Load::start(&cluster, false);
-    for round in 0..20 {
+    for round in 1..=20 {
         let master = cluster.master();
-        // The master, then one slave, then the master, then the other slave.
-        let victim = match round % 4 {
-            0 | 2 => master,
-            1 => (master + 1) % 3,
-            _ => (master + 2) % 3,
-        };
+        // The master and a slave in turn; of the slaves now one, now the other.
+        let slaves: Vec<usize> = (0..3).filter(|&i| i != master).collect();
+        let victim = if round % 2 == 1 { master } else { slaves[round / 2 % 2] };
         let kind = if victim == master { "master" } else { "slave" };
         print!("round {round}: kill {kind} n{}: ", victim + 1);
         let since = monotonic();
@@ -79,7 +76,7 @@ fn promoted_under_load() {
     let mut load = Load::start(&cluster, true);
     for round in 0..6 {
         let master = cluster.master();
-        let target = (master + 1 + round % 2) % 3;
+        let target = (master + 1) % 3;
         let name = cluster.nodes[target].name.clone();
         print!("round {round}: n{} to {name}: ", master + 1);
         let dry = cluster.ctl(&["promote", &name, "--dry-run"]).done();
@@ -143,6 +140,34 @@ fn one_node_alone_waits_and_goes_on() {
     cluster.wait_healthy();
     let since = monotonic();
     load.wait_for_commits(&cluster, since);
+    load.finish(&cluster);
+    cluster.finish();
+}
+
+/// A disk changes one bit in the middle of a slave's file. The node uses what is proved, keeps the rest aside, counts
+/// for nothing until it has everything again, and ends with the same bytes as the others.
+#[test]
+fn a_damaged_file_is_repaired_from_the_others() {
+    let mut cluster = Cluster::start();
+    let load = Load::start(&cluster, true);
+    sleep(Duration::from_secs(1));
+    let master = cluster.master();
+    let victim = (master + 1) % 3;
+    cluster.kill(victim);
+    let file = cluster.nodes[victim].file();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&file, &bytes).unwrap();
+    cluster.launch(victim);
+    cluster.wait_healthy();
+    let log = cluster.nodes[victim].log_text();
+    assert!(log.contains("the file is damaged"), "it did not notice: {log}");
+    assert!(log.contains("recovered: this node votes"), "it did not recover: {log}");
+    let data = file.parent().unwrap();
+    let orphans = std::fs::read_dir(data.join("orphans")).unwrap().count();
+    assert_eq!(orphans, 1, "what was damaged is kept");
+    assert!(!data.join("recovering").exists());
     load.finish(&cluster);
     cluster.finish();
 }

@@ -196,11 +196,6 @@ impl Sessions {
         }
     }
 
-    /// Numbers its requests on from those of `before`, whose answers may still come.
-    pub fn numbered_after(self, before: &Sessions) -> Sessions {
-        Sessions { last_id: before.last_id, ..self }
-    }
-
     /// A client has connected. `conn` is never used again for another.
     pub fn opened(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
         if self.live >= self.limits.connections_max {

@@ -63,10 +63,16 @@ impl Health {
         }
     }
 
-    pub fn on_up(&mut self, id: NodeId) {
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.connected = true;
-            peer.refused = false;
+    /// True if that is news.
+    pub fn on_up(&mut self, id: NodeId) -> bool {
+        match self.peers.get_mut(&id) {
+            Some(peer) => {
+                let news = !peer.connected || peer.refused;
+                peer.connected = true;
+                peer.refused = false;
+                news
+            }
+            None => false,
         }
     }
 

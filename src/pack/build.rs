@@ -35,7 +35,7 @@ enum Stage {
     /// What the root reaches as of F.
     Walk(Box<Base>, Walk),
     /// What else is kept, ascending.
-    Rest(Box<Base>, roaring::treemap::IntoIter),
+    Rest(Box<Base>, Box<roaring::treemap::IntoIter>),
     Map {
         base: Box<Base>,
         stitch: Stitch,
@@ -108,7 +108,7 @@ impl Build {
             let next = walk.next(&base.history.index, &mut base.records)?;
             let Some((oid, raw)) = next else {
                 assert!(walk.seen.is_subset(&base.kept), "the root reaches what is not kept");
-                let rest = (&base.kept - &walk.seen).into_iter();
+                let rest = Box::new((&base.kept - &walk.seen).into_iter());
                 self.stage = Stage::Rest(base, rest);
                 return Ok(800);
             };
@@ -125,7 +125,7 @@ impl Build {
     fn rest(
         &mut self,
         mut base: Box<Base>,
-        mut rest: roaring::treemap::IntoIter,
+        mut rest: Box<roaring::treemap::IntoIter>,
     ) -> Result<u32, JobError> {
         let (mut objects, mut bytes) = (0, 0);
         while objects < STEP_OBJECTS && bytes < STEP_BYTES {

@@ -85,6 +85,11 @@ impl RaftLog {
         let log = if contents.whole && !left_over {
             let end = contents.end as u64;
             let files = [disk.open(NAMES[0])?, disk.open(NAMES[1])?];
+            // A process that was killed may have left records that no sync has reached yet: they are acted upon now.
+            for file in &files {
+                file.sync()?;
+            }
+            disk.sync_dir()?;
             let last_seq = contents.last_seq;
             let image = image.clone();
             let end_rewritten = end;
@@ -165,8 +170,6 @@ fn read(disk: &dyn Disk, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
         Err(DiskError::Missing { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    // A process that was killed may have written what it did not sync: what is read here is acted upon.
-    file.sync()?;
     let len = usize::try_from(file.len()?).expect("files of this log fit into memory");
     let mut bytes = vec![0; len];
     file.read_at(0, &mut bytes)?;

@@ -13,6 +13,8 @@ use crate::types::{Now, Seq, Tip};
 const WINDOW_BYTES: u64 = 16 << 20;
 /// A probe is repeated after this long without an answer.
 const PROBE_RETRY_MS: u64 = 100;
+/// A new connection repeats a probe that is older than this.
+const PROBE_PAUSE_MS: u64 = 5;
 /// A stream without an acknowledgement for this long is probed again.
 const STALL_MS: u64 = 400;
 
@@ -153,8 +155,17 @@ impl Follower {
         self.probe_from(common, None);
     }
 
-    /// The connection is new: nothing is known of what was on its way.
-    pub fn probe_again(&mut self) {
+    /// The connection is new. A probe that has just gone out is not repeated for it: a network that loses much would
+    /// be answered with ever more messages.
+    pub fn on_connection(&mut self, now: Now) {
+        match self.state {
+            State::Probing { asked: Some(asked) } if now.since_ms(asked) < PROBE_PAUSE_MS => {}
+            _ => self.probe_again(),
+        }
+    }
+
+    /// Nothing is known of what was on its way.
+    fn probe_again(&mut self) {
         let from = if self.acked.seq > Seq(0) { self.acked } else { self.sent };
         self.probe_from(from, None);
     }

@@ -42,13 +42,13 @@ pub fn fine(matched: Seq, mismatch: Seq) -> Vec<Seq> {
 pub struct Match {
     pub point: Tip,
     /// The oldest shown point above it that did not match.
-    pub newer_mismatch: Option<Seq>,
+    pub newer_mismatch: Option<Tip>,
 }
 
 impl Match {
     /// No point between the two is left to try.
     pub fn is_exact(&self) -> bool {
-        self.newer_mismatch.is_none_or(|seq| seq <= self.point.seq.next())
+        self.newer_mismatch.is_none_or(|tip| tip.seq <= self.point.seq.next())
     }
 }
 
@@ -62,7 +62,7 @@ pub fn newest_match<E>(
         if is_mine(point)? {
             return Ok(Some(Match { point: *point, newer_mismatch }));
         }
-        newer_mismatch = Some(point.seq);
+        newer_mismatch = Some(*point);
     }
     Ok(None)
 }
@@ -88,7 +88,7 @@ mod tests {
             if found.is_exact() {
                 return (found.point.seq, round);
             }
-            shown = fine(found.point.seq, found.newer_mismatch.unwrap());
+            shown = fine(found.point.seq, found.newer_mismatch.unwrap().seq);
         }
         unreachable!()
     }

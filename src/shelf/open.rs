@@ -2,13 +2,11 @@
 
 use super::offset_map::OffsetMap;
 use super::oid_map::OidMap;
-use super::scan::{Found, Progress, Scan};
+use super::scan::{Found, Progress, Scan, Torn};
 use super::store::{Opened, Parts, Shelf, corrupt, index_records};
 use super::{ShelfError, TxMeta};
 use crate::storage::Disk;
 use crate::types::Chain;
-
-use std::sync::Arc;
 
 /// A shelf file that is being read, proved and indexed.
 pub struct Opening {
@@ -53,10 +51,26 @@ impl Opening {
             Progress::Stopped => unreachable!("it was not told to stop"),
             Progress::End(end) => end,
         };
-        let name = self.name.clone();
         if let Some(offset) = end.foreign {
-            return Err(ShelfError::ForeignTail { name, offset });
+            return Err(ShelfError::ForeignTail { name: self.name.clone(), offset });
         }
+        let shelf = self.shelf()?;
+        Ok(Some(Opened { shelf, torn: end.torn }))
+    }
+
+    /// After `step` has said that the file is corrupt: what was proved before that, with everything after it as
+    /// torn. None if there is nothing to go on with: no seal yet, or unchained transactions after it.
+    pub fn proved(&mut self) -> Result<Option<Opened>, ShelfError> {
+        let Some((_, tip)) = self.scan.sealed().filter(|_| !self.scan.in_foreign()) else {
+            return Ok(None);
+        };
+        let len = self.scan.position().1 - tip.offset;
+        let torn = Some(Torn { offset: tip.offset, len }).filter(|torn| torn.len > 0);
+        Ok(Some(Opened { shelf: self.shelf()?, torn }))
+    }
+
+    fn shelf(&mut self) -> Result<Shelf, ShelfError> {
+        let name = self.name.clone();
         let Some(((info, tip), (seal_meta, base_hash))) = self.scan.sealed().zip(self.seal) else {
             return Err(ShelfError::Plain { name });
         };
@@ -64,9 +78,9 @@ impl Opening {
         let file = self.scan.file();
         let map = OffsetMap::open(&file, start)?;
         let map = map.ok_or_else(|| corrupt(&name, start, tip.seq, "the offset map is gone"))?;
-        let shelf = Shelf::from_parts(Parts {
+        Ok(Shelf::from_parts(Parts {
             name,
-            file: Arc::clone(&file),
+            file,
             map,
             seal: info,
             seal_meta,
@@ -76,7 +90,6 @@ impl Opening {
             tip,
             time_us: self.scan.time_us(),
             index: std::mem::take(&mut self.index),
-        });
-        Ok(Some(Opened { shelf, torn: end.torn }))
+        }))
     }
 }

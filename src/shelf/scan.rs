@@ -27,8 +27,6 @@ use crate::types::{Chain, Oid, Seq, Tip};
 pub(crate) const PREFIX: &[u8; 8] = b"SHELF-1\n";
 /// Offset of the base transaction's first record.
 const BASE_START: u64 = 16;
-/// Bytes that a disk keeps or loses together.
-const SECTOR: u64 = 512;
 /// Bytes read at a time.
 const READ: usize = 1 << 20;
 /// A buffer that grew beyond this for a large transaction is given back.
@@ -207,6 +205,12 @@ impl Scan {
         self.sealed
     }
 
+    /// Has it come upon unchained transactions after the last seal?
+    pub fn in_foreign(&self) -> bool {
+        // Zeros alone are nobody's transactions: a page that never reached the disk reads like empty ones.
+        self.foreign.is_some() && self.foreign_records
+    }
+
     /// SHA-1 of every byte of a file without a seal, as far as it was accepted.
     pub fn whole_hash(&self) -> Option<Chain> {
         self.whole.clone().map(|whole| Chain(whole.finalize().into()))
@@ -370,11 +374,7 @@ impl Scan {
                     Tip { epoch: meta.epoch, seq: meta.seq, offset: offset + len as u64, chain };
                 match meta.kind {
                     Kind::Seal(info) => self.seal(info, meta, tip, visit)?,
-                    _ => {
-                        if let Some(end) = self.chained(meta, tip, visit)? {
-                            return Ok(Some(end));
-                        }
-                    }
+                    _ => self.chained(meta, tip, visit)?,
                 }
                 self.last_empty = None;
                 Ok(None)
@@ -427,14 +427,14 @@ impl Scan {
         meta: TxMeta,
         tip: Tip,
         visit: &mut dyn FnMut(Found<'_>),
-    ) -> Result<Option<End>, ShelfError> {
+    ) -> Result<(), ShelfError> {
         let offset = self.at;
         let Some((info, last)) = self.sealed.filter(|_| self.foreign.is_none()) else {
             return Err(self.corrupt("a chained transaction without a seal before it"));
         };
         let bytes = self.reader.bytes(offset, (tip.offset - offset) as usize)?;
         if let Err(why) = check_chain(&last.chain, bytes, &tip.chain) {
-            return self.judge(false, &why.to_string()).map(Some);
+            return Err(self.corrupt(&why.to_string()));
         }
         if Some(tip.seq.0) != last.seq.0.checked_add(1) {
             let why = format!("seq {} follows seq {}", tip.seq, last.seq);
@@ -447,7 +447,7 @@ impl Scan {
         self.time_us = meta.time_us;
         self.at = tip.offset;
         visit(Found::Chained { offset, bytes, records: &self.records, meta, tip });
-        Ok(None)
+        Ok(())
     }
 
     fn plain(&mut self, len: usize, visit: &mut dyn FnMut(Found<'_>)) -> Result<(), ShelfError> {
@@ -465,16 +465,6 @@ impl Scan {
     /// The transaction at `at` is not what it should be, and `overruns` if it ends beyond the file.
     fn judge(&mut self, overruns: bool, why: &str) -> Result<End, ShelfError> {
         let from = self.foreign.or(self.last_empty).unwrap_or(self.at);
-        // A file system may have kept the new length of the file and lost the last sectors that were written: zeros
-        // from a sector's beginning to the end of the file, and no whole chain record before them.
-        let written = written_end(&self.file, self.at, self.reader.end())?;
-        let lost_from = written.next_multiple_of(SECTOR);
-        if lost_from < self.reader.end()
-            && self.foreign.is_none()
-            && !holds_chain_record(&self.file, from, written)?
-        {
-            return self.end(Some(self.last_empty.unwrap_or(self.at)));
-        }
         if holds_chain_record(&self.file, from, self.reader.end())? {
             return Err(self.corrupt(why));
         }
@@ -524,20 +514,6 @@ pub(crate) fn hash_before(file: &Arc<dyn DiskFile>, end: u64) -> Result<Chain, D
         at += piece as u64;
     }
     Ok(Chain(hash.finalize().into()))
-}
-
-/// Where the zeros begin in which `from..to` ends.
-fn written_end(file: &Arc<dyn DiskFile>, from: u64, to: u64) -> Result<u64, DiskError> {
-    let mut reader = Reader::new(file.clone(), to);
-    let (mut at, mut written) = (from, from);
-    while at < to {
-        let piece = (to - at).min(READ as u64) as usize;
-        if let Some(last) = reader.bytes(at, piece)?.iter().rposition(|byte| *byte != 0) {
-            written = at + last as u64 + 1;
-        }
-        at += piece as u64;
-    }
-    Ok(written)
 }
 
 /// Is there a whole chain record anywhere in `from..to`? A torn append cannot hold one, as it is the last to be

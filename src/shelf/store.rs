@@ -131,6 +131,28 @@ impl Shelf {
         }
     }
 
+    /// For the repair of a damaged file: opens what is proved of it, and says what is wrong with the rest, all of which
+    /// is then `torn`. `cut_torn` keeps it aside. A node that does this has lost transactions that it may have
+    /// acknowledged. No error means that the file is sound.
+    pub fn open_proved(
+        disk: &dyn Disk,
+        name: &str,
+    ) -> Result<(Opened, Option<ShelfError>), ShelfError> {
+        let mut opening = Opening::new(disk, name)?;
+        let damage = loop {
+            match opening.step(u64::MAX) {
+                Ok(Some(opened)) => return Ok((opened, None)),
+                Ok(None) => {}
+                Err(damage @ ShelfError::Corrupt { .. }) => break damage,
+                Err(error) => return Err(error),
+            }
+        };
+        match opening.proved()? {
+            Some(opened) => Ok((opened, Some(damage))),
+            None => Err(damage),
+        }
+    }
+
     pub(super) fn from_parts(parts: Parts) -> Shelf {
         let Parts { name, file, map, seal, seal_meta, base_hash, .. } = parts;
         Shelf {

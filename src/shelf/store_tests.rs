@@ -179,3 +179,40 @@ fn adoption_refuses_a_map_that_is_wrong() {
     put(&disk, "f", &good);
     adopt(&disk, "f").unwrap();
 }
+
+#[test]
+fn what_is_proved_of_a_damaged_file_can_be_opened() {
+    let disk = MemDisk::new();
+    let mut shelf = adopted(&disk);
+    let mut tips = vec![shelf.tip()];
+    for n in 1..5 {
+        commit(&mut shelf, &[(2, &[n], &[])]);
+        tips.push(shelf.tip());
+    }
+    let good = get(&disk, "f");
+    for at in tips[0].offset..tips[4].offset {
+        let mut bad = good.clone();
+        bad[at as usize] ^= 0x40;
+        put(&disk, "f", &bad);
+        let (opened, damage) = Shelf::open_proved(&disk, "f").unwrap();
+        assert!(matches!(damage, Some(ShelfError::Corrupt { .. })));
+        let before = tips.iter().rfind(|tip| tip.offset <= at).unwrap();
+        assert_eq!(opened.shelf.tip(), *before);
+        assert_eq!(
+            opened.torn,
+            Some(Torn { offset: before.offset, len: good.len() as u64 - before.offset })
+        );
+        if at == tips[2].offset + 40 {
+            assert_eq!(opened.shelf.load(Oid(2)).unwrap().unwrap(), record(2, &[2], &[]));
+            Shelf::cut_torn(&disk, "f", &opened.torn.unwrap(), "kept").unwrap();
+            assert_eq!(Shelf::open(&disk, "f").unwrap().shelf.tip(), *before);
+            assert_eq!(get(&disk, "kept"), bad[before.offset as usize..]);
+        }
+    }
+    put(&disk, "f", &good);
+    assert!(Shelf::open_proved(&disk, "f").unwrap().1.is_none());
+    let mut bad = good.clone();
+    bad[30] ^= 1;
+    put(&disk, "f", &bad);
+    assert!(matches!(Shelf::open_proved(&disk, "f"), Err(ShelfError::Corrupt { .. })));
+}

@@ -22,20 +22,20 @@ pub enum PromiseError {
     Damaged,
 }
 
-/// What was promised; `None` if this disk has never promised anything.
+/// What was promised, durable when this returns; `None` if this disk has never promised anything.
 pub fn read(disk: &dyn Disk) -> Result<Option<Epoch>, PromiseError> {
     if !disk.exists(NAME)? {
         return Ok(None);
     }
     let file = disk.open(NAME)?;
-    // A process that was killed may have written it and not synced: what is believed must be durable.
-    file.sync()?;
     let mut bytes = vec![0; (file.len()? as usize).min(2 * COPY_LEN)];
     file.read_at(0, &mut bytes)?;
     if bytes.is_empty() {
         // Created, and the machine died before the first write was durable.
         return Ok(None);
     }
+    // It may have been read from memory: a process that was killed before its sync has left it there.
+    file.sync()?;
     let copies = bytes.chunks(COPY_LEN).filter_map(decode);
     copies.max().map(Some).ok_or(PromiseError::Damaged)
 }

@@ -278,9 +278,9 @@ fn print<'a>(rows: impl Iterator<Item = &'a Row>, output: Output) -> Result<()> 
             let mut table = comfy_table::Table::new();
             table.load_preset(comfy_table::presets::NOTHING);
             table.set_header(["SEQ", "EPOCH", "KIND", "TIME", "OBJECTS", "BYTES", "CHAIN"]);
-            rows.for_each(|row| {
+            for row in rows {
                 table.add_row(row.cells());
-            });
+            }
             for line in table.lines() {
                 writeln!(out, "{}", line.trim_end())?;
             }
@@ -324,4 +324,52 @@ fn adopt(file: &Path, cut_torn: bool) -> Result<bool> {
         );
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shelf::testing::{commit, plain_file};
+    use std::fs;
+
+    #[test]
+    fn a_plain_file_is_adopted_verified_and_listed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("site.durus");
+        fs::write(&file, plain_file(&[(0, b"root", &[])], &[&[(1, b"one", &[0])]]))?;
+        assert!(!verify(&file)?);
+        assert!(adopt(&file, false)?);
+        assert!(verify(&file)?);
+        let refused = adopt(&file, false).unwrap_err();
+        assert!(refused.to_string().contains("has its chain already"), "{refused}");
+        let disk = PosixDisk::new(dir.path());
+        let mut shelf = Shelf::open(&disk, "site.durus")?.shelf;
+        commit(&mut shelf, &[(1, b"again", &[])]);
+        assert!(log(&file, Some(2), Output::Json)?);
+        assert!(log(&file, None, Output::Table)?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_torn_file_is_cut_only_when_asked_and_the_piece_is_kept() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("site.durus");
+        let whole = plain_file(&[(0, b"root", &[])], &[]);
+        fs::write(&file, [&whole[..], b"\0\0\0\0\0\0\0\x50piece"].concat())?;
+        assert!(!verify(&file)?);
+        assert!(adopt(&file, false).unwrap_err().to_string().contains("--cut-torn"));
+        assert!(adopt(&file, true)?);
+        assert!(verify(&file)?);
+        let kept = dir.path().join(format!("site.durus.torn-{}", whole.len()));
+        assert_eq!(fs::read(kept)?, b"\0\0\0\0\0\0\0\x50piece");
+        Ok(())
+    }
+
+    #[test]
+    fn rows_leave_out_what_stock_transactions_do_not_have() -> Result<()> {
+        let row = serde_json::to_string(&Row::plain(40, 8, 0))?;
+        assert_eq!(row, r#"{"kind":"plain","objects":0,"offset":40,"bytes":8}"#);
+        assert_eq!(rfc3339(1_700_000_000_000_000).as_deref(), Some("2023-11-14T22:13:20Z"));
+        Ok(())
+    }
 }

@@ -146,16 +146,6 @@ impl Platter {
     /// The power fails: what was not synced may be lost.
     pub fn power_fails(&mut self, rng: &mut Rng, loss: Loss) -> String {
         let mut lost = 0;
-        let shelves: BTreeSet<u64> = self
-            .names
-            .iter()
-            .chain(&self.durable_names)
-            .filter(|(name, _)| name.ends_with(".durus"))
-            .filter_map(|(_, entry)| match entry {
-                Entry::File(number) => Some(*number),
-                Entry::Link(_) => None,
-            })
-            .collect();
         for (number, inode) in &mut self.inodes {
             if inode.pending.is_empty() {
                 continue;
@@ -163,13 +153,9 @@ impl Platter {
             let pending = std::mem::take(&mut inode.pending);
             lost += pending.len();
             let before = inode.durable.clone();
-            // A generation file that has lost an earlier sector and kept a later chain record is corrupt by its format,
-            // and needs a person (FORMAT.md, "How a file may end"): that is not what is tried here.
             match loss {
-                Loss::Any if !shelves.contains(number) => {
-                    keep_any(&mut inode.durable, &pending, rng);
-                }
-                _ => keep_first(&mut inode.durable, &pending, rng),
+                Loss::Ordered => keep_first(&mut inode.durable, &pending, rng),
+                Loss::Any => keep_any(&mut inode.durable, &pending, rng),
             }
             let same = before.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
             inode.changed_from = inode.changed_from.min(same as u64);

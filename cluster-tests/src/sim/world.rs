@@ -444,8 +444,10 @@ impl World {
                     self.put(from, Input::PeerUp { peer });
                 }
             }
-            Event::ToNode { node, life, conn, bytes } => self.to_node(node, life, conn, bytes),
-            Event::ToClient { client, conn, bytes } => self.to_client(client, conn, bytes),
+            Event::ToNode { node, life, conn, bytes } => {
+                self.arrive_at_node(node, life, conn, bytes)
+            }
+            Event::ToClient { client, conn, bytes } => self.arrive_at_client(client, conn, bytes),
             Event::ClientTurn { client, turn } => {
                 if self.clients[client].turn == turn {
                     self.client_turn(client);
@@ -485,7 +487,7 @@ impl World {
         self.hosts[node].disk = Some(disk.clone());
         Setup {
             id: NodeId(node as u64 + 1),
-            boot: BootId(self.rng.next() | 1),
+            boot: BootId(self.rng.number() | 1),
             disk_uuid: self.hosts[node].disk_uuid,
             cluster: "simulated".into(),
             version: "simulated".into(),
@@ -1109,7 +1111,7 @@ impl World {
         self.turn(client, after);
     }
 
-    fn to_node(&mut self, node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>>) {
+    fn arrive_at_node(&mut self, node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>>) {
         if self.hosts[node].life != life || self.hosts[node].process.is_none() {
             return;
         }
@@ -1162,7 +1164,7 @@ impl World {
         self.at(after, event);
     }
 
-    fn to_client(&mut self, client: usize, conn: u64, bytes: Option<Bytes>) {
+    fn arrive_at_client(&mut self, client: usize, conn: u64, bytes: Option<Bytes>) {
         let current = self.clients[client].connection.as_ref().is_some_and(|c| c.conn == conn);
         if !current {
             return;

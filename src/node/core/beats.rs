@@ -11,6 +11,8 @@ use crate::proto::control::peer_message::Kind;
 use crate::replication::wire;
 use crate::types::{NodeId, Now};
 
+/// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
+const SOON_US: u64 = 1000;
 /// A peer with a strange disk is complained about so often.
 const COMPLAIN_EVERY_MS: u64 = 10_000;
 
@@ -36,8 +38,9 @@ impl Beats {
 
     pub(super) fn due_us(&self, timing: &Timing) -> u64 {
         match self.sent {
-            Some(sent) if !self.soon => sent.mono_us + timing.beat_ms * 1000,
-            _ => 0,
+            Some(sent) if self.soon => sent.mono_us + SOON_US,
+            Some(sent) => sent.mono_us + timing.beat_ms * 1000,
+            None => 0,
         }
     }
 
@@ -105,7 +108,7 @@ impl Core {
             open: self.is_open_master(),
             in_step: self.in_step(),
             failing: String::new(),
-            suspect: self.suspect.clone(),
+            suspect: self.doubts(),
             views: self.health.views(self.now),
             pack: self.pack_progress(),
             clients: self.sessions.len() as u64,
@@ -129,7 +132,7 @@ impl Core {
 
     /// Follows the current master in the current generation, or is the open master.
     pub(super) fn in_step(&self) -> bool {
-        if !self.suspect.is_empty() || !self.is_current_file() || self.cutting {
+        if !self.suspect.is_empty() || self.recovering || !self.is_current_file() || self.cutting {
             return false;
         }
         match &self.role {
@@ -142,6 +145,9 @@ impl Core {
     fn state_text(&self) -> String {
         if !self.suspect.is_empty() {
             return "suspect".into();
+        }
+        if self.recovering {
+            return "recovering what its disk lost".into();
         }
         if let Some(text) = self.rebase_text() {
             return text;

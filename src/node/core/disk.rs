@@ -36,6 +36,8 @@ pub(super) enum Purpose {
     BasePart {
         upto: u64,
     },
+    /// The mark that this node is recovering is gone.
+    Recovered,
     /// A file got its name, or was removed.
     Housekeeping,
 }
@@ -97,6 +99,7 @@ impl Core {
             Purpose::BaseNamed { name } => self.on_base_named(name, out),
             Purpose::BaseFile => self.on_base_file(done, out),
             Purpose::BasePart { upto } => self.on_base_part(upto, out),
+            Purpose::Recovered => self.on_recovered(out),
             Purpose::Housekeeping => {}
         }
     }

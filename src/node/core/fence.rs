@@ -78,7 +78,7 @@ impl Core {
             epoch: self.promised.0,
             boot: self.setup.boot.0,
             position: Some(wire::put_position(&self.position())),
-            suspect: self.suspect.clone(),
+            suspect: self.doubts(),
             next_generation: next.map_or(0, |(generation, _)| generation.0),
             next_base_hash: next.map(|(_, base)| wire::put_chain(base)).unwrap_or_default(),
             blank: self.shelf.is_blank(),
@@ -86,6 +86,16 @@ impl Core {
                 && self.control.member(self.setup.id).is_some_and(|me| me.may_be_master),
         };
         self.send(to, Kind::FenceReport(report), out);
+    }
+
+    /// Why this node's word about its file does not count; empty if it does.
+    pub(super) fn doubts(&self) -> String {
+        match self.recovering {
+            true if self.suspect.is_empty() => {
+                "recovering: its file was damaged, and it is fetching what it lost".into()
+            }
+            _ => self.suspect.clone(),
+        }
     }
 
     /// Durable, in the current file.

@@ -248,7 +248,7 @@ impl Core {
         let text = |error: wire::WireError| format!("append reply: {error}");
         let durable = wire::tip("durable", reply.durable.as_ref()).map_err(text)?;
         if reply.matched {
-            return self.on_acknowledged(from, durable, out);
+            return self.on_acknowledged(from, durable, reply.recovering, out);
         }
         let points = wire::tips("points", &reply.points).map_err(text)?;
         self.on_mismatch(from, &points, reply.hello, out)
@@ -258,6 +258,7 @@ impl Core {
         &mut self,
         from: NodeId,
         durable: Tip,
+        recovering: bool,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         if !self.shelf.find(&durable).map_err(|error| error.to_string())? {
@@ -269,7 +270,7 @@ impl Core {
         if let Some(follower) = master.followers.get_mut(&from) {
             follower.matched(durable, now);
         }
-        if master.quorum.acked(from, durable.seq) {
+        if !recovering && master.quorum.acked(from, durable.seq) {
             self.advance_commit(out);
         }
         Ok(())
@@ -303,7 +304,7 @@ impl Core {
             generation: self.shelf.generation().0,
             base_hash: wire::put_chain(self.shelf.base_hash()),
             point: Some(wire::put_tip(&found.point)),
-            newer_mismatch_seq: found.newer_mismatch.map_or(0, |seq| seq.0),
+            newer_mismatch: found.newer_mismatch.as_ref().map(wire::put_tip),
         };
         self.send(from, Kind::CommonPoint(common), out);
         Ok(())

@@ -148,6 +148,8 @@ pub struct Core {
     loopback: VecDeque<PeerMessage>,
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,
+    /// This disk has lost what it may have acknowledged: nothing here counts until all of it is back.
+    recovering: bool,
     leaving: Option<Now>,
     exited: bool,
 }
@@ -296,13 +298,14 @@ impl Core {
     }
 
     fn on_peer_up(&mut self, peer: NodeId) {
-        self.health.on_up(peer);
+        if self.health.on_up(peer) {
+            self.beats.soon();
+        }
         if let Role::Master(master) = &mut self.role
             && let Some(follower) = master.followers.get_mut(&peer)
         {
-            follower.probe_again();
+            follower.on_connection(self.now);
         }
-        self.beats.soon();
     }
 
     fn on_peer_down(&mut self, peer: NodeId, refused: bool) {

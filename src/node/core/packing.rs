@@ -523,9 +523,11 @@ impl Core {
         self.old.insert(old.generation(), old);
         self.remove_old_generations(out);
         let told = self.shelf.tip().seq.next();
-        let mut actions = Vec::new();
-        self.sessions.removed(generation, &removed, &mut actions);
-        self.on_session_actions(actions, out);
+        if self.serving {
+            let mut actions = Vec::new();
+            self.sessions.removed(generation, &removed, &mut actions);
+            self.on_session_actions(actions, out);
+        }
         self.set_removed(told, removed);
         self.beats.soon();
     }

@@ -30,7 +30,8 @@ pub(super) const FETCHING: &str = "fetching.durus";
 pub(super) enum Goal {
     /// The elected master's missing last moments.
     Floor(Tip),
-    /// The rest of an older generation, up to its cut.
+    /// The rest of an older generation, up to its cut, which has this chain. Our own file may be longer and another
+    /// history: then it is cut back first.
     OldTail { until: Seq, chain: Chain },
     /// A whole base.
     Base,
@@ -121,10 +122,9 @@ impl Core {
         let Some(pull) = &self.pull else { return false };
         match pull.goal {
             Goal::Floor(tip) => self.durable.order() >= tip.order(),
-            // By its chain: our own transaction of that seq may be another, which is cut back first.
             Goal::OldTail { until, chain } => {
-                let there = self.shelf.tip_at(until).ok().flatten();
-                self.durable.seq >= until && there.is_some_and(|tip| tip.chain == chain)
+                let at_cut = self.shelf.tip_at(until).ok().flatten();
+                self.durable.seq >= until && at_cut.is_some_and(|tip| tip.chain == chain)
             }
             Goal::Base => false,
         }
@@ -231,7 +231,16 @@ impl Core {
         if !self.shelf.find(&point).map_err(|error| error.to_string())? {
             return Err(format!("node {from} matched a point that we have not shown: {point}"));
         }
-        let mismatch = Seq(reply.newer_mismatch_seq);
+        let mismatch = match reply.newer_mismatch.as_ref() {
+            None => Seq(0),
+            shown => {
+                let mismatch = wire::tip("newer mismatch", shown).map_err(|e| e.to_string())?;
+                if !self.shelf.find(&mismatch).map_err(|error| error.to_string())? {
+                    return Ok(()); // about what our file held before
+                }
+                mismatch.seq
+            }
+        };
         let now = self.now;
         if mismatch == Seq(0) || point == self.shelf.tip() {
             if let Some(pull) = &mut self.pull {
@@ -383,8 +392,8 @@ impl Core {
                 let found = found.map_err(|error| error.to_string())?;
                 reply.has_file = true;
                 reply.r#match = found.map(|found| wire::put_tip(&found.point));
-                reply.newer_mismatch_seq =
-                    found.and_then(|found| found.newer_mismatch).map_or(0, |seq| seq.0);
+                reply.newer_mismatch =
+                    found.and_then(|found| found.newer_mismatch).as_ref().map(wire::put_tip);
                 reply.file_len = shelf.tip().offset;
                 reply.base_len = shelf.base_end();
             }

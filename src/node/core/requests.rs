@@ -102,8 +102,11 @@ impl Core {
         self.serving = true;
         let (limits, boot) = (self.setup.limits.clone(), self.setup.boot);
         self.sessions =
-            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation())
-                .numbered_after(&self.sessions);
+            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation());
+        // Nothing was asked for before, or its number would be given again; and the master must hear of this generation.
+        assert!(self.requests.open.is_empty(), "a request of nobody's session");
+        self.requests.registered = None;
+        self.requests.register_sent = None;
         for input in std::mem::take(&mut self.early_clients) {
             self.on_client(input, out);
         }

@@ -98,7 +98,7 @@ impl Core {
             return Ok(());
         }
         let (boot, id) = (BootId(request.boot), request.id);
-        if !master.registered.get(&from).is_some_and(|known| known.boot == boot) {
+        if master.registered.get(&from).is_none_or(|known| known.boot != boot) {
             self.answer(from, boot, id, Answer::RegisterFirst(true), out);
             return Ok(());
         }

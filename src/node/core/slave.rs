@@ -8,7 +8,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
 use crate::shelf;
-use crate::storage::task::DiskTask;
+use crate::storage::task::{DiskTask, RECOVERING};
 use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
 
 /// Whom this node follows.
@@ -197,8 +197,27 @@ impl Core {
             return;
         }
         let (master, boot) = (slave.master, slave.boot);
+        // Everything that was ever committed is below what an open master of this epoch says is.
+        let all_back = slave.announced.epoch == slave.epoch
+            && self.durable.seq >= slave.announced.seq
+            && self.committed >= slave.announced.seq;
         let reply = self.append_reply(boot, true, Vec::new());
         self.send(master, Kind::AppendReply(reply), out);
+        if self.recovering && all_back {
+            let names = vec![RECOVERING.to_string()];
+            self.disk(Purpose::Recovered, DiskTask::Remove { names }, out);
+        }
+    }
+
+    /// Everything committed is here again, durably: from now on this node counts.
+    pub(super) fn on_recovered(&mut self, out: &mut Vec<Action>) {
+        if self.recovering {
+            slog::info!(self.log, "recovered: this node votes and acknowledges again"; "seq" => self.durable.seq.0);
+        }
+        self.recovering = false;
+        self.beats.soon();
+        self.acknowledge(out);
+        self.report_to_leader(out);
     }
 
     fn refuse_append(&mut self, to: NodeId, boot: BootId, out: &mut Vec<Action>) {
@@ -226,6 +245,7 @@ impl Core {
             durable: Some(wire::put_tip(&self.durable)),
             matched,
             hello: false,
+            recovering: self.recovering,
             points: wire::put_tips(&points),
         }
     }
@@ -256,18 +276,20 @@ impl Core {
             return Ok(());
         }
         let point = wire::tip("common point", common.point.as_ref()).map_err(|e| e.to_string())?;
-        let mismatch = Seq(common.newer_mismatch_seq);
-        // Computed anew here: a late message about a file that has changed since finds nothing.
-        if !self.is_in_file(&point)? {
+        let mismatch = wire::tip("newer mismatch", common.newer_mismatch.as_ref())
+            .map_err(|e| e.to_string())?;
+        // Computed anew here: a late message about what the file held before finds neither, and cuts nothing.
+        if !self.is_in_file(&point)? || !self.is_in_file(&mismatch)? {
             return Ok(());
         }
+        let mismatch = mismatch.seq;
         if mismatch > point.seq.next() {
             let shown = self.tips_at(&points::fine(point.seq, mismatch));
             let reply = self.append_reply(boot, false, shown);
             self.send(from, Kind::AppendReply(reply), out);
             return Ok(());
         }
-        if mismatch <= self.shelf.tip().seq && mismatch == point.seq.next() {
+        if mismatch == point.seq.next() {
             self.cut_back(point, &format!("epoch {} of node {from}", common.epoch), out);
         }
         Ok(())
@@ -276,14 +298,6 @@ impl Core {
     /// Cuts the file back to `point`; what is cut is kept as an orphan.
     pub(super) fn cut_back(&mut self, point: Tip, whose: &str, out: &mut Vec<Action>) {
         let tip = self.shelf.tip();
-        let proved = matches!(&self.role, Role::Slave(slave) if slave.matched);
-        if point.seq < self.committed && proved {
-            // Since the master said so, its appends have fitted and what it calls committed was proved by its chain: a
-            // late word about a file that has changed.
-            slog::warn!(self.log, "a late request to cut back below what is committed is not followed";
-                "to" => %point, "committed" => self.committed.0);
-            return;
-        }
         if point.seq < self.committed {
             self.suspect = format!(
                 "asked to cut back to seq {} for {whose}, but seq {} is known to be committed",

@@ -18,7 +18,7 @@ use crate::failover::health::Health;
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::promise::{self, PromiseError};
-use crate::storage::task::CURRENT;
+use crate::storage::task::{CURRENT, RECOVERING};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, NodeId, Now, Seq};
 
@@ -51,15 +51,16 @@ pub enum StartError {
 pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let log = setup.log.new(o!("node" => setup.id.0));
     let disk = setup.disk.clone();
-    // A process that was killed may have left names and bytes that are written and not durable. What is found here is
-    // reported and acknowledged, so it is made durable first: names now, each file when it is read.
-    disk.sync_dir()?;
     let (raft_log, recovered) = RaftLog::open(disk.clone())?;
     if let Some(repaired) = &recovered.repaired {
         slog::warn!(log, "the Raft log was mended from its second copy"; "what" => repaired);
     }
     let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
     let shelf = open_current(&disk, &log, now)?;
+    // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
+    shelf.file().sync()?;
+    disk.sync_dir()?;
+    let recovering = disk.exists(RECOVERING)?;
     let members = members(&setup)?;
     let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     let rank = voters.iter().position(|id| *id == setup.id).expect("checked by members()");
@@ -120,6 +121,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
         suspect: String::new(),
+        recovering,
         leaving: None,
         exited: false,
         shelf,
@@ -170,13 +172,21 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
             FIRST.to_string()
         }
     };
-    let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
-    shelf.file().sync()?;
+    let (Opened { shelf, torn }, damage) = at(&name, Shelf::open_proved(&**disk, &name))?;
+    if let Some(damage) = &damage {
+        slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
+            votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
+        // First this: a crash after the cut must not make a node that looks sound.
+        disk.create(RECOVERING)?.sync()?;
+        disk.sync_dir()?;
+    }
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
     let keep_as = format!("orphans/{name}-torn-at-{}-{}", torn.offset, now.wall_us);
-    slog::warn!(log, "the file ends inside its last transaction: cut there, the piece is kept";
-        "offset" => torn.offset, "bytes" => torn.len, "kept_as" => &keep_as);
+    if damage.is_none() {
+        slog::warn!(log, "the file ends inside its last transaction: cut there, the piece is kept";
+            "offset" => torn.offset, "bytes" => torn.len, "kept_as" => &keep_as);
+    }
     at(&name, Shelf::cut_torn(&**disk, &name, &torn, &keep_as))?;
     let Opened { shelf, torn } = at(&name, Shelf::open(&**disk, &name))?;
     match torn {
