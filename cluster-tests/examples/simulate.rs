@@ -33,6 +33,9 @@ fn main() {
                     if seed >= first + count {
                         return;
                     }
+                    if std::env::var("SIM_LIST").is_ok() {
+                        eprintln!("begin {seed}");
+                    }
                     let report = run(seed, &options);
                     if let Some(violation) = &report.violation {
                         println!("seed {seed}: {violation}");

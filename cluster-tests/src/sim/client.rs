@@ -272,7 +272,8 @@ impl Client {
             }
             Wait::Oids => {
                 let oids = answer.chunks_exact(8).map(|oid| be64(oid, 0).expect("8"));
-                self.pool.extend(oids);
+                // The root's is for a root only, and somebody else may have made it.
+                self.pool.extend(oids.filter(|oid| *oid != 0));
             }
             Wait::Load(oid) => self.loaded(oid, answer, session, book)?,
             Wait::Bulk => {
@@ -619,7 +620,7 @@ impl Client {
     /// There is no root: make the graph. Others may try the same.
     fn begin_root(&mut self) {
         let wanted = COUNTERS + HEADS + HOLDERS;
-        if self.pool.len() < wanted + 1 {
+        if self.pool.len() < wanted {
             self.todo = Some(Todo::Oids);
             return;
         }

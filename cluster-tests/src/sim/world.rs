@@ -35,6 +35,9 @@ const COMMIT_WITHIN_US: u64 = 20_000_000;
 /// And from then on until all is still and equal. A pack may wait 10 s for a straggler.
 const REST_WITHIN_US: u64 = 60_000_000;
 
+/// More events than any run should have.
+const EVENTS_MAX: u64 = 3_000_000;
+
 enum Event {
     Wake { node: usize, life: u64 },
     Deliver(Flight),
@@ -47,7 +50,7 @@ enum Event {
     PowerOn { node: usize, down: u64 },
     Dial { from: usize, life: u64, to: usize },
     LinkLost { from: usize, to: usize, era: u64 },
-    LaneAgain { from: usize, to: usize, era: u64, control: bool },
+    LaneAgain { from: usize, to: usize, era: u64, lane: usize },
     ToNode { node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>> },
     ToClient { client: usize, conn: u64, bytes: Option<Bytes> },
     ClientTurn { client: usize, turn: u64 },
@@ -110,6 +113,8 @@ struct Link {
     cut: bool,
     held: Vec<Flight>,
     last: [u64; 3],
+    /// Lanes whose connection is being made again.
+    broken: [bool; 3],
 }
 
 pub struct World {
@@ -135,6 +140,7 @@ pub struct World {
     keep_generations: u32,
     commands: BTreeSet<(u64, u64)>,
     counts: BTreeMap<&'static str, u64>,
+    events: u64,
 }
 
 impl World {
@@ -185,6 +191,7 @@ impl World {
             keep_generations,
             commands: BTreeSet::new(),
             counts: BTreeMap::new(),
+            events: 0,
             rng,
         }
     }
@@ -244,6 +251,8 @@ impl World {
             self.now = at;
             self.trace.set_now(at);
             self.handle(event);
+            self.events += 1;
+            assert!(self.events < EVENTS_MAX, "violated Liveness: the cluster is busy with itself");
             if done(self) {
                 return true;
             }
@@ -421,8 +430,12 @@ impl World {
             }
             Event::Dial { from, life, to } => self.dial(from, life, to),
             Event::LinkLost { from, to, era } => self.link_lost(from, to, era),
-            Event::LaneAgain { from, to, era, control } => {
+            Event::LaneAgain { from, to, era, lane } => {
+                let control = lane == 0;
                 let link = self.link(from, to);
+                if link.era == era {
+                    link.broken[lane] = false;
+                }
                 if link.up && link.era == era {
                     let peer = NodeId(to as u64 + 1);
                     if control {
@@ -617,6 +630,7 @@ impl World {
     fn wake(&mut self, node: usize) {
         let now = self.now;
         let wall_us = WALL_US + now + self.hosts[node].skew_us;
+        let trace = self.trace.clone();
         let process = self.hosts[node].process.as_mut().expect("checked");
         if process.wake_at != Some(now) {
             return;
@@ -626,6 +640,26 @@ impl World {
         let mut out = Vec::new();
         while let Some(input) = process.inbox.pop_front() {
             process.core.step(at, input, &mut out);
+        }
+        if out.len() > 10_000 {
+            let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+            for action in &out {
+                let kind = match action {
+                    Action::Send { to, message } => {
+                        format!(
+                            "to {to} {}",
+                            format!("{message:?}").chars().take(60).collect::<String>()
+                        )
+                    }
+                    Action::ClientSend { .. } => "client send".into(),
+                    Action::Disk { .. } => "disk".into(),
+                    _ => "other".into(),
+                };
+                *kinds.entry(kind).or_default() += 1;
+            }
+            kinds.retain(|_, count| *count > 100);
+            trace.line(format_args!("n{} wants {} things at once: {kinds:?}", node + 1, out.len()));
+            panic!("violated Liveness: node {} wants {} things at once", node + 1, out.len());
         }
         if at.mono_us >= process.core.deadline() {
             process.core.step(at, Input::Tick, &mut out);
@@ -855,11 +889,17 @@ impl World {
             return;
         }
         let (to_life, era) = (link.to_life, link.era);
-        if self.loss_permille > 0 && self.rng.chance(self.loss_permille) {
+        let lane = lane(&message) as usize;
+        if self.link(from, to).broken[lane] {
+            // Waits for the new connection, if it is lucky.
+            if self.rng.chance(500) {
+                return;
+            }
+        } else if self.loss_permille > 0 && self.rng.chance(self.loss_permille) {
             // The connection of this lane broke with the message in it; it is made again.
-            let control = lane(&message) as usize == 0;
+            self.link(from, to).broken[lane] = true;
             let after = self.rng.delay(500, 30_000);
-            self.at(after, Event::LaneAgain { from, to, era, control });
+            self.at(after, Event::LaneAgain { from, to, era, lane });
             return;
         }
         let fragile = self.rng.chance(500);
@@ -937,6 +977,7 @@ impl World {
             let again = link.to_life != 0;
             link.up = true;
             link.era += 1;
+            link.broken = [false; 3];
             link.to_life = to_life;
             if again {
                 self.put(from, Input::PeerDown { peer, refused: false });
