@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use slog::{Logger, info};
 
+pub use super::core::FIRST;
 use super::identity::{self, IdentityError};
 use crate::config::Config;
 use crate::storage::posix::{DirLock, PosixDisk};
 use crate::storage::task::CURRENT;
 use crate::storage::{Disk, DiskError};
 
-/// The file of the first generation.
-pub const FIRST: &str = "g00000001.durus";
 const PARTIAL: &str = "import.partial";
 const CHUNK_BYTES: usize = 1 << 20;
 

@@ -41,7 +41,7 @@ use crate::storage::Disk;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 pub use io::{Action, Input, lane};
-pub use start::{StartError, start};
+pub use start::{FIRST, StartError, start};
 
 use master::Master;
 use packing::PackRun;
