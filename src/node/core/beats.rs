@@ -56,7 +56,13 @@ impl Beats {
 }
 
 impl Core {
-    pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) -> Result<(), String> {
+    pub(super) fn on_beat(
+        &mut self,
+        from: NodeId,
+        beat: Beat,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        self.on_view_of_me(from, &beat, out);
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
         self.controller_due_us = 0;
@@ -109,7 +115,7 @@ impl Core {
             in_step: self.in_step(),
             failing: String::new(),
             suspect: self.doubts(),
-            views: self.health.views(self.now),
+            views: self.views(),
             pack: self.pack_progress(),
             clients: self.sessions.len() as u64,
             file_bytes: tip.offset,
@@ -127,6 +133,7 @@ impl Core {
             seal_seq: self.shelf.cut().0,
             blank: self.shelf.is_blank(),
             tip_wall_us: self.shelf.last_time_us(),
+            promise_durable: self.promise_durable.0,
         }
     }
 

@@ -46,6 +46,9 @@ impl Core {
         request: FenceRequest,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if self.is_unproved() {
+            return Ok(()); // asked again in a moment
+        }
         let epoch = Epoch(request.epoch);
         if epoch > self.promise_durable && epoch >= self.promised {
             self.fence_asked_by = Some((epoch, from));
@@ -70,8 +73,11 @@ impl Core {
     }
 
     fn report(&mut self, to: NodeId, out: &mut Vec<Action>) {
-        if self.cutting || self.durable.seq != self.shelf.tip().seq {
-            return; // the position is not settled: asked again in a moment
+        // A newer promise can be on its way to the disk when an older one arrives there: it is not to be told before.
+        let promising = self.promise_durable != self.promised;
+        let settled = !self.cutting && self.durable.seq == self.shelf.tip().seq;
+        if self.is_unproved() || promising || !settled {
+            return; // asked again in a moment
         }
         let next = self.next_complete();
         let report = FenceReport {

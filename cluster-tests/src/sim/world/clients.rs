@@ -22,8 +22,8 @@ impl World {
                 return;
             }
             let node = match self.clients[client].probing {
-                true => client - self.options.clients,
-                false => self.rng.index(self.hosts.len()),
+                Some(node) => node,
+                None => self.rng.index(self.hosts.len()),
             };
             self.connect(client, node);
             return;
