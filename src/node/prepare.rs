@@ -50,18 +50,24 @@ pub fn prepare(config: &Config, log: &Logger) -> Result<Prepared, PrepareError> 
     let lock = disk.lock()?;
     let disk_uuid = identity::read_or_make(&*disk, &config.cluster, config.node)?;
     if let Some(path) = &config.import {
-        if disk.read_link(CURRENT)?.is_some() || disk.exists(FIRST)? {
-            info!(log, "nothing is imported: there is data here already"; "import" => path.display());
-        } else {
-            let bytes = import(&*disk, path)?;
-            info!(log, "imported"; "from" => path.display(), "bytes" => bytes);
+        match import(&*disk, path)? {
+            None => {
+                info!(log, "nothing is imported: there is data here already"; "import" => path.display());
+            }
+            Some(bytes) => {
+                info!(log, "imported"; "from" => path.display(), "bytes" => bytes);
+            }
         }
     }
     Ok(Prepared { disk, disk_uuid, lock })
 }
 
-/// Copies the file in under its final name, whole or not at all. The core checks what is in it.
-fn import(disk: &dyn Disk, path: &Path) -> Result<u64, PrepareError> {
+/// Copies the file in under its final name, whole or not at all; None if there is data already. The core checks what is
+/// in it.
+pub fn import(disk: &dyn Disk, path: &Path) -> Result<Option<u64>, PrepareError> {
+    if disk.read_link(CURRENT)?.is_some() || disk.exists(FIRST)? {
+        return Ok(None);
+    }
     let failed = |source| PrepareError::Import { path: path.to_path_buf(), source };
     let mut source = File::open(path).map_err(failed)?;
     // Shared: keeps a stock server out, but not the other nodes of this machine that import the same file.
@@ -83,7 +89,7 @@ fn import(disk: &dyn Disk, path: &Path) -> Result<u64, PrepareError> {
     copy.sync()?;
     disk.rename(PARTIAL, FIRST)?;
     disk.sync_dir()?;
-    Ok(at)
+    Ok(Some(at))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use packmaster::storage::{Disk, DiskError, DiskFile};
 
 use super::rng::Rng;
 
+pub mod crash;
+
 const SECTOR: usize = 512;
 const FREE_BYTES: u64 = 1 << 40;
 
