@@ -1,6 +1,8 @@
 //! A crash at every change of a disk, operation by operation; see `cluster_tests::crash`.
 
-use cluster_tests::crash::{Tally, changes, enumerate, lie_is_noticed, operations};
+use cluster_tests::crash::cluster::{OTHER_FATES, SCRIPTS};
+use cluster_tests::crash::{Tally, changes, cluster, enumerate, lie_is_noticed, operations};
+use cluster_tests::sim::disk::crash::Fate;
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().min(2))
@@ -62,4 +64,39 @@ fn a_disk_that_lies_is_noticed() {
     };
     unnoticed.retain(|(name, _, change)| !known(name, change));
     assert!(unnoticed.is_empty(), "left out, and nothing was lost: {unnoticed:#?}");
+}
+
+fn clusters(fates: &[Fate], stride: usize) {
+    let tallies = cluster::enumerate(fates, stride, threads());
+    println!("{:<55} {:>18} {:>6} {:>6} {:>8}", "script", "changes by node", "runs", "moot", "s");
+    let mut failed = Vec::new();
+    let (mut runs, mut moot, mut millis) = (0, 0, 0);
+    for (script, tally) in SCRIPTS.iter().zip(tallies) {
+        match tally {
+            Ok(tally) => {
+                let changes = format!("{:?}", tally.changes);
+                let seconds = tally.millis as f64 / 1000.0;
+                let (ran, nothing) = (tally.runs, tally.moot);
+                println!("{:<55} {changes:>18} {ran:>6} {nothing:>6} {seconds:>8.1}", script.name);
+                (runs, moot, millis) = (runs + ran, moot + nothing, millis + tally.millis);
+            }
+            Err(why) => failed.push(format!("{}: {why}", script.name)),
+        }
+    }
+    let seconds = millis as f64 / 1000.0;
+    println!("{:<55} {:>18} {runs:>6} {moot:>6} {seconds:>8.1}", "together", "");
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}
+
+/// Each node killed, and its power lost, at every change of its disk.
+#[test]
+fn a_cluster_survives_the_crash_of_a_node_at_every_change_of_its_disk() {
+    clusters(&[Fate::Kill, Fate::LoseAll], 1);
+}
+
+/// The rest of the fates, by `cargo test -p cluster-tests --test crash_enumeration -- --ignored --nocapture`.
+#[test]
+#[ignore = "minutes"]
+fn a_cluster_survives_every_other_fate_of_what_was_not_synced() {
+    clusters(&OTHER_FATES, 1);
 }

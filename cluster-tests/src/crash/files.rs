@@ -16,14 +16,7 @@ use super::{Crash, Operation};
 use crate::sim::parse;
 
 pub fn operations() -> Vec<Operation> {
-    let mut all = vec![
-        make_identity(),
-        import(),
-        start_empty(),
-        start_adopting(),
-        start_torn(),
-        start_damaged(),
-    ];
+    let mut all = vec![make_identity(), import(), start_empty(), start_torn(), start_damaged()];
     all.extend([append("append", LARGE, 1), append("append of a few bytes", 5, 1)]);
     all.extend([append("append, three in a batch", LARGE, 3), append_and_promise()]);
     all.extend([promise_first(), promise_again(), cut_back()]);
@@ -46,7 +39,9 @@ fn open(disk: &Arc<dyn Disk>) -> anyhow::Result<Arc<dyn DiskFile>> {
 
 // ---- a new directory ----
 
-/// What is acknowledged is the uuid: a directory has one for ever, once it was told.
+/// What is acknowledged is the uuid: a directory has one for ever, once it was told. (A process that was killed before
+/// the directory's sync left the next one to tell a uuid whose file was a name in memory only; after a power failure
+/// the disk would have had another one.)
 fn make_identity() -> Operation {
     let make = |disk: &Arc<dyn Disk>| -> anyhow::Result<u64> {
         let uuid = identity::read_or_make(&**disk, "crashed", NodeId(1))?;
@@ -67,24 +62,35 @@ fn make_identity() -> Operation {
     }
 }
 
+/// The copy gets its seal before its name. (It got it after, at the first start. A power failure in the middle of the
+/// seal then left a file that looked like the operator's own torn one, and the node refused to start. And a process that
+/// was killed between writing the seal and syncing it left the next one to make a file current whose seal was in memory
+/// only.)
 fn import() -> Operation {
     let source = Arc::new(tempfile::NamedTempFile::new().expect("a temporary file"));
     let plain = plain_file();
     std::fs::write(source.path(), &plain).expect("a temporary file");
     let again = source.clone();
     Operation {
-        name: "import",
+        name: "first start: import, adopt",
         before: Box::new(|_| Ok(())),
         act: Box::new(move |disk, acked| {
             prepare::import(&**disk, source.path())?;
             *acked = 1;
+            start_node(disk, 0)?;
+            *acked = 2;
             Ok(())
         }),
         check: Box::new(move |disk, crash| {
             let was_there = prepare::import(&**disk, again.path())?.is_none();
             ensure!(was_there || crash.acked == 0, "it was imported, and is gone");
-            ensure!(read(&**disk, FIRST)? == plain, "half a file was taken for an import");
-            Ok(1)
+            let found = started(disk, crash.start)?;
+            ensure!(found.bytes.starts_with(&plain), "what was imported was changed");
+            let seal = found.checked.seal();
+            // Every node that imports the same file adopts it to the same bytes.
+            ensure!(seal.start == plain.len(), "the seal is at {}, not at the end", seal.start);
+            ensure!(seal.end == found.bytes.len(), "there is something after the seal");
+            Ok(2)
         }),
     }
 }
@@ -98,25 +104,6 @@ fn start_empty() -> Operation {
         check: Box::new(|disk, crash| {
             let found = started(disk, crash.start)?;
             ensure!(found.bytes == History::empty().bytes, "another first file than elsewhere");
-            Ok(1)
-        }),
-    }
-}
-
-fn start_adopting() -> Operation {
-    let plain = plain_file();
-    let imported = plain.clone();
-    Operation {
-        name: "first start: adopt",
-        before: Box::new(move |disk| put(&**disk, FIRST, &imported)),
-        act: Box::new(start_once),
-        check: Box::new(move |disk, crash| {
-            let found = started(disk, crash.start)?;
-            ensure!(found.bytes.starts_with(&plain), "what was imported was changed");
-            let seal = found.checked.seal();
-            // Every node that imports the same file adopts it to the same bytes.
-            ensure!(seal.start == plain.len(), "the seal is at {}, not at the end", seal.start);
-            ensure!(seal.end == found.bytes.len(), "there is something after the seal");
             Ok(1)
         }),
     }
@@ -267,6 +254,9 @@ fn promised(disk: &Arc<dyn Disk>) -> anyhow::Result<Option<u64>> {
     Ok(promised)
 }
 
+/// (A promise was read whose file was a name in memory only, left by a killed process. And a power failure in the first
+/// promise could leave a file as long as it should be that read as zeros: damaged in both copies, and the node could
+/// never start again.)
 fn promise_first() -> Operation {
     Operation {
         name: "promise, the first",

@@ -8,14 +8,15 @@
 //! checked on what it made of it. Two things more are checked there, of every operation:
 //!
 //! * What recovery has said is durable: the power fails directly after it, and the next start says no less.
-//! * Recovery can itself be interrupted: a crash before each change that recovery makes, as a kill and with the loss of
-//!   all that is not synced, is recovered from.
+//! * Recovery can itself be interrupted: a crash before each change that recovery makes, with every fate again, is
+//!   recovered from.
 //!
 //! `watched` is a disk that can lie. An enumeration that does not notice that a sync was left out would be worth
 //! nothing: so each sync of each operation is left out once, and has to be missed (`tests/crash_enumeration.rs`).
 //!
 //! A torn last write at the point before the change is a write that was under way: the point after it has it unsynced.
 
+pub mod cluster;
 pub mod content;
 pub mod files;
 pub mod generations;
@@ -177,18 +178,26 @@ fn with_fate(
     if again.is_none_or(|again| again < said) {
         return Err(format!("recovery said {said}, and after a power failure {again:?}"));
     }
+    let mut crashes = 0;
     for change in 0..changes {
-        for second in [Fate::Kill, Fate::LoseAll] {
+        let interrupted = || {
             let (medium, acked) = prepare()?;
-            let story = |why| format!("{second:?} before change {change} of recovery: {why}");
             let crash = Crash { acked, ordered, start: 1 };
-            recover(operation, &medium, crash, Some(change)).map_err(story)?;
+            recover(operation, &medium, crash, Some(change))?;
+            Ok::<_, String>((medium, acked))
+        };
+        let fates = interrupted()?.0.lock().fates();
+        for second in fates {
+            let story = |why| format!("{second:?} before change {change} of recovery: {why}");
+            let (medium, acked) = interrupted().map_err(story)?;
             medium.lock().crash(second);
+            let ordered = ordered && second.is_ordered();
             let crash = Crash { acked, ordered, start: 2 };
             recover(operation, &medium, crash, None).map_err(story)?;
+            crashes += 1;
         }
     }
-    Ok(2 * u64::from(changes))
+    Ok(crashes)
 }
 
 /// Starts on what is left. With a fuse, recovery may come to nothing; else it has to succeed. What it said, if it came

@@ -11,6 +11,7 @@ mod inject;
 mod liveness;
 mod network;
 mod process;
+pub mod script;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -141,6 +142,7 @@ pub struct World {
     commands: BTreeSet<(u64, u64)>,
     counts: BTreeMap<&'static str, u64>,
     events: u64,
+    script: Option<script::Run>,
 }
 
 impl World {
@@ -192,6 +194,7 @@ impl World {
             commands: BTreeSet::new(),
             counts: BTreeMap::new(),
             events: 0,
+            script: None,
             rng,
         }
     }
@@ -228,6 +231,11 @@ impl World {
         }
         let faults_until = self.options.faults_ms * 1000;
         self.until(faults_until, |_| false);
+        self.come_to_rest();
+    }
+
+    /// The end of a run: everything is mended, has to come to rest, and is judged.
+    fn come_to_rest(&mut self) {
         self.mend();
         self.check_liveness();
         let (_, tip) = self.ledger.current(0).expect("a current file");

@@ -164,9 +164,9 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
             if !disk.exists(FIRST)? {
                 slog::info!(log, "an empty data directory: making an empty file"; "file" => FIRST);
                 at(FIRST, Shelf::create(&**disk, FIRST))?;
-            } else {
-                adopt_import(&**disk, log)?;
             }
+            // Its name may be that of a process that was killed before its sync: first it, then what points at it.
+            disk.sync_dir()?;
             disk.set_link(CURRENT, FIRST)?;
             disk.sync_dir()?;
             FIRST.to_string()
@@ -192,19 +192,6 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
     match torn {
         None => Ok(shelf),
         Some(torn) => Err(StartError::Setup(format!("{name} is torn again at {}", torn.offset))),
-    }
-}
-
-/// A file that was brought along: a plain Durus file becomes ours by appending a seal.
-fn adopt_import(disk: &dyn Disk, log: &slog::Logger) -> Result<(), StartError> {
-    match Shelf::open(disk, FIRST) {
-        Ok(_) => Ok(()),
-        Err(ShelfError::Plain { .. }) => {
-            slog::info!(log, "adopting a plain Durus file by appending a seal"; "file" => FIRST);
-            at(FIRST, shelf::adopt(disk, FIRST))?;
-            Ok(())
-        }
-        Err(error) => Err(StartError::Shelf { name: FIRST.into(), error }),
     }
 }
 

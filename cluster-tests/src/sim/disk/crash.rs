@@ -54,6 +54,13 @@ impl Platter {
         self.names_changed = true;
     }
 
+    /// A file is gone, by somebody's hand.
+    pub fn lose(&mut self, name: &str) {
+        self.names.remove(name);
+        self.durable_names.remove(name);
+        self.names_changed = true;
+    }
+
     /// Every fate that can differ from the others with what is unsynced now; the first is a kill.
     pub fn fates(&self) -> Vec<Fate> {
         let writes: usize = self.inodes.values().map(|inode| inode.pending.len()).sum();

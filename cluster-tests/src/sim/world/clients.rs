@@ -23,6 +23,7 @@ impl World {
             }
             let node = match self.clients[client].probing {
                 true => client - self.options.clients,
+                false if self.script.is_some() => client % self.hosts.len(),
                 false => self.rng.index(self.hosts.len()),
             };
             self.connect(client, node);
