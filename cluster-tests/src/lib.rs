@@ -13,6 +13,7 @@ pub mod chaincheck;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod crash;
 pub mod history;
 pub mod journal;
 pub mod load;

@@ -23,6 +23,8 @@ pub use damage::{Image, Part};
 pub use trouble::Error;
 use trouble::Troubles;
 
+pub mod crash;
+
 const SECTOR: usize = 512;
 
 #[derive(Clone, Debug, PartialEq, Eq)]

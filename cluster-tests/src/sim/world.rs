@@ -11,6 +11,7 @@ mod inject;
 mod liveness;
 mod network;
 mod process;
+pub mod script;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -174,6 +175,7 @@ pub struct World {
     elections: Vec<(u64, Vec<u64>)>,
     counts: BTreeMap<&'static str, u64>,
     events: u64,
+    script: Option<script::Run>,
 }
 
 impl World {
@@ -234,6 +236,7 @@ impl World {
             elections: Vec::new(),
             counts: BTreeMap::new(),
             events: 0,
+            script: None,
             rng,
         }
     }
@@ -270,6 +273,11 @@ impl World {
         }
         let faults_until = self.options.faults_ms * 1000;
         self.until(faults_until, |_| false);
+        self.come_to_rest();
+    }
+
+    /// The end of a run: everything is mended, has to come to rest, and is judged.
+    fn come_to_rest(&mut self) {
         self.mend();
         self.check_liveness();
         let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));

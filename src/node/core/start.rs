@@ -181,9 +181,9 @@ fn open_current(
             if !disk.exists(FIRST)? {
                 slog::info!(log, "an empty data directory: making an empty file"; "file" => FIRST);
                 at(FIRST, Shelf::create(&**disk, FIRST))?;
-            } else {
-                adopt_import(&**disk, log)?;
             }
+            // Its name may be that of a process that was killed before its sync: first it, then what points at it.
+            disk.sync_dir()?;
             disk.set_link(CURRENT, FIRST)?;
             disk.sync_dir()?;
             FIRST.to_string()
@@ -242,19 +242,6 @@ fn begin_anew(disk: &dyn Disk, damaged: &str, now: Now) -> Result<Shelf, StartEr
         disk.sync_dir()?;
     }
     Ok(shelf)
-}
-
-/// A file that was brought along: a plain Durus file becomes ours by appending a seal.
-fn adopt_import(disk: &dyn Disk, log: &slog::Logger) -> Result<(), StartError> {
-    match Shelf::open(disk, FIRST) {
-        Ok(_) => Ok(()),
-        Err(ShelfError::Plain { .. }) => {
-            slog::info!(log, "adopting a plain Durus file by appending a seal"; "file" => FIRST);
-            at(FIRST, shelf::adopt(disk, FIRST))?;
-            Ok(())
-        }
-        Err(error) => Err(StartError::Shelf { name: FIRST.into(), error }),
-    }
 }
 
 fn at<T>(name: &str, result: Result<T, ShelfError>) -> Result<T, StartError> {

@@ -57,8 +57,15 @@ impl World {
         let fuse = (!self.mending && self.options.faults && self.rng.chance(60))
             .then(|| self.rng.below(30) as u32);
         self.hosts[node].medium.lock().set_fuse(fuse);
+        if self.script.is_some() {
+            self.light_scripted_fuse(node);
+            self.import(node);
+        }
         let now = Now { mono_us: 1, wall_us: self.hosts[node].wall_us(self.now) };
         let started = start(setup, now);
+        if self.script.is_some() && self.scripted_fuse_burnt(node) {
+            return;
+        }
         let broken = self.hosts[node].medium.lock().is_broken();
         self.hosts[node].medium.lock().set_fuse(None);
         let hurt = self.hosts[node].medium.lock().hurt();
