@@ -12,6 +12,7 @@ pub mod chaincheck;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod fuzzing;
 pub mod journal;
 pub mod load;
 pub mod ports;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use slog::Logger;
 
+use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::failover::controller::Timing;
 use crate::proto::control::Beat;
 use crate::proto::control::peer_message::Kind;
 use crate::replication::wire;
-use crate::types::{NodeId, Now};
+use crate::types::{Epoch, NodeId, Now};
 
 /// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
 const SOON_US: u64 = 1000;
@@ -57,6 +58,8 @@ impl Beats {
 
 impl Core {
     pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) -> Result<(), String> {
+        // The controller takes the epoch after the greatest that was promised.
+        check_epoch("beat", Epoch(beat.promised))?;
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
         self.controller_due_us = 0;
