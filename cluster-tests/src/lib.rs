@@ -14,6 +14,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod crash;
+pub mod fuzzing;
 pub mod history;
 pub mod journal;
 pub mod load;

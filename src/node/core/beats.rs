@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use slog::Logger;
 
+use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::failover::controller::Timing;
 use crate::proto::control::Beat;
 use crate::proto::control::peer_message::Kind;
 use crate::replication::wire;
-use crate::types::{NodeId, Now};
+use crate::types::{Epoch, NodeId, Now};
 
 /// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
 const SOON_US: u64 = 1000;
@@ -62,6 +63,8 @@ impl Core {
         beat: Beat,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        // The controller takes the epoch after the greatest that was promised.
+        check_epoch("beat", Epoch(beat.promised))?;
         self.on_view_of_me(from, &beat, out);
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);

@@ -206,7 +206,14 @@ impl Core {
     // ---- applying ----
 
     fn restore_control(&mut self, snapshot: &[u8], out: &mut Vec<Action>) {
-        match crate::control::State::decode(snapshot) {
+        let applied = self.raft.applied();
+        let decoded = crate::control::State::decode(snapshot)
+            .map_err(|error| error.to_string())
+            .and_then(|state| match state.applied() <= applied {
+                true => Ok(state),
+                false => Err(format!("it is of index {}, Raft's is {applied}", state.applied())),
+            });
+        match decoded {
             Ok(state) => {
                 let before = std::mem::replace(&mut self.control, state);
                 self.compacted_index = self.raft.applied();
