@@ -7,6 +7,7 @@
 //!
 //! `PACKMASTER_BIN` names a packmaster binary to test instead of the one cargo builds.
 
+pub mod bigfile;
 pub mod binary;
 pub mod chaincheck;
 pub mod client;
