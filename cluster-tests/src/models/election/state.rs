@@ -47,7 +47,7 @@ pub enum Lost {
     Nothing,
     /// A damaged tail, found at the start and cut off: it is recovering.
     Tail,
-    /// Everything: an empty disk under the old id.
+    /// Everything: an empty disk under the old id, or an earlier image of its own.
     Disk,
 }
 
@@ -167,6 +167,11 @@ pub enum Step {
     Recover(u8),
     /// The same, with an empty disk.
     Wipe(u8),
+    /// The same, with an earlier image of the disk: the file and the promise are of that time.
+    RollBack {
+        node: u8,
+        upto: u8,
+    },
     /// Only while a rule is off.
     AskPosition(u8),
     CutLate(u8),
@@ -217,6 +222,7 @@ impl Step {
             Step::Damage { node, upto } => Step::Damage { node: place(node), upto },
             Step::Recover(node) => Step::Recover(place(node)),
             Step::Wipe(node) => Step::Wipe(place(node)),
+            Step::RollBack { node, upto } => Step::RollBack { node: place(node), upto },
             Step::AskPosition(node) => Step::AskPosition(place(node)),
             Step::CutLate(node) => Step::CutLate(place(node)),
             Step::CutToWatermark { node, upto } => Step::CutToWatermark { node: place(node), upto },

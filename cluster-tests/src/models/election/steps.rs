@@ -38,6 +38,7 @@ impl Election {
             Step::Damage { node, upto } => self.damage(w, node, upto),
             Step::Recover(node) => self.recover(w, node),
             Step::Wipe(node) => self.wipe(w, node),
+            Step::RollBack { node, upto } => self.roll_back(w, node, upto),
             Step::AskPosition(node) => {
                 let it = &mut w.nodes[usize::from(node)];
                 it.early = it.log.prefix(it.durable).order() + 1;
@@ -217,12 +218,8 @@ impl Election {
         if it.promise > epoch && mutant.iter().all(|rule| self.on(*rule)) {
             self.broke(w, Broken::NoAckBelowPromise);
         }
-        let silent = match it.lost {
-            Lost::Nothing => false,
-            Lost::Tail => self.on(Rule::RecoveringNotAcked),
-            Lost::Disk => self.on(Rule::WipedNotAcked),
-        };
-        if silent {
+        // A damaged node keeps its promise, and what it says is durable is: believing it would do no harm.
+        if it.lost == Lost::Tail || (it.lost == Lost::Disk && self.on(Rule::WipedNotAcked)) {
             return;
         }
         let upto = if self.on(Rule::AckAfterSync) { it.durable } else { it.log.len() };
@@ -246,10 +243,13 @@ impl Election {
         self.saw(Point::TailCut);
     }
 
+    /// A node that is told by an old epoch's master to cut what only a later epoch has committed, without this node,
+    /// may do so: `AckedIsDurable` and `QuorumsOverlap` look after the copies that count.
     fn cut_to(&self, w: &mut World, node: u8, upto: u8) {
         let committed = w.committed;
         let it = &mut w.nodes[usize::from(node)];
-        let lost = it.log.common(committed) > upto;
+        let by = it.promise;
+        let lost = by >= committed.last_epoch() && it.log.common(committed) > upto;
         it.log = it.log.prefix(upto);
         it.durable = it.durable.min(upto);
         let direct = [Rule::CutAtDivergence, Rule::LateCutRefused];
@@ -349,6 +349,18 @@ impl Election {
         it.log = Log::default();
         (it.durable, it.promise, it.kept, it.master) = (0, 0, 0, 0);
         it.lost = Lost::Disk;
+    }
+
+    /// The image has the file up to `upto`, and no promise above what is in the file.
+    fn roll_back(&self, w: &mut World, node: u8, upto: u8) {
+        let log = w.nodes[usize::from(node)].log.prefix(upto);
+        self.wipe(w, node);
+        let it = &mut w.nodes[usize::from(node)];
+        (it.log, it.durable) = (log, upto);
+        (it.promise, it.kept) = (log.last_epoch(), log.last_epoch());
+        if !self.on(Rule::RollBackNoticed) {
+            it.lost = Lost::Nothing;
+        }
     }
 
     /// Whether the other rank of the same two numbers is greater.
