@@ -19,6 +19,7 @@ pub mod fuzzing;
 pub mod history;
 pub mod journal;
 pub mod load;
+pub mod models;
 pub mod net;
 pub mod ports;
 pub mod python;
