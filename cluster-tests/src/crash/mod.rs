@@ -230,7 +230,7 @@ struct Run {
 
 /// Runs the operation up to the crash; the disk's fate is still open.
 fn crashed(operation: &Operation, point: u32, lie: Option<usize>) -> Result<Run, String> {
-    let medium = Medium::default();
+    let medium = Medium::new(0);
     let disk: Arc<dyn Disk> = medium.mount();
     (operation.before)(&disk).map_err(|error| format!("cannot be prepared: {error:#}"))?;
     medium.lock().settle();
