@@ -38,6 +38,7 @@ use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
 use crate::shelf::Shelf;
 use crate::storage::Disk;
+use crate::storage::loss::Loss;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 pub use io::{Action, Input, lane};
@@ -149,7 +150,7 @@ pub struct Core {
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,
     /// This disk has lost what it may have acknowledged: nothing here counts until all of it is back.
-    recovering: bool,
+    recovering: Option<Loss>,
     leaving: Option<Now>,
     exited: bool,
 }

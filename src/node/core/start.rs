@@ -17,8 +17,9 @@ use crate::failover::controller::Controller;
 use crate::failover::health::Health;
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
+use crate::storage::loss::{self, Loss};
 use crate::storage::promise::{self, PromiseError};
-use crate::storage::task::{CURRENT, RECOVERING};
+use crate::storage::task::CURRENT;
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, NodeId, Now, Seq};
 
@@ -56,11 +57,11 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         slog::warn!(log, "the Raft log was mended from its second copy"; "what" => repaired);
     }
     let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
-    let shelf = open_current(&disk, &log, now)?;
+    let shelf = open_current(&disk, promised, &log, now)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
     disk.sync_dir()?;
-    let recovering = disk.exists(RECOVERING)?;
+    let recovering = loss::read(&*disk, promised)?;
     let members = members(&setup)?;
     let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     let rank = voters.iter().position(|id| *id == setup.id).expect("checked by members()");
@@ -157,7 +158,12 @@ fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
 }
 
 /// The current file, verified, its torn tail cut aside; a new one in an empty directory.
-fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Shelf, StartError> {
+fn open_current(
+    disk: &Arc<dyn Disk>,
+    promised: Epoch,
+    log: &slog::Logger,
+    now: Now,
+) -> Result<Shelf, StartError> {
     let name = match disk.read_link(CURRENT)? {
         Some(name) => name,
         None => {
@@ -177,8 +183,9 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
             votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
         // First this: a crash after the cut must not make a node that looks sound.
-        disk.create(RECOVERING)?.sync()?;
-        disk.sync_dir()?;
+        let end = torn.as_ref().map_or(shelf.tip().offset, |torn| torn.offset + torn.len);
+        let generation = shelf.generation();
+        loss::write(&**disk, Loss { epoch: promised, generation, end })?;
     }
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
