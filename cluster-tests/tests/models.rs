@@ -155,8 +155,7 @@ fn who_lost_something_is_silent_until_it_is_back() {
 
 // ---- voters ----
 
-const VOTERS: election::Scope =
-    election::Scope { nodes: 4, changes: 2, ..election::Scope::NONE };
+const VOTERS: election::Scope = election::Scope { nodes: 4, changes: 2, ..election::Scope::NONE };
 
 #[test]
 fn voters_change_one_by_one() {
@@ -193,7 +192,6 @@ fn every_rule_of_the_switch_is_needed() {
         (OtherElectionsCallOff, SOUND_PACK, "GenerationEquivalent"),
         (SealNamesEpoch, SOUND_PACK, "GenerationEquivalent"),
         (CurrentGenerationOnly, SOUND_PACK, "GenerationEquivalent"),
-        (AppendNamesGeneration, SOUND_PACK, "AckedIsDurable"),
         (NextFollows, SOUND_PACK, "LeaderCompleteness"),
         (SwitchTakesGreatest, SOUND_PACK, "LeaderCompleteness"),
         (RebaseKeepsTail, SOUND_PACK, "AckedIsDurable"),

@@ -13,6 +13,27 @@
 //! * A slave's own knowledge of what is committed is checked when it gets it, and not kept: with it the slave can only
 //!   refuse a cut, and no such cut is ever asked for (`CommittedNeverTruncated`).
 //! * Nodes are interchangeable: states are sorted. Whom an election prefers among those it may elect is left open.
+//! * A second fence of an election that is still under way is left out, since the controller never makes one.
+//!
+//! **Change of voters**, as it is to be built. The voters are those of the newest election; a change is an election
+//! like any other. Three rules make it safe, and each is needed:
+//!
+//! 1. The election that changes the voters takes reports of a majority of the voters before it, and the new set
+//!    differs from theirs by one node that came or went (`DifferByOne`): majorities of the two overlap. A node is
+//!    replaced in two steps.
+//! 2. The voters before it have committed an epoch start of their own: the mastership was `Opened`
+//!    (`OpenedBeforeChange`). Two elections that never opened would be a step by two.
+//! 3. The new epoch commits, and so opens, by a majority of its own voters (`NewVotersCommit`).
+//!
+//! That a new voter has caught up first is *not* needed: it is asked for so that a commit need not wait for it.
+//!
+//! **Looked at, and found not to be needed** (each is kept in production, where it saves work or explains itself):
+//! that a recovering node's acknowledgements do not count (it keeps its promise, and what it says is durable is); that
+//! a slave knows what is committed and refuses to be cut below (nobody asks it to).
+//!
+//! **A disk that goes back in time**: the model shows that a node with an earlier image must be silent like one with
+//! an empty disk (`RollBackNoticed`). Production notices by Raft's heartbeats, while the leader is one that knew
+//! what the node had; after a change of leader nobody does. So it is an assumption: disks do not go back in time.
 
 mod state;
 mod steps;

@@ -251,7 +251,8 @@ impl Election {
         let by = it.promise;
         let lost = by >= committed.last_epoch() && it.log.common(committed) > upto;
         it.log = it.log.prefix(upto);
-        it.durable = it.durable.min(upto);
+        // The disk keeps the order: what was appended before the cut is durable when the cut is.
+        it.durable = upto;
         let direct = [Rule::CutAtDivergence, Rule::LateCutRefused];
         if lost && direct.iter().all(|rule| self.on(*rule)) {
             self.broke(w, Broken::CommittedNeverTruncated);
