@@ -10,7 +10,7 @@ pub fn bit(number: u8) -> u8 {
 
 /// (epoch, seq) the other way round: what `Rule::GreatestByEpoch` is about.
 fn by_seq(order: u8) -> u8 {
-    order << 4 | order >> 4
+    order.rotate_right(4)
 }
 
 impl Election {

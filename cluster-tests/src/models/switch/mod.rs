@@ -294,7 +294,8 @@ impl Switch {
     /// The generation holds what the old one held at the cut, but for what nothing refers to, then or ever after.
     fn generation_equivalent(&self, w: &World) -> bool {
         let sound = |base: Base, log: crate::models::log::Log| {
-            !base.is_there() || (!base.is_broken() && !(base.drops() && relinks(log, 1)))
+            let loses = base.drops() && relinks(log, 1);
+            !base.is_there() || !(base.is_broken() || loses)
         };
         sound(w.base, w.committed)
             && w.nodes
