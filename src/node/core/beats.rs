@@ -142,7 +142,11 @@ impl Core {
 
     /// Follows the current master in the current generation, or is the open master.
     pub(super) fn in_step(&self) -> bool {
-        if !self.suspect.is_empty() || self.recovering || !self.is_current_file() || self.cutting {
+        if !self.suspect.is_empty()
+            || self.recovering.is_some()
+            || !self.is_current_file()
+            || self.cutting
+        {
             return false;
         }
         match &self.role {
@@ -156,7 +160,7 @@ impl Core {
         if !self.suspect.is_empty() {
             return "suspect".into();
         }
-        if self.recovering {
+        if self.recovering.is_some() {
             return "recovering what its disk lost".into();
         }
         if let Some(text) = self.rebase_text() {

@@ -106,7 +106,7 @@ impl Core {
 
     /// Why this node's word about its file does not count; empty if it does.
     pub(super) fn doubts(&self) -> String {
-        match self.recovering {
+        match self.recovering.is_some() {
             true if self.suspect.is_empty() => {
                 "recovering: its file was damaged, and it is fetching what it lost".into()
             }
