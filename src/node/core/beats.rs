@@ -135,11 +135,16 @@ impl Core {
         }
     }
 
+    /// How long the disk has not done what it was asked for, if that is too long.
+    pub(super) fn stuck_ms(&self) -> Option<u64> {
+        let log_ms = self.raft_persist_since.map_or(0, |since| self.now.since_ms(since));
+        Some(self.tasks.oldest_ms(self.now).max(log_ms)).filter(|ms| *ms >= STUCK_MS)
+    }
+
     /// Why somebody else had better be master, although this node answers; empty if nothing is wrong.
     fn failing(&self) -> String {
-        let stuck_ms = self.tasks.oldest_ms(self.now);
-        if stuck_ms >= STUCK_MS {
-            return format!("its disk has not done in {stuck_ms} ms what it was asked for");
+        if let Some(ms) = self.stuck_ms() {
+            return format!("its disk has not done in {ms} ms what it was asked for");
         }
         match self.beats.free_bytes {
             Some(free) if free < FREE_BYTES_MIN => {
