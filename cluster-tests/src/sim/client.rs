@@ -149,8 +149,8 @@ pub struct Client {
     hand: Option<u64>,
     /// Loads in a row of an object that should be there and was not.
     missing: u32,
-    /// Only what proves that commits work.
-    pub probing: bool,
+    /// Only what proves that commits work, on this node.
+    pub probing: Option<usize>,
     pub packs: bool,
     pub commits_here: u64,
     /// Says nothing new any more.
@@ -187,7 +187,7 @@ impl Client {
             todo: None,
             hand: None,
             missing: 0,
-            probing: false,
+            probing: None,
             packs: false,
             commits_here: 0,
             quiet: false,
@@ -472,7 +472,7 @@ impl Client {
             if self.quiet {
                 return Next::Leave;
             }
-            if rng.chance(15) && !self.probing {
+            if rng.chance(15) && self.probing.is_none() {
                 return Next::Leave;
             }
             if self.packs && rng.chance(20) {
@@ -482,7 +482,11 @@ impl Client {
             self.plan = Some(self.choose(rng));
             self.reads.clear();
             self.writes.clear();
-            if self.probing || rng.chance(600) || self.cache.is_empty() || self.missing > 0 {
+            if self.probing.is_some()
+                || rng.chance(600)
+                || self.cache.is_empty()
+                || self.missing > 0
+            {
                 self.wait = Wait::Sync;
                 return Next::Say(b"S".to_vec());
             }
@@ -491,7 +495,7 @@ impl Client {
     }
 
     fn choose(&self, rng: &mut Rng) -> Plan {
-        if self.probing {
+        if self.probing.is_some() {
             return Plan::Count { a: rng.index(COUNTERS), b: None, read: rng.index(COUNTERS) };
         }
         match rng.below(12) {
