@@ -72,8 +72,9 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
     });
     let preferred = |id: NodeId, report: &Report| {
         let asked = Some(id) == fence.target;
-        // For a planned change the one asked for may fetch the last moments from the holder.
-        let planned = asked && fence.reason == Reason::Promote;
+        // For a planned change the one asked for may fetch the last moments from the holder; a failing master, too,
+        // still has them to give, and would be elected again for being ahead.
+        let planned = asked && matches!(fence.reason, Reason::Promote | Reason::MasterFailing);
         let member = state.member(id);
         let priority = member.map_or(0, |member| member.priority);
         let present = state.mastership().is_some_and(|before| before.master == id);

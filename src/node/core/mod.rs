@@ -91,6 +91,10 @@ pub struct Core {
     raft: raft::Driver,
     raft_tick_due_us: u64,
     raft_campaign_due_us: Option<u64>,
+    /// Since when a record is at the disk.
+    raft_persist_since: Option<Now>,
+    /// When this leader last asked somebody else to lead.
+    raft_yielded: Option<Now>,
     compacted_index: u64,
     /// Something was put into the Raft log since it was last polled.
     proposed: bool,

@@ -90,6 +90,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         raft,
         raft_tick_due_us: now.mono_us,
         raft_campaign_due_us: None,
+        raft_persist_since: None,
+        raft_yielded: None,
         compacted_index: 0,
         proposed: false,
         control: State::new(members),
