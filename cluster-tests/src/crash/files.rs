@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use packmaster::node::core::FIRST;
 use packmaster::node::{identity, prepare};
 use packmaster::storage::task::{CURRENT, DiskTask, RECOVERING, perform};
 use packmaster::storage::{Disk, DiskFile, promise};

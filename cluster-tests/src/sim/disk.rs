@@ -38,7 +38,7 @@ enum DirOp {
     Remove { name: String },
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Inode {
     written: Vec<u8>,
     durable: Vec<u8>,
@@ -62,7 +62,7 @@ pub enum Loss {
     Any,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Platter {
     life: u64,
     fuse: Option<u32>,

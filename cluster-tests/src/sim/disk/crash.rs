@@ -1,8 +1,9 @@
 //! Crashes whose outcome is decided beforehand: for enumerating them instead of drawing one.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
-use super::{Entry, FileOp, Platter, SECTOR, apply, apply_name};
+use super::{Entry, FileOp, Medium, Platter, SECTOR, apply, apply_name};
 
 /// With no more unsynced changes than this, every subset of them is a fate of its own.
 const SUBSETS_OF_MAX: usize = 5;
@@ -32,6 +33,14 @@ impl Fate {
     /// Is what was written first kept first, file by file? Else holes may be left, which look like corruption.
     pub fn is_ordered(self) -> bool {
         !matches!(self, Fate::TornHead | Fate::Hollow | Fate::Subset(_))
+    }
+}
+
+impl Medium {
+    /// Another medium with the same on it.
+    pub fn fork(&self) -> Medium {
+        let platter = self.lock().clone();
+        Medium(Arc::new(Mutex::new(platter)))
     }
 }
 
