@@ -7,16 +7,23 @@
 //!
 //! `PACKMASTER_BIN` names a packmaster binary to test instead of the one cargo builds.
 
+pub mod bigfile;
 pub mod binary;
 pub mod chaincheck;
 pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod crash;
+pub mod disks;
+pub mod fuzzing;
+pub mod history;
 pub mod journal;
 pub mod load;
+pub mod models;
+pub mod net;
 pub mod ports;
 pub mod python;
+pub mod scene;
 pub mod sim;
 pub mod status;
 pub mod stock;

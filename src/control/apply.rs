@@ -18,7 +18,9 @@ const TEXT_MAX: usize = 512;
 const NAME_MAX: usize = 64;
 const SETTINGS_MAX: usize = 256;
 /// Epochs from here on are nonsense; they would soon run out.
-const EPOCH_MAX: u64 = 1 << 62;
+pub const EPOCH_MAX: u64 = 1 << 62;
+/// And so is whatever else is counted.
+pub(super) const NUMBER_MAX: u64 = 1 << 62;
 /// Who asks when nobody did.
 const AUTOMATIC: &str = "automatic";
 
@@ -236,6 +238,8 @@ impl State {
     /// May this generation be elected, and is it a new one?
     fn check_generation(&self, record: &GenerationRecord) -> Result<bool, String> {
         let number = record.number;
+        let absurd = number.0 >= NUMBER_MAX;
+        refuse_if(absurd, || format!("generation {number} is beyond all bounds"))?;
         let Some(current) = self.generation() else { return Ok(true) };
         if number == current.number {
             let same = record.same(current);

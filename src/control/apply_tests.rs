@@ -140,6 +140,7 @@ fn elect_message(epoch: u64, master: u64, generation: pb::GenerationRecord) -> p
         generation: Some(generation),
         floor_holder: 2,
         why: "n1 has most".into(),
+        reported: vec![1, 2],
     }
 }
 
@@ -488,6 +489,11 @@ fn a_snapshot_of_nonsense_is_refused() {
     assert!(spoilt(|it| it.members[0].role = "king".into()).contains("king"));
     assert!(spoilt(|it| it.generations[0].base_hash = Bytes::new()).contains("20"));
     assert!(spoilt(|it| it.mastership.as_mut().unwrap().floor = None).contains("floor"));
+    assert!(spoilt(|state| state.epoch = 1 << 62).contains("bounds"));
+    assert!(spoilt(|state| state.decisions = u64::MAX).contains("bounds"));
+    assert!(spoilt(|state| state.oid_limit = u64::MAX).contains("oid limit"));
+    // The next pack's start would have looked for the generation that an open master has.
+    assert!(spoilt(|state| state.generations.clear()).contains("generation"));
     assert!(State::decode(&good[..good.len() - 1]).is_err());
     assert!(State::decode(b"").is_err());
 }

@@ -211,6 +211,7 @@ fn elect(
         floor: Some(put_position(floor)),
         floor_holder: holder.0,
         why: format!("{} of {}", name(state, winner), compared.join(", ")),
+        reported: counted.keys().map(|id| id.0).collect(),
     }
 }
 

@@ -240,7 +240,7 @@ struct Run {
 
 /// Runs the operation up to the crash; the disk's fate is still open.
 fn crashed(operation: &Operation, point: u32, lies: &[usize]) -> Result<Run, String> {
-    let medium = Medium::default();
+    let medium = Medium::new(0);
     let watched = Watched::new(medium.mount());
     let disk: Arc<dyn Disk> = watched.clone();
     (operation.before)(&disk).map_err(|error| format!("cannot be prepared: {error:#}"))?;

@@ -39,8 +39,25 @@ impl File {
     }
 }
 
+/// What became of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fate {
+    #[default]
+    Sound,
+    /// Something synced is gone or changed; the node must notice, and repair it or stay away.
+    Damaged,
+    /// As a whole it is what it was some time ago.
+    RolledBack,
+    /// Another, empty disk.
+    Replaced,
+}
+
 #[derive(Default)]
 struct DiskView {
+    fate: Fate,
+    /// What it had before it was damaged, as (seq, data hash), and below which seq it had everything.
+    had: BTreeSet<(u64, Hash)>,
+    had_below: u64,
     files: BTreeMap<u64, File>,
     /// Durable names of generation files, and the durable link.
     named: BTreeMap<String, u64>,
@@ -144,8 +161,43 @@ impl Ledger {
         }
     }
 
+    /// Has there been a master?
+    pub fn has_begun(&self) -> bool {
+        self.committed_top.is_some()
+    }
+
+    pub fn has_master(&self, epoch: u64) -> bool {
+        self.masters.contains_key(&epoch)
+    }
+
+    /// Something is about to happen to the disk that no crash does. What it has now counts as acknowledged for good.
+    pub fn disk_damaged(&mut self, node: usize, fate: Fate) {
+        let view = &mut self.disks[node];
+        if let Some(current) = view.current.and_then(|number| view.files.get(&number)) {
+            view.had_below = view.had_below.max(current.cut);
+        }
+        for file in view.files.values() {
+            for (seq, _, chain) in &file.txs {
+                view.had.insert((*seq, self.txs[chain].data_hash));
+            }
+        }
+        if view.fate == Fate::Sound || fate != Fate::Damaged {
+            view.fate = fate;
+        }
+        if fate != Fate::Damaged {
+            view.promise = 0;
+        }
+    }
+
     /// What a node says to another, at the moment it says it.
     pub fn on_send(&mut self, from: usize, message: &PeerMessage) {
+        if self.disks[from].fate == Fate::RolledBack {
+            assert!(
+                !counts(message),
+                "violated AmnesiacSilent: node {} has an older disk, and says {message:?}",
+                from + 1
+            );
+        }
         match &message.kind {
             Some(Message::Append(append)) => self.on_append(from, append),
             Some(Message::AppendReply(reply)) if reply.matched => self.on_ack(from, reply),
@@ -276,6 +328,9 @@ impl Ledger {
     /// Does the disk have the transaction in its current or a newer file, or below its current file's cut?
     fn has(&self, node: usize, seq: u64, data: &Hash) -> bool {
         let view = &self.disks[node];
+        if seq <= view.had_below || view.had.contains(&(seq, *data)) {
+            return true;
+        }
         let Some(current) = view.current.and_then(|number| view.files.get(&number)) else {
             return false;
         };
@@ -349,6 +404,19 @@ impl Ledger {
             text += &format!(" n{}: g{generation} seq {seq} promise {};", index + 1, view.promise);
         }
         text
+    }
+}
+
+/// Is this a vote, a word on a position that counts, or an acknowledgement?
+fn counts(message: &PeerMessage) -> bool {
+    // raft-rs's numbers: an append, a request for votes, an answer to one, a snapshot, a heartbeat; votes before the vote.
+    const RAFT: [u32; 7] = [3, 5, 6, 7, 8, 17, 18];
+    match &message.kind {
+        Some(Message::Append(_)) => true,
+        Some(Message::AppendReply(reply)) => reply.matched && !reply.recovering,
+        Some(Message::FenceReport(report)) => report.suspect.is_empty(),
+        Some(Message::Raft(raft)) => RAFT.contains(&raft.msg_type) && !raft.reject,
+        _ => false,
     }
 }
 

@@ -27,7 +27,7 @@ use packmaster::storage::DiskError;
 use packmaster::storage::task::{DiskTask, TaskDone};
 
 use super::client::{Book, Client};
-use super::disk::{Loss, Medium};
+use super::disk::{Image, Loss, Medium};
 use super::faults::{Options, Schedule};
 use super::history;
 use super::ledger::Ledger;
@@ -45,12 +45,13 @@ enum Event {
     DiskRun { node: usize, life: u64 },
     DiskDone { node: usize, life: u64, results: Vec<(u64, Result<TaskDone, DiskError>)> },
     RaftRun { node: usize, life: u64 },
-    RaftDone { node: usize, life: u64, number: u64 },
+    RaftDone { node: usize, life: u64, number: u64, failed: Option<String> },
     JobStep { node: usize, life: u64, job: u64 },
     Start { node: usize, down: u64 },
     PowerOn { node: usize, down: u64 },
     Dial { from: usize, life: u64, to: usize },
     LinkLost { from: usize, to: usize, era: u64 },
+    LinkReset { from: usize, to: usize, era: u64 },
     LaneAgain { from: usize, to: usize, era: u64, lane: usize },
     ToNode { node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>> },
     ToClient { client: usize, conn: u64, bytes: Option<Bytes> },
@@ -61,6 +62,7 @@ enum Event {
     NoLoss,
     NoLag,
     FastDisk { node: usize },
+    RoomAgain { node: usize },
     Unhold { by: usize },
 }
 
@@ -101,9 +103,35 @@ struct Host {
     deferred: Vec<Event>,
     slow: u64,
     doom: Option<(u32, bool, u64)>,
-    skew_us: u64,
+    /// The wall clock's difference from the right time.
+    skew_us: i64,
+    /// How much faster the monotonic clock goes, in parts of a million.
+    drift_ppm: i64,
     stop_down_us: u64,
     disk: Option<std::sync::Arc<super::disk::SimDisk>>,
+    /// Its disk was damaged at least once.
+    damaged: bool,
+    /// It said that it can't go on with that.
+    refused: bool,
+    /// Out for the rest of the run, and why.
+    out: Option<String>,
+    image: Option<Image>,
+}
+
+impl Host {
+    fn wall_us(&self, now: u64) -> u64 {
+        (WALL_US + now).saturating_add_signed(self.skew_us)
+    }
+
+    /// What the monotonic clock shows after `us` of the right time.
+    fn mono_after(&self, us: u64) -> u64 {
+        us.saturating_add_signed(us as i64 * self.drift_ppm / 1_000_000)
+    }
+
+    /// How long until the monotonic clock has gone on by `us`.
+    fn until_mono(&self, us: u64) -> u64 {
+        (us as i128 * 1_000_000 / i128::from(1_000_000 + self.drift_ppm)) as u64 + 1
+    }
 }
 
 #[derive(Default)]
@@ -134,12 +162,17 @@ pub struct World {
     book: Book,
     schedule: Schedule,
     loss_permille: u64,
+    twice_permille: u64,
     lag_us: u64,
     loss: Loss,
+    /// No new faults before this.
+    calm_until: u64,
     mending: bool,
     priorities: Vec<i64>,
     keep_generations: u32,
     commands: BTreeSet<(u64, u64)>,
+    /// Elections that were proposed: the epoch, and whose promises counted.
+    elections: Vec<(u64, Vec<u64>)>,
     counts: BTreeMap<&'static str, u64>,
     events: u64,
     script: Option<script::Run>,
@@ -149,9 +182,10 @@ impl World {
     pub fn new(seed: u64, options: &Options, trace: Trace) -> World {
         let mut rng = Rng::new(seed);
         let nodes = options.nodes;
+        let drifts = rng.chance(400);
         let hosts = (0..nodes)
             .map(|index| Host {
-                medium: Medium::default(),
+                medium: Medium::new(rng.number()),
                 disk_uuid: [index as u8 + 1; 16],
                 process: None,
                 life: 0,
@@ -161,12 +195,17 @@ impl World {
                 deferred: Vec::new(),
                 slow: 1,
                 doom: None,
-                skew_us: rng.below(5_000_000),
+                skew_us: rng.below(5_000_000) as i64,
+                drift_ppm: if drifts { rng.below(100_001) as i64 - 50_000 } else { 0 },
                 stop_down_us: 0,
                 disk: None,
+                damaged: false,
+                refused: false,
+                out: None,
+                image: None,
             })
             .collect();
-        let schedule = Schedule::new(&mut rng);
+        let schedule = Schedule::new(&mut rng, nodes);
         let equal = rng.chance(500);
         let priorities = (0..nodes).map(|_| if equal { 0 } else { rng.below(3) as i64 }).collect();
         let loss = if rng.chance(500) { Loss::Ordered } else { Loss::Any };
@@ -186,12 +225,15 @@ impl World {
             book: Book::default(),
             schedule,
             loss_permille: 0,
+            twice_permille: 0,
             lag_us: 0,
             loss,
+            calm_until: 0,
             mending: false,
             priorities,
             keep_generations,
             commands: BTreeSet::new(),
+            elections: Vec::new(),
             counts: BTreeMap::new(),
             events: 0,
             script: None,
@@ -238,7 +280,8 @@ impl World {
     fn come_to_rest(&mut self) {
         self.mend();
         self.check_liveness();
-        let (_, tip) = self.ledger.current(0).expect("a current file");
+        let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));
+        let (_, tip) = self.ledger.current(node.expect("a majority")).expect("a current file");
         let judged = history::judge(&self.ledger, &self.book, tip);
         *self.counts.entry("generation switch").or_default() += judged.generations as u64 - 1;
         *self.counts.entry("in-doubt commit found").or_default() += judged.unknown_found;
@@ -297,11 +340,7 @@ impl World {
             Event::DiskRun { node, .. } => self.disk_run(node),
             Event::DiskDone { node, results, .. } => self.disk_done(node, results),
             Event::RaftRun { node, .. } => self.raft_run(node),
-            Event::RaftDone { node, number, .. } => {
-                self.process(node).raft_busy = false;
-                self.put(node, Input::RaftDone { number, result: Ok(()) });
-                self.raft_next(node);
-            }
+            Event::RaftDone { node, number, failed, .. } => self.raft_done(node, number, failed),
             Event::JobStep { node, job, .. } => self.job_step(node, job),
             Event::Start { node, down } => {
                 if self.hosts[node].downs == down && self.hosts[node].process.is_none() {
@@ -315,6 +354,11 @@ impl World {
             }
             Event::Dial { from, life, to } => self.dial(from, life, to),
             Event::LinkLost { from, to, era } => self.link_lost(from, to, era),
+            Event::LinkReset { from, to, era } => {
+                if !self.link(from, to).cut && !self.link(to, from).cut {
+                    self.link_lost(from, to, era);
+                }
+            }
             Event::LaneAgain { from, to, era, lane } => self.lane_again(from, to, era, lane),
             Event::ToNode { node, life, conn, bytes } => {
                 self.arrive_at_node(node, life, conn, bytes)
@@ -331,8 +375,14 @@ impl World {
             Event::NoLoss => self.loss_permille = 0,
             Event::NoLag => self.lag_us = 0,
             Event::FastDisk { node } => self.hosts[node].slow = 1,
+            Event::RoomAgain { node } => self.hosts[node].medium.lock().set_full(false),
             Event::Unhold { by } => self.ask(by, Verb::SetPause(SetPause { paused: false })),
         }
+    }
+
+    /// Is it to serve in the end?
+    fn takes_part(&self, node: usize) -> bool {
+        self.hosts[node].out.is_none()
     }
 
     fn process(&mut self, node: usize) -> &mut Process {

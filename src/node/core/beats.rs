@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use slog::Logger;
 
+use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::failover::controller::Timing;
 use crate::proto::control::Beat;
 use crate::proto::control::peer_message::Kind;
 use crate::replication::wire;
-use crate::types::{NodeId, Now};
+use crate::types::{Epoch, NodeId, Now};
 
 /// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
 const SOON_US: u64 = 1000;
@@ -56,7 +57,15 @@ impl Beats {
 }
 
 impl Core {
-    pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) -> Result<(), String> {
+    pub(super) fn on_beat(
+        &mut self,
+        from: NodeId,
+        beat: Beat,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        // The controller takes the epoch after the greatest that was promised.
+        check_epoch("beat", Epoch(beat.promised))?;
+        self.on_view_of_me(from, &beat, out);
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
         self.controller_due_us = 0;
@@ -109,7 +118,7 @@ impl Core {
             in_step: self.in_step(),
             failing: String::new(),
             suspect: self.doubts(),
-            views: self.health.views(self.now),
+            views: self.views(),
             pack: self.pack_progress(),
             clients: self.sessions.len() as u64,
             file_bytes: tip.offset,
@@ -127,6 +136,7 @@ impl Core {
             seal_seq: self.shelf.cut().0,
             blank: self.shelf.is_blank(),
             tip_wall_us: self.shelf.last_time_us(),
+            promise_durable: self.promise_durable.0,
         }
     }
 

@@ -5,12 +5,21 @@
 
 use super::disk::Purpose;
 use super::{Action, Core, Role};
+use crate::control::EPOCH_MAX;
 use crate::failover::election::Report;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{FenceReport, FenceRequest};
 use crate::replication::wire::{self, Position};
 use crate::storage::task::DiskTask;
 use crate::types::{BootId, Epoch, Generation, NodeId};
+
+/// A promise can't be taken back: one that no epoch can follow would be this node's last.
+pub(super) fn check_epoch(what: &str, epoch: Epoch) -> Result<(), String> {
+    if epoch.0 >= EPOCH_MAX {
+        return Err(format!("{what}: epoch {epoch} is beyond all bounds"));
+    }
+    Ok(())
+}
 
 impl Core {
     /// Takes nothing below `epoch` any more. What is on its way to the disk is waited for by the order of tasks.
@@ -46,7 +55,11 @@ impl Core {
         request: FenceRequest,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if self.is_unproved() {
+            return Ok(()); // asked again in a moment
+        }
         let epoch = Epoch(request.epoch);
+        check_epoch("fence request", epoch)?;
         if epoch > self.promise_durable && epoch >= self.promised {
             self.fence_asked_by = Some((epoch, from));
         }
@@ -70,8 +83,11 @@ impl Core {
     }
 
     fn report(&mut self, to: NodeId, out: &mut Vec<Action>) {
-        if self.cutting || self.durable.seq != self.shelf.tip().seq {
-            return; // the position is not settled: asked again in a moment
+        // A newer promise can be on its way to the disk when an older one arrives there: it is not to be told before.
+        let promising = self.promise_durable != self.promised;
+        let settled = !self.cutting && self.durable.seq == self.shelf.tip().seq;
+        if self.is_unproved() || promising || !settled {
+            return; // asked again in a moment
         }
         let next = self.next_complete();
         let report = FenceReport {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::disk::Purpose;
+use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
@@ -55,7 +56,8 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let append = checked(append).map_err(|error| format!("append: {error}"))?;
-        if !self.suspect.is_empty() || self.cutting {
+        check_epoch("append", append.epoch)?;
+        if !self.suspect.is_empty() || self.cutting || self.is_unproved() {
             return Ok(());
         }
         if append.epoch < self.promised {
@@ -81,14 +83,11 @@ impl Core {
     /// Binds this node to the epoch's master; false for anybody else's appends.
     fn follows(&mut self, from: NodeId, append: &Checked) -> Result<bool, String> {
         match &self.role {
-            Role::Master(master) => {
-                assert!(
-                    master.epoch != append.epoch,
-                    "EpochUnique: two masters in {}",
-                    append.epoch
-                );
-                Ok(false)
+            // Raft elected us; whoever says the same of itself is out of its mind, and not believed.
+            Role::Master(master) if master.epoch == append.epoch => {
+                Err(format!("EpochUnique: two masters in {}", append.epoch))
             }
+            Role::Master(_) => Ok(false),
             Role::Slave(slave) if slave.epoch == append.epoch => {
                 Ok(slave.master == from && slave.boot == append.boot)
             }
@@ -162,8 +161,9 @@ impl Core {
         }
         let tx = shelf::verify(&tip.chain, &bytes)
             .map_err(|error| format!("append at seq {seq}: {error}"))?;
-        if seq != tip.seq.next() || tx.meta.epoch < tip.epoch || tx.meta.epoch > append.epoch {
-            return Err(format!("append: seq {seq} of epoch {} after {tip}", tx.meta.epoch));
+        self.shelf.check_next(&tx).map_err(|why| format!("append: {why}"))?;
+        if tx.meta.epoch > append.epoch {
+            return Err(format!("append: seq {seq} of epoch {}, to come", tx.meta.epoch));
         }
         self.extend(&tx, bytes.clone());
         Ok(Took::New(bytes, seq))

@@ -22,9 +22,9 @@ impl World {
                 return;
             }
             let node = match self.clients[client].probing {
-                true => client - self.options.clients,
-                false if self.script.is_some() => client % self.hosts.len(),
-                false => self.rng.index(self.hosts.len()),
+                Some(node) => node,
+                None if self.script.is_some() => client % self.hosts.len(),
+                None => self.rng.index(self.hosts.len()),
             };
             self.connect(client, node);
             return;

@@ -68,7 +68,7 @@ impl World {
         self.process(node).disk_busy = false;
         for (task, result) in results {
             if let Err(error) = &result {
-                panic!("violated: a disk task of node {} failed on a good disk: {error}", node + 1);
+                self.was_hurt(node, error);
             }
             self.put(node, Input::DiskDone { task, result });
         }
@@ -96,9 +96,12 @@ impl World {
         if self.fuse_burnt(node) {
             return;
         }
-        result.expect("the Raft log takes a record");
+        let failed = result.err().map(|error| {
+            self.was_hurt(node, &error);
+            error.to_string()
+        });
         let after = self.rng.delay(20, 500);
-        self.at(after, Event::RaftDone { node, life, number });
+        self.at(after, Event::RaftDone { node, life, number, failed });
     }
 
     pub(super) fn job_step(&mut self, node: usize, job: u64) {
@@ -126,5 +129,23 @@ impl World {
             }
         };
         self.put(node, Input::JobDone { job, result });
+    }
+
+    pub(super) fn raft_done(&mut self, node: usize, number: u64, failed: Option<String>) {
+        self.process(node).raft_busy = false;
+        let result = failed.map_or(Ok(()), |why| {
+            let (verb, name) = ("append to", "the Raft log".to_string());
+            Err(DiskError::Io { verb, name, source: std::io::Error::other(why) })
+        });
+        self.put(node, Input::RaftDone { number, result });
+        self.raft_next(node);
+    }
+
+    /// Something failed on this node's disk: only if that was armed.
+    fn was_hurt(&self, node: usize, error: &dyn std::fmt::Display) {
+        let hurt = self.hosts[node].medium.lock().hurt();
+        assert!(hurt.is_some(), "violated: node {} fails on a good disk: {error}", node + 1);
+        let hurt = hurt.expect("checked");
+        self.trace.line(format_args!("n{} disk error ({hurt}): {error}", node + 1));
     }
 }

@@ -6,6 +6,11 @@ use packmaster::proto::admin::{AdminRequest, Pack, PackVerb, Promote, SetPause};
 
 use super::{Event, World};
 use crate::sim::faults::Fault;
+use crate::sim::ledger::Fate;
+
+/// Whoever puts an old image or a new disk in does so while the cluster is well, and watches it for so long. That
+/// is the assumption under which such a node can be known: somebody who remembers it is there to be heard.
+const WATCHED_US: u64 = 3_000_000;
 
 impl World {
     pub(super) fn next_fault(&mut self) {
@@ -15,23 +20,54 @@ impl World {
         let (wait, fault) =
             self.schedule.next(&mut self.rng, self.hosts.len(), self.options.clients);
         self.at(wait, Event::Fault);
-        self.trace.line(format_args!("FAULT {fault:?}"));
-        self.inject(fault);
+        let Some(fault) = fault.filter(|_| self.now >= self.calm_until) else { return };
+        if self.inject(&fault) {
+            self.count(fault.name());
+        }
     }
 
-    pub(super) fn inject(&mut self, fault: Fault) {
-        match fault {
-            Fault::Crash { node, power, down_us } => {
-                if self.hosts[node].process.is_some() {
-                    self.count(if power { "power failure" } else { "kill" });
-                    self.dies(node, power, down_us);
+    /// False if it makes no sense now.
+    fn inject(&mut self, fault: &Fault) -> bool {
+        let node = match *fault {
+            Fault::Crash { node, .. }
+            | Fault::CrashInDisk { node, .. }
+            | Fault::Stall { node, .. }
+            | Fault::Stop { node, .. }
+            | Fault::DiskError { node, .. } => node,
+            Fault::Rot { .. }
+            | Fault::AstrayWrite { .. }
+            | Fault::Image { .. }
+            | Fault::Rollback { .. }
+            | Fault::Replace { .. } => return self.damage(fault),
+            _ => return self.inject_anywhere(fault),
+        };
+        if self.hosts[node].process.is_none() {
+            return false;
+        }
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        match *fault {
+            Fault::Crash { power, down_us, .. } => self.dies(node, power, down_us),
+            Fault::CrashInDisk { changes, power, down_us, .. } => {
+                self.hosts[node].doom = Some((changes, power, down_us));
+            }
+            Fault::Stall { us, .. } => {
+                if !self.hosts[node].stalled {
+                    self.hosts[node].stalled = true;
+                    self.at(us, Event::Resume { node });
                 }
             }
-            Fault::CrashInDisk { node, changes, power, down_us } => {
-                if self.hosts[node].process.is_some() {
-                    self.hosts[node].doom = Some((changes, power, down_us));
-                }
+            Fault::Stop { down_us, .. } => self.stop(node, down_us),
+            Fault::DiskError { error, after, .. } => {
+                self.hosts[node].medium.lock().arm(error, after);
             }
+            _ => unreachable!("sorted above"),
+        }
+        true
+    }
+
+    fn inject_anywhere(&mut self, fault: &Fault) -> bool {
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        match *fault {
             Fault::CrashAll { power } => {
                 for node in 0..self.hosts.len() {
                     if self.hosts[node].process.is_some() {
@@ -40,15 +76,16 @@ impl World {
                     }
                 }
             }
-            Fault::Stall { node, us } => {
-                if self.hosts[node].process.is_some() && !self.hosts[node].stalled {
-                    self.hosts[node].stalled = true;
-                    self.at(us, Event::Resume { node });
+            Fault::StopAll { down_us } => {
+                for node in 0..self.hosts.len() {
+                    if self.hosts[node].process.is_some() {
+                        self.stop(node, down_us);
+                    }
                 }
             }
-            Fault::Cut { ways, us } => ways.into_iter().for_each(|way| self.cut(way, us)),
-            Fault::Lossy { permille, us } => {
-                self.loss_permille = permille;
+            Fault::Cut { ref ways, us } => ways.iter().for_each(|way| self.cut(*way, us)),
+            Fault::Lossy { permille, twice_permille, us } => {
+                (self.loss_permille, self.twice_permille) = (permille, twice_permille);
                 self.at(us, Event::NoLoss);
             }
             Fault::Laggy { us_max, us } => {
@@ -59,6 +96,11 @@ impl World {
                 self.hosts[node].slow = factor;
                 self.at(us, Event::FastDisk { node });
             }
+            Fault::DiskFull { node, us } => {
+                self.hosts[node].medium.lock().set_full(true);
+                self.at(us, Event::RoomAgain { node });
+            }
+            Fault::ClockJump { node, us } => self.hosts[node].skew_us += us,
             Fault::Promote { to, by } => {
                 let promote = Promote {
                     node: format!("n{}", to + 1),
@@ -75,16 +117,107 @@ impl World {
                 self.ask(by, Verb::SetPause(SetPause { paused: true }));
                 self.at(us, Event::Unhold { by });
             }
-            Fault::Stop { node, down_us } => {
-                self.hosts[node].stop_down_us = down_us;
-                self.put(node, Input::Stop);
-            }
             Fault::KillClient { client } => {
                 if self.clients[client].connection.is_some() {
                     self.hang_up(client);
                 }
             }
+            _ => unreachable!("sorted above"),
         }
+        true
+    }
+
+    fn stop(&mut self, node: usize, down_us: u64) {
+        self.hosts[node].stop_down_us = down_us;
+        self.put(node, Input::Stop);
+    }
+
+    /// What is done to disks that may be damaged.
+    fn damage(&mut self, fault: &Fault) -> bool {
+        let (Fault::Rot { node, .. }
+        | Fault::AstrayWrite { node, .. }
+        | Fault::Image { node }
+        | Fault::Rollback { node }
+        | Fault::Replace { node }) = *fault
+        else {
+            unreachable!("sorted above")
+        };
+        // Before the first election all disks are needed, and one that is out can't get worse.
+        if !self.ledger.has_begun() || self.hosts[node].out.is_some() {
+            return false;
+        }
+        if let Fault::Image { .. } = fault {
+            let image = self.hosts[node].medium.lock().image();
+            self.hosts[node].image = Some(image);
+            return true;
+        }
+        if let Fault::Rollback { .. } | Fault::Replace { .. } = fault {
+            return self.swap_disk(node, fault);
+        }
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        let down_us = match *fault {
+            Fault::Rot { down_us, .. } | Fault::AstrayWrite { down_us, .. } => down_us,
+            _ => unreachable!("sorted above"),
+        };
+        if self.hosts[node].process.is_some() {
+            self.dies(node, true, down_us);
+        }
+        self.ledger.disk_damaged(node, Fate::Damaged);
+        let medium = self.hosts[node].medium.clone();
+        let what = match *fault {
+            Fault::Rot { part, .. } => medium.lock().rot(part, &mut self.rng),
+            _ => medium.lock().astray_write(&mut self.rng),
+        };
+        let Some(what) = what else { return false };
+        self.hosts[node].damaged = true;
+        self.trace.line(format_args!("n{}: damaged: {what}", node + 1));
+        self.look(node);
+        true
+    }
+
+    /// An older image, or an empty disk. The node is not to take part any more.
+    fn swap_disk(&mut self, node: usize, fault: &Fault) -> bool {
+        let image = self.hosts[node].image.take();
+        if let Fault::Rollback { .. } = fault {
+            let Some(image) = &image else { return false };
+            // The image must be older than something that can be known.
+            let promised = image.promise();
+            let forgotten = self.elections.iter().any(|(epoch, reported)| {
+                *epoch > promised
+                    && reported.contains(&(node as u64 + 1))
+                    && self.ledger.has_master(*epoch)
+            });
+            if !forgotten {
+                return false;
+            }
+        }
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        self.calm();
+        if self.hosts[node].process.is_some() {
+            self.dies(node, true, WATCHED_US / 2);
+        }
+        match (fault, image) {
+            (Fault::Rollback { .. }, Some(image)) => {
+                self.ledger.disk_damaged(node, Fate::RolledBack);
+                self.hosts[node].medium.lock().restore(&image);
+                self.hosts[node].out = Some("its disk is an older image".into());
+            }
+            _ => {
+                self.ledger.disk_damaged(node, Fate::Replaced);
+                self.hosts[node].medium.lock().wipe();
+                self.hosts[node].disk_uuid[1] ^= 0x55;
+                self.hosts[node].out = Some("it has another disk".into());
+            }
+        }
+        self.hosts[node].damaged = true;
+        self.look(node);
+        true
+    }
+
+    /// The others are well, and stay so for a while.
+    fn calm(&mut self) {
+        self.calm_until = self.now + 2 * WATCHED_US;
+        self.make_well();
     }
 
     pub(super) fn resume(&mut self, node: usize) {

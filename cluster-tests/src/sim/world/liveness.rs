@@ -18,11 +18,19 @@ impl World {
     pub(super) fn mend(&mut self) {
         self.trace.line(format_args!("everything is mended;{}", self.ledger.describe()));
         self.mending = true;
+        self.make_well();
+        self.ask(0, Verb::SetPause(SetPause { paused: false }));
+    }
+
+    /// Every node runs, every line is open.
+    pub(super) fn make_well(&mut self) {
         self.loss_permille = 0;
+        self.twice_permille = 0;
         self.lag_us = 0;
         for node in 0..self.hosts.len() {
             self.hosts[node].slow = 1;
             self.hosts[node].doom = None;
+            self.hosts[node].medium.lock().disarm();
             self.resume(node);
             if !self.hosts[node].powered {
                 self.hosts[node].powered = true;
@@ -35,7 +43,6 @@ impl World {
                 self.at(10_000, Event::Start { node, down });
             }
         }
-        self.ask(0, Verb::SetPause(SetPause { paused: false }));
     }
 
     pub(super) fn check_liveness(&mut self) {
@@ -45,15 +52,20 @@ impl World {
         }
         let first = self.clients.len();
         for node in 0..self.hosts.len() {
-            let mut client = Client::new(1000 + node as u64);
-            client.probing = true;
-            self.clients.push(client);
-            let client = first + node;
-            self.turn(client, 1000);
+            if self.takes_part(node) {
+                let mut client = Client::new(1000 + node as u64);
+                client.probing = Some(node);
+                self.clients.push(client);
+                self.turn(self.clients.len() - 1, 1000);
+            }
         }
         let end = self.now + COMMIT_WITHIN_US;
         let committed = |world: &mut World| {
-            world.clients[first..].iter().all(|client| client.commits_here >= 2)
+            world.clients[first..].iter().all(|client| {
+                // A damaged node may find only now that it can't go on.
+                let home = client.probing.expect("they probe");
+                client.commits_here >= 2 || !world.takes_part(home)
+            })
         };
         if !self.until(end, committed) {
             let waiting: Vec<String> = self.clients[first..]
@@ -104,7 +116,7 @@ impl World {
 
     pub(super) fn is_equal(&mut self) -> bool {
         let mut contents = BTreeSet::new();
-        for host in &self.hosts {
+        for host in self.hosts.iter().filter(|host| host.out.is_none()) {
             let platter = host.medium.lock();
             let Some(inode) = platter.durable_file("current.durus") else { return false };
             contents.insert(parse::sha(&[inode.durable()]));

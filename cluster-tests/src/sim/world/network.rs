@@ -34,7 +34,7 @@ impl World {
             return;
         }
         let fragile = self.rng.chance(500);
-        let copy = self.loss_permille > 0 && self.rng.chance(30);
+        let copy = self.twice_permille > 0 && self.rng.chance(self.twice_permille);
         let flight = Flight { from, to, to_life, era, fragile, message };
         if self.link(from, to).cut {
             self.link(from, to).held.push(flight);

@@ -11,7 +11,7 @@ use packmaster::types::{BootId, NodeId, Now};
 use prost::Message as _;
 
 use super::words::describe;
-use super::{Event, Process, WALL_US, World};
+use super::{Event, Host, Process, World};
 
 impl World {
     pub(super) fn setup(&mut self, node: usize) -> Setup {
@@ -46,6 +46,9 @@ impl World {
     }
 
     pub(super) fn start(&mut self, node: usize) {
+        if self.hosts[node].refused {
+            return;
+        }
         self.hosts[node].powered = true;
         self.hosts[node].life += 1;
         let life = self.hosts[node].life;
@@ -58,21 +61,37 @@ impl World {
             self.light_scripted_fuse(node);
             self.import(node);
         }
-        let now = Now { mono_us: 1, wall_us: WALL_US + self.now + self.hosts[node].skew_us };
+        let now = Now { mono_us: 1, wall_us: self.hosts[node].wall_us(self.now) };
         let started = start(setup, now);
         if self.script.is_some() && self.scripted_fuse_burnt(node) {
             return;
         }
         let broken = self.hosts[node].medium.lock().is_broken();
         self.hosts[node].medium.lock().set_fuse(None);
+        let hurt = self.hosts[node].medium.lock().hurt();
         let started = match started {
-            _ if broken => None,
+            _ if broken => {
+                self.trace.line(format_args!("n{} dies while it starts", node + 1));
+                self.count("crash at start");
+                None
+            }
             Ok(started) => Some(started),
+            Err(error) if hurt.is_some() => {
+                let hurt = hurt.expect("checked");
+                self.trace.line(format_args!("n{} can't start ({hurt}): {error}", node + 1));
+                self.count("start failed on a disk error");
+                None
+            }
+            Err(error) if self.hosts[node].damaged => {
+                self.trace.line(format_args!("n{} refuses to start: {error}", node + 1));
+                self.count("damaged node refused to start");
+                self.hosts[node].refused = true;
+                self.hosts[node].out = Some(error.to_string());
+                None
+            }
             Err(error) => panic!("violated restart: node {} can't start again: {error}", node + 1),
         };
         let Some((core, raft_log)) = started else {
-            self.trace.line(format_args!("n{} dies while it starts", node + 1));
-            self.count("crash at start");
             let power = self.rng.chance(500);
             self.dies(node, power, 50_000);
             return;
@@ -95,6 +114,10 @@ impl World {
             if peer != node {
                 let after = self.rng.delay(300, 20_000);
                 self.at(after, Event::Dial { from: node, life, to: peer });
+                // What they send to the process before is answered by a reset.
+                let era = self.link(peer, node).era;
+                let after = self.rng.delay(500, 60_000);
+                self.at(after, Event::LinkReset { from: peer, to: node, era });
                 // Its own connections ring the others' bells.
                 let their_life = self.hosts[peer].life;
                 let after = self.rng.delay(500, 30_000);
@@ -181,14 +204,16 @@ impl World {
     /// The run loop's round: everything that waits, then a tick if it is time, then what is to be done.
     pub(super) fn wake(&mut self, node: usize) {
         let now = self.now;
-        let wall_us = WALL_US + now + self.hosts[node].skew_us;
+        let wall_us = self.hosts[node].wall_us(now);
+        let started_us = self.process(node).started_us;
+        let mono_us = 1 + self.hosts[node].mono_after(now - started_us);
         let trace = self.trace.clone();
         let process = self.hosts[node].process.as_mut().expect("checked");
         if process.wake_at != Some(now) {
             return;
         }
         process.wake_at = None;
-        let at = Now { mono_us: 1 + now - process.started_us, wall_us };
+        let at = Now { mono_us, wall_us };
         let mut out = Vec::new();
         while let Some(input) = process.inbox.pop_front() {
             process.core.step(at, input, &mut out);
@@ -216,8 +241,9 @@ impl World {
         if at.mono_us >= process.core.deadline() {
             process.core.step(at, Input::Tick, &mut out);
         }
-        let due = process.started_us + process.core.deadline().saturating_sub(1);
-        self.wake_soon(node, due.saturating_sub(now).clamp(20, 1_000_000));
+        let wait = process.core.deadline().saturating_sub(mono_us);
+        let wait = self.hosts[node].until_mono(wait.min(2_000_000));
+        self.wake_soon(node, wait.clamp(20, 1_000_000));
         let life = self.hosts[node].life;
         for action in out {
             if self.hosts[node].life != life {
@@ -269,7 +295,24 @@ impl World {
                 self.process(node).jobs.remove(&job);
             }
             Action::Exit { reason, failed } => {
-                assert!(!failed, "violated: node {} gives up: {reason}", node + 1);
+                let hurt = self.hosts[node].medium.lock().hurt();
+                assert!(
+                    !failed || hurt.is_some(),
+                    "violated: node {} gives up, and nothing hurt it: {reason}",
+                    node + 1
+                );
+                if failed {
+                    let hurt = hurt.expect("checked");
+                    self.trace.line(format_args!("n{} dies of {hurt}: {reason}", node + 1));
+                    self.count(match hurt {
+                        "a failed sync" => "death of an fsync error",
+                        "no space" => "death of a full disk",
+                        _ => "death of another disk error",
+                    });
+                    let (power, down_us) =
+                        (self.rng.chance(300), self.rng.between(10_000, 1_500_000));
+                    return self.dies(node, power, down_us);
+                }
                 self.trace.line(format_args!("n{} exits: {reason}", node + 1));
                 self.finish(node);
                 let down_us = self.hosts[node].stop_down_us;
@@ -285,7 +328,10 @@ impl World {
         let tasks = std::mem::take(&mut process.tasks);
         perform(&*disk, tasks);
         while let Some((_, record)) = process.records.pop_front() {
-            process.raft_log.append(&record).expect("the Raft log takes a record");
+            if let Err(error) = process.raft_log.append(&record) {
+                assert!(disk_hurt(&self.hosts[node]), "the Raft log takes a record: {error}");
+                break;
+            }
         }
         self.look(node);
     }
@@ -307,6 +353,10 @@ impl World {
                     Reason::HandOver => "fence: hand over",
                     _ => "fence: other",
                 },
+                Some(Command::Elect(elect)) => {
+                    self.elections.push((elect.epoch, elect.reported));
+                    continue;
+                }
                 Some(Command::PackStart(_)) => "pack started",
                 Some(Command::PackSeal(_)) => "pack sealed",
                 Some(Command::PackCancel(_)) => "pack cancelled",
@@ -315,4 +365,8 @@ impl World {
             self.count(what);
         }
     }
+}
+
+fn disk_hurt(host: &Host) -> bool {
+    host.medium.lock().hurt().is_some()
 }
