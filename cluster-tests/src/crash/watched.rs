@@ -1,6 +1,6 @@
-//! A disk that writes down what is changed on it, and that can lie: it can say that one sync was done and not do it.
+//! A disk that writes down what is changed on it, and that can lie: it can say that some syncs were done and not do them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
@@ -9,10 +9,11 @@ pub struct Watched {
     notes: Arc<Notes>,
 }
 
+#[derive(Default)]
 struct Notes {
     changes: Mutex<Vec<String>>,
-    /// The change that is only said to be done.
-    lie: Option<usize>,
+    /// The changes that are only said to be done; none before there are any.
+    lies: OnceLock<Vec<usize>>,
 }
 
 struct WatchedFile {
@@ -21,9 +22,14 @@ struct WatchedFile {
 }
 
 impl Watched {
-    pub fn new(inner: Arc<dyn Disk>, lie: Option<usize>) -> Arc<Watched> {
-        let notes = Arc::new(Notes { changes: Mutex::default(), lie });
-        Arc::new(Watched { inner, notes })
+    pub fn new(inner: Arc<dyn Disk>) -> Arc<Watched> {
+        Arc::new(Watched { inner, notes: Arc::default() })
+    }
+
+    /// Changes are counted from here on, and it lies about some of them. To be called once.
+    pub fn begin(&self, lies: &[usize]) {
+        self.notes.lock().clear();
+        self.notes.lies.set(lies.to_vec()).expect("begun once");
     }
 
     pub fn changes(&self) -> Vec<String> {
@@ -44,7 +50,7 @@ impl Notes {
     fn note(&self, what: String) -> bool {
         let mut changes = self.lock();
         changes.push(what);
-        self.lie != Some(changes.len() - 1)
+        !self.lies.get().is_some_and(|lies| lies.contains(&(changes.len() - 1)))
     }
 }
 

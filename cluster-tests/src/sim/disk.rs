@@ -46,7 +46,7 @@ enum DirOp {
     Remove { name: String },
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Inode {
     written: Vec<u8>,
     durable: Vec<u8>,

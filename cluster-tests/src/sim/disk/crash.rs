@@ -1,8 +1,9 @@
 //! Crashes whose outcome is decided beforehand: for enumerating them instead of drawing one.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
-use super::{Entry, FileOp, Platter, SECTOR, apply, apply_name};
+use super::{FileOp, Medium, Platter, SECTOR, Troubles, apply, apply_name};
 
 /// With no more unsynced changes than this, every subset of them is a fate of its own.
 const SUBSETS_OF_MAX: usize = 5;
@@ -32,6 +33,28 @@ impl Fate {
     /// Is what was written first kept first, file by file? Else holes may be left, which look like corruption.
     pub fn is_ordered(self) -> bool {
         !matches!(self, Fate::TornHead | Fate::Hollow | Fate::Subset(_))
+    }
+}
+
+impl Medium {
+    /// Another medium with the same on it, in good order.
+    pub fn fork(&self) -> Medium {
+        let platter = self.lock();
+        Medium(Arc::new(Mutex::new(Platter {
+            life: platter.life,
+            fuse: platter.fuse,
+            broken: platter.broken,
+            names: platter.names.clone(),
+            durable_names: platter.durable_names.clone(),
+            dir_ops: platter.dir_ops.clone(),
+            inodes: platter.inodes.clone(),
+            inodes_made: platter.inodes_made,
+            changed: platter.changed.clone(),
+            names_changed: platter.names_changed,
+            names_unsure: false,
+            troubles: Troubles::new(0),
+            synced: VecDeque::new(),
+        })))
     }
 }
 
@@ -119,15 +142,7 @@ impl Platter {
         }
         self.names = self.durable_names.clone();
         self.names_changed = true;
-        let used: BTreeSet<u64> = self
-            .names
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::File(number) => Some(*number),
-                Entry::Link(_) => None,
-            })
-            .collect();
-        self.inodes.retain(|number, _| used.contains(number));
+        self.forget_unnamed();
     }
 }
 

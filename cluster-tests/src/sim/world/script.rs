@@ -166,6 +166,8 @@ impl World {
         }
         self.script().armed = false;
         self.come_to_rest();
+        let all = (0..self.hosts.len()).all(|node| self.takes_part(node));
+        assert!(all, "a node stands aside after a crash on a good disk");
     }
 
     /// Until `done`, or for so long as a step waits.
