@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
 pub use damage::{Image, Part};
-pub use trouble::Error;
+pub use trouble::{Error, Room};
 use trouble::Troubles;
 
 pub mod crash;

@@ -152,7 +152,7 @@ impl Core {
     }
 
     /// Why somebody else had better be master, although this node answers; empty if nothing is wrong.
-    fn failing(&self) -> String {
+    pub(super) fn failing(&self) -> String {
         if let Some(ms) = self.stuck_ms() {
             return format!("its disk has not done in {ms} ms what it was asked for");
         }
