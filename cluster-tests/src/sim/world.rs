@@ -384,7 +384,7 @@ impl World {
             Event::NoLoss => self.loss_permille = 0,
             Event::NoLag => self.lag_us = 0,
             Event::FastDisk { node } => self.hosts[node].slow = 1,
-            Event::NoRoom { node } if self.mending => {}
+            Event::NoRoom { .. } if self.mending => {}
             Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),
             Event::RoomAgain { node } => self.hosts[node].medium.lock().set_room(Room::Enough),
             Event::Unhold { by } => self.ask(by, Verb::SetPause(SetPause { paused: false })),
