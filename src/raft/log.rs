@@ -17,9 +17,9 @@ use super::image::LogImage;
 use crate::proto::control::{RaftEntry, RaftHardState, RaftRecord, RaftSnapshot};
 use crate::storage::{Disk, DiskError, DiskFile};
 
-/// Names of the copies, in the order in which they are written.
 /// Generations and seqs from here on are nonsense, whatever their checksums say.
 const NUMBER_MAX: u64 = 1 << 62;
+/// Names of the copies, in the order in which they are written.
 const NAMES: [&str; 2] = ["raft-a.log", "raft-b.log"];
 const TEMPORARY: [&str; 2] = ["raft-a.tmp", "raft-b.tmp"];
 /// Bytes below which a file is not worth rewriting.
