@@ -32,8 +32,8 @@
 //! a slave knows what is committed and refuses to be cut below (nobody asks it to).
 //!
 //! **A disk that goes back in time**: the model shows that a node with an earlier image must be silent like one with
-//! an empty disk (`RollBackNoticed`). Production notices by Raft's heartbeats, while the leader is one that knew
-//! what the node had; after a change of leader nobody does. So it is an assumption: disks do not go back in time.
+//! an empty disk (`RollBackNoticed`). How it finds out is `src/node/core/proof.rs`: the others know, if one that does
+//! is there to be heard. That somebody is, is assumed here.
 
 mod properties;
 mod rules;
