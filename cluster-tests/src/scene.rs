@@ -52,7 +52,6 @@ pub struct Scene {
     clients: Vec<Workload>,
     records: PathBuf,
     harms: Vec<Harm>,
-    /// Nodes whose process may end by itself with a failure.
     faults: usize,
     began: Instant,
 }
@@ -133,30 +132,11 @@ impl Scene {
         open.for_each(|harm| harm.to = Some(now()));
     }
 
+    /// The master, and the others.
     pub fn slaves(&self) -> (usize, [usize; 2]) {
         let master = self.cluster.master();
         let slaves: Vec<usize> = (0..3).filter(|&i| i != master).collect();
         (master, slaves.try_into().expect("three nodes"))
-    }
-
-    /// Kills node `i` and starts it again after a while drawn up to so many milliseconds.
-    pub fn kill_and_start(&mut self, i: usize, most_ms: u64) {
-        self.harm(i);
-        self.cluster.kill(i);
-        self.pause(0, most_ms);
-        self.cluster.launch(i);
-        self.cluster.wait_healthy();
-        self.healed(i);
-    }
-
-    /// Stops node `i` for a while.
-    pub fn stop_and_cont(&mut self, i: usize, ms: u64) {
-        self.harm(i);
-        self.cluster.stop(i);
-        self.pause(ms, ms + ms / 10);
-        self.cluster.cont(i);
-        self.cluster.wait_healthy();
-        self.healed(i);
     }
 
     pub fn recorded(&self) -> Recorded {
@@ -194,17 +174,20 @@ impl Scene {
         self.cluster.wait_level();
         let recorded = self.recorded();
         self.losses_are_explained(&recorded);
+        let gap = longest_gap(&recorded.acknowledged());
         let judged = judge(&self.cluster, recorded.sessions.clone());
         let sum =
             |what: &str| said.iter().filter_map(|one: &Value| one[what].as_u64()).sum::<u64>();
         let epoch = self.cluster.wait_level().epoch;
         aloud(&format!(
-            "real faults: {}: {} faults, {} epochs, {} lost connections, {} moves of clients; {judged:?}; {:.0} s",
+            "real faults: {}: {} faults, {} epochs, {} lost connections, {} moves of clients, longest time \
+             without an acknowledgement {} ms; {judged:?}; {:.0} s",
             self.name,
             self.faults,
             epoch,
             recorded.lost.len(),
             sum("hops"),
+            gap / 1_000_000,
             self.began.elapsed().as_secs_f64()
         ));
         let numbers = [judged.acknowledged, judged.conflicts + judged.given_up, judged.loads];
@@ -240,6 +223,11 @@ fn judge(cluster: &Cluster, sessions: Vec<history::Session>) -> history::Judged 
     let (initial, order) = files.order(tip);
     let history = History { initial, order, sessions, mark: history::mark };
     history::judge(&history).unwrap_or_else(|violation| panic!("{violation}"))
+}
+
+/// Between two acknowledgements to anybody, in nanoseconds.
+fn longest_gap(times: &[Time]) -> Time {
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
 }
 
 fn now() -> Time {

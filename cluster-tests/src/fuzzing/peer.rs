@@ -556,7 +556,8 @@ mod tests {
             node.machine.settle();
             node.look();
             let append = append(&node, |_, append| append.boot = 4711);
-            for from in (1..=NODES).filter(|from| *from != node.machine.id) {
+            for nth in 0..2 {
+                let from = node.peer(nth);
                 node.says(from, Kind::Append(append.clone()));
             }
             node.end();

@@ -250,7 +250,7 @@ fn start(recovered: Recovered) {
 /// The promise: the greater of its good copies, or an error, never less.
 fn promised(script: &mut Script<'_>) {
     let disk = MemDisk::new();
-    if script.byte() % 2 == 0 {
+    if script.byte().is_multiple_of(2) {
         put(&disk, "promise", script.rest());
     } else {
         let epoch = Epoch(script.number());

@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
 pub use damage::{Image, Part};
-pub use trouble::Error;
 use trouble::Troubles;
+pub use trouble::{Error, Room};
 
 pub mod crash;
 

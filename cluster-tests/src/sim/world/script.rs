@@ -148,9 +148,10 @@ fn run_on(script: &Script, seed: u64, crash: Option<CrashAt>, lying: bool) -> Sc
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
         text.unwrap_or_else(|| "a panic without words".into())
     });
-    let counts = world.sometimes();
     let run = world.script.take().expect("a script");
     let crashed = run.happened && !run.moot;
+    let report = world.report(seed, violation);
+    let (violation, counts) = (report.violation, report.sometimes);
     Scripted { violation, changes: run.changes, crashed, counts, trace }
 }
 
@@ -225,13 +226,13 @@ impl World {
             Step::Back => self.comes_back(),
             Step::Pack => {
                 self.script().generation = self.generations().into_iter().max().unwrap_or(0);
-                self.script().sealed = self.counts.get("pack sealed").copied().unwrap_or(0);
+                self.script().sealed = self.sometimes.get("pack sealed").copied().unwrap_or(0);
                 let by = self.somebody();
                 self.ask(by, Verb::Pack(Pack { verb: PackVerb::Start.into() }));
             }
             Step::PackSealed => {
                 let before = self.script().sealed;
-                self.wait(|world| world.counts.get("pack sealed").is_some_and(|n| *n > before));
+                self.wait(|world| world.sometimes.get("pack sealed").is_some_and(|n| *n > before));
             }
             Step::Switched => self.wait(|world| {
                 let before = world.script().generation;
