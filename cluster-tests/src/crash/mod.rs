@@ -33,10 +33,13 @@ use packmaster::storage::Disk;
 
 use crate::sim::disk::Medium;
 use crate::sim::disk::crash::Fate;
-use watched::Watched;
+use watched::{Lies, Watched};
 
 /// More changes than any operation should make.
 const CHANGES_MAX: u32 = 100_000;
+
+/// With more bytes than this on the disk, crashes during recovery are not followed: that would be for the bytes' sake.
+const LONG: usize = 1 << 20;
 
 /// What a check is told of the crash.
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +166,7 @@ fn at_point(
 ) -> Result<(u64, u64), String> {
     let Run { medium, acked, .. } = crashed(operation, point, lies)?;
     let fates = medium.lock().fates();
+    let depth = if medium.lock().bytes() > LONG { Depth::Recovery } else { depth };
     let mut in_recovery = 0;
     for fate in &fates {
         let story = |why: String| format!("{fate:?}: {why}");
@@ -246,7 +250,7 @@ fn crashed(operation: &Operation, point: u32, lies: &[usize]) -> Result<Run, Str
     (operation.before)(&disk).map_err(|error| format!("cannot be prepared: {error:#}"))?;
     medium.lock().settle();
     medium.lock().set_fuse(Some(point));
-    watched.begin(lies);
+    watched.begin(Lies::About(lies.to_vec()));
     let mut acked = 0;
     let result = no_panic(|| (operation.act)(&disk, &mut acked))?;
     if !medium.lock().is_broken() {

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
+const DIRECTORY: &str = "sync the directory";
+
 pub struct Watched {
     inner: Arc<dyn Disk>,
     notes: Arc<Notes>,
@@ -12,8 +14,16 @@ pub struct Watched {
 #[derive(Default)]
 struct Notes {
     changes: Mutex<Vec<String>>,
-    /// The changes that are only said to be done; none before there are any.
-    lies: OnceLock<Vec<usize>>,
+    /// Nothing before it was said.
+    lies: OnceLock<Lies>,
+}
+
+/// What is only said to be done.
+pub enum Lies {
+    /// These changes.
+    About(Vec<usize>),
+    /// Every sync of a file.
+    Syncs,
 }
 
 struct WatchedFile {
@@ -27,9 +37,9 @@ impl Watched {
     }
 
     /// Changes are counted from here on, and it lies about some of them. To be called once.
-    pub fn begin(&self, lies: &[usize]) {
+    pub fn begin(&self, lies: Lies) {
         self.notes.lock().clear();
-        self.notes.lies.set(lies.to_vec()).expect("begun once");
+        assert!(self.notes.lies.set(lies).is_ok(), "begun twice");
     }
 
     pub fn changes(&self) -> Vec<String> {
@@ -49,8 +59,13 @@ impl Notes {
     /// Notes a change; false if it is not to be done.
     fn note(&self, what: String) -> bool {
         let mut changes = self.lock();
+        let is_lie = match self.lies.get() {
+            None => false,
+            Some(Lies::About(lies)) => lies.contains(&changes.len()),
+            Some(Lies::Syncs) => what.starts_with("sync ") && what != DIRECTORY,
+        };
         changes.push(what);
-        !self.lies.get().is_some_and(|lies| lies.contains(&(changes.len() - 1)))
+        !is_lie
     }
 }
 
@@ -83,7 +98,7 @@ impl Disk for Watched {
     }
 
     fn sync_dir(&self) -> Result<(), DiskError> {
-        match self.notes.note("sync the directory".to_string()) {
+        match self.notes.note(DIRECTORY.to_string()) {
             true => self.inner.sync_dir(),
             false => Ok(()),
         }

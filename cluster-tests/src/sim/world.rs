@@ -112,7 +112,7 @@ struct Host {
     /// How much faster the monotonic clock goes, in parts of a million.
     drift_ppm: i64,
     stop_down_us: u64,
-    disk: Option<std::sync::Arc<super::disk::SimDisk>>,
+    disk: Option<std::sync::Arc<dyn packmaster::storage::Disk>>,
     /// Its disk was damaged at least once.
     damaged: bool,
     /// It said that it can't go on with that.

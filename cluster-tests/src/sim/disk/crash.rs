@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use super::{FileOp, Medium, Platter, SECTOR, Troubles, apply, apply_name};
 
-/// With no more unsynced changes than this, every subset of them is a fate of its own.
+/// With no more unsynced changes than this, every subset of them is a fate of its own; of more, each alone is kept, and
+/// each alone is lost.
 const SUBSETS_OF_MAX: usize = 5;
+/// Bits of a subset.
+const CHANGES_MAX: usize = 31;
 
 /// What becomes of unsynced changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +67,11 @@ impl Platter {
         self.fuse
     }
 
+    /// Of all files together.
+    pub fn bytes(&self) -> usize {
+        self.inodes.values().map(|inode| inode.written.len()).sum()
+    }
+
     /// Everything there is becomes durable.
     pub fn settle(&mut self) {
         for inode in self.inodes.values_mut() {
@@ -98,9 +106,13 @@ impl Platter {
         if writes > 0 {
             fates.extend([Fate::TornMiddle, Fate::TornHead, Fate::Hollow]);
         }
+        assert!(changes <= CHANGES_MAX, "{changes} unsynced changes are too many to choose from");
+        let all = (1u32 << changes) - 1;
         if changes <= SUBSETS_OF_MAX {
-            let all = (1u32 << changes) - 1;
             fates.extend((1..all.max(1)).map(Fate::Subset));
+        } else {
+            let each = (0..changes).map(|change| 1 << change);
+            fates.extend(each.flat_map(|one| [Fate::Subset(one), Fate::Subset(all ^ one)]));
         }
         fates
     }

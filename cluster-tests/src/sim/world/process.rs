@@ -29,6 +29,7 @@ impl World {
             })
             .collect();
         let disk = self.hosts[node].medium.mount();
+        let disk = self.scripted_disk(disk);
         self.hosts[node].disk = Some(disk.clone());
         Setup {
             id: NodeId(node as u64 + 1),
