@@ -15,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::binary::packmaster;
+use crate::disks::{SlowDisk, SmallDisk};
+use crate::net::Net;
 use crate::ports::{BLOCK, Ports};
 use crate::status::Status;
 use crate::stock;
@@ -31,11 +33,21 @@ pub struct Builder {
     nodes: usize,
     settings: Vec<String>,
     import: Option<PathBuf>,
+    net: Option<Net>,
+    small_disks_mib: Option<u32>,
+    slow_disks: bool,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Builder { nodes: 3, settings: Vec::new(), import: None }
+        Builder {
+            nodes: 3,
+            settings: Vec::new(),
+            import: None,
+            net: None,
+            small_disks_mib: None,
+            slow_disks: false,
+        }
     }
 }
 
@@ -55,6 +67,25 @@ impl Builder {
     /// A Durus file every node begins with.
     pub fn import(mut self, file: &Path) -> Self {
         self.import = Some(file.to_path_buf());
+        self
+    }
+
+    /// Every node on a host of its own of this network, the first nodes first; `ctl` on the last host.
+    pub fn network(mut self, net: Net) -> Self {
+        assert!(net.hosts() > self.nodes, "one host more than nodes");
+        self.net = Some(net);
+        self
+    }
+
+    /// Every node has a file system of this size for itself, which can be filled.
+    pub fn small_disks_mib(mut self, mib: u32) -> Self {
+        self.small_disks_mib = Some(mib);
+        self
+    }
+
+    /// Every node's syncs can be slowed down.
+    pub fn slow_disks(mut self) -> Self {
+        self.slow_disks = true;
         self
     }
 
@@ -78,20 +109,33 @@ impl Builder {
         let dir = dir.expect("make a directory for this cluster");
         let address = |kind: usize, i: usize| -> SocketAddr {
             let index = u16::try_from(kind * self.nodes + i).expect("few ports");
-            SocketAddr::from(([127, 0, 0, 1], ports.port(index)))
+            let host = self.net.as_ref().map(|net| net.address(i));
+            SocketAddr::from((host.unwrap_or([127, 0, 0, 1].into()), ports.port(index)))
         };
         let nodes: Vec<Node> = (0..self.nodes)
             .map(|i| {
                 let name = format!("n{}", i + 1);
+                let disk = dir.path().join(format!("{name}.disk"));
+                let small_disk = self.small_disks_mib.map(|mib| {
+                    SmallDisk::mount(&disk, mib).unwrap_or_else(|e| panic!("a small disk: {e:#}"))
+                });
+                let data = if small_disk.is_some() { disk } else { dir.path().to_path_buf() };
+                let slow_disk = self.slow_disks.then(|| {
+                    let control = dir.path().join(format!("{name}.slow"));
+                    SlowDisk::make(control).unwrap_or_else(|e| panic!("a slow disk: {e:#}"))
+                });
                 Node {
                     durus: address(0, i),
                     peer: address(1, i),
                     http: address(2, i),
-                    data: dir.path().join(&name),
+                    data: data.join(&name),
                     log: dir.path().join(format!("{name}.log")),
                     config: dir.path().join(format!("{name}.toml")),
                     child: None,
                     frozen: false,
+                    host: self.net.as_ref().map_or(Vec::new(), |net| net.command(i)),
+                    small_disk,
+                    slow_disk,
                     name,
                 }
             })
@@ -100,7 +144,7 @@ impl Builder {
             let text = configuration(node, &nodes, self.import.as_deref());
             fs::write(&node.config, text).expect("write a node's configuration");
         }
-        Cluster { nodes, settings: self.settings, dir: Some(dir), _ports: ports }
+        Cluster { nodes, settings: self.settings, dir: Some(dir), net: self.net, _ports: ports }
     }
 }
 
@@ -133,9 +177,23 @@ pub struct Node {
     config: PathBuf,
     child: Option<Child>,
     frozen: bool,
+    /// What its command begins with.
+    host: Vec<String>,
+    small_disk: Option<SmallDisk>,
+    slow_disk: Option<SlowDisk>,
 }
 
 impl Node {
+    /// Its disk, if the cluster has small ones.
+    pub fn small_disk(&self) -> &SmallDisk {
+        self.small_disk.as_ref().expect("a cluster with small disks")
+    }
+
+    /// Its disk, if the cluster has ones that can be slow.
+    pub fn slow_disk(&self) -> &SlowDisk {
+        self.slow_disk.as_ref().expect("a cluster with disks that can be slow")
+    }
+
     /// The Durus file it serves now.
     pub fn file(&self) -> PathBuf {
         self.data.join("current.durus")
@@ -184,7 +242,16 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     settings: Vec<String>,
     dir: Option<TempDir>,
+    net: Option<Net>,
     _ports: Ports,
+}
+
+/// A command that may have to run on another host.
+pub fn command_on(host: &[String], program: &Path) -> Command {
+    let Some((first, rest)) = host.split_first() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(rest).arg(program);
+    command
 }
 
 impl Cluster {
@@ -204,8 +271,11 @@ impl Cluster {
         let node = &mut self.nodes[i];
         assert!(node.child.is_none(), "{} runs already", node.name);
         let log = File::options().create(true).append(true).open(&node.log).expect("open a log");
-        let mut command = Command::new(packmaster());
+        let mut command = command_on(&node.host, &packmaster());
         command.args(["node", "--config"]).arg(&node.config);
+        if let Some(disk) = &node.slow_disk {
+            command.envs(disk.environment());
+        }
         for setting in &self.settings {
             command.args(["--set", setting]);
         }
@@ -231,6 +301,24 @@ impl Cluster {
     pub fn cont(&mut self, i: usize) {
         self.nodes[i].signal(Signal::CONT);
         self.nodes[i].frozen = false;
+    }
+
+    /// Its process has ended by itself: how; None if it runs.
+    pub fn has_ended(&mut self, i: usize) -> Option<ExitStatus> {
+        let child = self.nodes[i].child.as_mut()?;
+        let status = child.try_wait().expect("look at a node")?;
+        self.nodes[i].child = None;
+        Some(status)
+    }
+
+    /// The network, if the cluster has one of its own.
+    pub fn net(&mut self) -> &mut Net {
+        self.net.as_mut().expect("a cluster with a network of its own")
+    }
+
+    /// What commands on this node's host begin with; on the outside, if there is no such node.
+    pub fn host(&self, i: usize) -> Vec<String> {
+        self.net.as_ref().map_or(Vec::new(), |net| net.command(i.min(net.outside())))
     }
 
     /// SIGTERM, and waits until the process has ended by itself.
@@ -283,7 +371,8 @@ impl Cluster {
     pub fn ctl(&self, verb: &[&str]) -> Ctl {
         let awake = self.nodes.iter().filter(|node| node.child.is_some() && !node.frozen);
         let peers: Vec<String> = awake.map(|node| node.peer.to_string()).collect();
-        let output = Command::new(packmaster())
+        let outside = self.net.as_ref().map(|net| net.command(net.outside())).unwrap_or_default();
+        let output = command_on(&outside, &packmaster())
             .arg("ctl")
             .args(verb)
             .args(["--node", &peers.join(","), "--output", "json"])

@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::cluster::command_on;
 use crate::stock;
 
 /// A workload that runs.
@@ -25,9 +26,14 @@ pub struct Workload {
 impl Workload {
     /// Starts cluster-tests/python/`script` with the stock interpreter.
     pub fn start(script: &str, args: &[&str]) -> Workload {
+        Workload::start_on(&[], script, args)
+    }
+
+    /// The same on another host: the command begins with `host`.
+    pub fn start_on(host: &[String], script: &str, args: &[&str]) -> Workload {
         let stdout = tempfile::tempfile().expect("make a file for the output");
         let stderr = tempfile::tempfile().expect("make a file for the talk");
-        let child = Command::new(stock::python())
+        let child = command_on(host, &stock::python())
             .arg("-B")
             .arg(directory().join(script))
             .args(args)

@@ -18,7 +18,9 @@ const TEXT_MAX: usize = 512;
 const NAME_MAX: usize = 64;
 const SETTINGS_MAX: usize = 256;
 /// Epochs from here on are nonsense; they would soon run out.
-const EPOCH_MAX: u64 = 1 << 62;
+pub const EPOCH_MAX: u64 = 1 << 62;
+/// And so is whatever else is counted.
+pub(super) const NUMBER_MAX: u64 = 1 << 62;
 /// Who asks when nobody did.
 const AUTOMATIC: &str = "automatic";
 
@@ -230,12 +232,22 @@ impl State {
         let gone = before.iter().filter(|voter| !voters.contains(voter)).count();
         let come = voters.iter().filter(|voter| !before.contains(voter)).count();
         let far = self.mastership.is_some() && gone + come > 1;
-        refuse_if(far, || format!("voters {before:?} and {voters:?} differ by more than one"))
+        refuse_if(far, || format!("voters {before:?} and {voters:?} differ by more than one"))?;
+        // Two steps without a commit between them are a step by two: {A, B} of the three have what is committed, and
+        // {C, D} elect after {A, B, C, D} and then {B, C, D} (the model's `OpenedBeforeChange`).
+        let unsettled = self.mastership.is_some() && gone + come > 0 && self.opened.is_none();
+        refuse_if(unsettled, || {
+            format!(
+                "voters {before:?} have not committed an epoch start: they can't be changed yet"
+            )
+        })
     }
 
     /// May this generation be elected, and is it a new one?
     fn check_generation(&self, record: &GenerationRecord) -> Result<bool, String> {
         let number = record.number;
+        let absurd = number.0 >= NUMBER_MAX;
+        refuse_if(absurd, || format!("generation {number} is beyond all bounds"))?;
         let Some(current) = self.generation() else { return Ok(true) };
         if number == current.number {
             let same = record.same(current);

@@ -277,6 +277,25 @@ fn who_may_be_elected() {
     assert_eq!(trace.state.mastership().unwrap().generation.since_wall_us, 1004);
 }
 
+/// Found by the model of a change of voters before there is one: elections that never open, each with other voters,
+/// lead to a majority that has nothing of what was committed.
+#[test]
+fn voters_change_only_after_they_have_committed() {
+    let with = |epoch, voters: &[u64]| {
+        Kind::Elect(pb::Elect { voters: voters.to_vec(), ..elect_message(epoch, 1, first()) })
+    };
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.ok(fence(2, Reason::Promote));
+    trace.ok(with(2, &[1, 2]));
+    trace.ok(fence(3, Reason::NotOpened));
+    trace.no(with(3, &[1, 2, 3]), "have not committed an epoch start");
+    trace.ok(with(3, &[1, 2]));
+    trace.ok(opened(3, 301));
+    trace.ok(fence(4, Reason::Promote));
+    trace.ok(with(4, &[1, 2, 3]));
+}
+
 #[test]
 fn a_pack_goes_through_to_the_switch() {
     let mut trace = Trace::new();
@@ -489,6 +508,11 @@ fn a_snapshot_of_nonsense_is_refused() {
     assert!(spoilt(|it| it.members[0].role = "king".into()).contains("king"));
     assert!(spoilt(|it| it.generations[0].base_hash = Bytes::new()).contains("20"));
     assert!(spoilt(|it| it.mastership.as_mut().unwrap().floor = None).contains("floor"));
+    assert!(spoilt(|state| state.epoch = 1 << 62).contains("bounds"));
+    assert!(spoilt(|state| state.decisions = u64::MAX).contains("bounds"));
+    assert!(spoilt(|state| state.oid_limit = u64::MAX).contains("oid limit"));
+    // The next pack's start would have looked for the generation that an open master has.
+    assert!(spoilt(|state| state.generations.clear()).contains("generation"));
     assert!(State::decode(&good[..good.len() - 1]).is_err());
     assert!(State::decode(b"").is_err());
 }

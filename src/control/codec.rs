@@ -7,8 +7,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use prost::Message;
 
+use super::apply::{EPOCH_MAX, NUMBER_MAX};
 use super::state::{
-    Decision, Fencing, GenerationRecord, Mastership, Member, Pack, Reason, Role, Seal, State,
+    Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,
+    Reason, Role, Seal, State,
 };
 use crate::proto::control as pb;
 use crate::proto::replication;
@@ -63,7 +65,7 @@ impl State {
 fn from_message(state: pb::ControlState) -> Result<State, String> {
     let members = state.members.iter().map(|member| Ok((NodeId(member.id), get_member(member)?)));
     let generations = state.generations.iter().map(get_generation);
-    Ok(State {
+    let state = State {
         members: members.collect::<Result<_, String>>()?,
         epoch: Epoch(state.epoch),
         fencing: state.fencing.as_ref().map(get_fencing).transpose()?,
@@ -79,7 +81,38 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
         fenced_wall_us: state.fenced_wall_us,
         pack_again: Some(state.pack_again).filter(|by| !by.is_empty()),
         applied: state.applied,
-    })
+    };
+    check(&state)?;
+    Ok(state)
+}
+
+/// What no sequence of commands can make. It comes as a leader's snapshot, and whoever took it in would trip over it at
+/// the next command.
+fn check(state: &State) -> Result<(), String> {
+    let must = |holds: bool, why: &str| if holds { Ok(()) } else { Err(why.to_string()) };
+    let known = |node: &NodeId| state.members.contains_key(node);
+    must(state.epoch.0 < EPOCH_MAX, "an epoch beyond all bounds")?;
+    must(state.decisions < NUMBER_MAX, "decisions beyond all bounds")?;
+    must(state.oid_limit < Oid::CHAIN, "an oid limit beyond all oids")?;
+    let bounded = state.generations.iter().all(|record| record.number.0 < NUMBER_MAX);
+    must(bounded, "a generation beyond all bounds")?;
+    let few = state.generations.len() <= GENERATIONS_MAX && state.history.len() <= HISTORY_MAX;
+    must(few, "more generations or decisions than are kept")?;
+    let current = state.generations.back();
+    if let Some(pack) = &state.pack {
+        let follows = current.is_some_and(|record| record.number.next() == pack.generation);
+        must(follows, "a pack to a generation that does not follow")?;
+    }
+    let fenced = state.fencing.as_ref().map(|fencing| fencing.epoch);
+    must(fenced.is_none_or(|epoch| epoch == state.epoch), "a fence of another epoch")?;
+    let Some(elected) = &state.mastership else {
+        return must(state.opened.is_none() && current.is_none(), "no master, and its generation");
+    };
+    let order = elected.epoch <= state.epoch && (fenced.is_some() || elected.epoch == state.epoch);
+    must(order, "a master of another epoch")?;
+    must(current.is_some_and(|it| it.same(&elected.generation)), "a master without generation")?;
+    let voters = !elected.voters.is_empty() && elected.voters.iter().all(known);
+    must(voters && known(&elected.master), "a master or voters that are no members")
 }
 
 pub(super) fn get_chain(what: &str, bytes: &[u8]) -> Result<Chain, String> {

@@ -18,7 +18,7 @@ mod apply;
 mod codec;
 mod state;
 
-pub use apply::{Applied, command};
+pub use apply::{Applied, EPOCH_MAX, command};
 pub use codec::StateError;
 pub use state::{
     Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,

@@ -22,8 +22,12 @@ const GREETING_MAX: Duration = Duration::from_secs(2);
 /// A node that greets and does not tell its status within this time is passed over too.
 const READING_MAX: Duration = Duration::from_secs(3);
 
+/// The verdict of a node that sees no way to commit.
+const UNAVAILABLE: &str = "unavailable";
+
 /// Asks one of several nodes. Each request has a connection of its own, so that a node that comes or goes in between
 /// does not matter.
+#[derive(Clone)]
 pub struct Client {
     nodes: Vec<String>,
     timeout: Duration,
@@ -54,7 +58,7 @@ impl Client {
     }
 
     pub fn status(&self) -> Result<Status, Failure> {
-        self.read(Verb::Status(admin::Status {}))
+        understood(self.status_raw()?)
     }
 
     /// 0: all decisions that are kept; otherwise those of the epoch that decision `number` belongs to.
@@ -64,16 +68,35 @@ impl Client {
 
     fn read<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Failure> {
         let reply = self.ask(verb, false)?;
-        serde_json::from_slice(&reply.json).map_err(|error| {
-            Failure::Refused(format!(
-                "the answer is not understood ({error}): use the ctl of the node's own version"
-            ))
-        })
+        serde_json::from_slice(&reply.json).map_err(not_understood).and_then(understood)
     }
 
     /// The JSON as the node made it, with fields that this version may not know.
     pub fn raw(&self, verb: Verb) -> Result<serde_json::Value, Failure> {
         self.read(verb)
+    }
+
+    /// The status, as JSON. A node that is cut off, or whose disk is stuck, knows less than the others: if the first to
+    /// answer calls the cluster unavailable, all are asked, and who knows of the latest epoch is believed.
+    pub fn status_raw(&self) -> Result<serde_json::Value, Failure> {
+        let status = || Verb::Status(admin::Status {});
+        let rank = |status: &serde_json::Value| {
+            (status["epoch"].as_u64(), status["verdict"].as_str() != Some(UNAVAILABLE))
+        };
+        let mut best: serde_json::Value = self.raw(status())?;
+        if best["verdict"].as_str() != Some(UNAVAILABLE) || self.nodes.len() == 1 {
+            return Ok(best);
+        }
+        for node in &self.nodes {
+            let alone = Client { nodes: vec![node.clone()], ..self.clone() };
+            // Who does not answer has nothing better to say.
+            if let Ok(other) = alone.raw(status())
+                && rank(&other) > rank(&best)
+            {
+                best = other;
+            }
+        }
+        Ok(best)
     }
 
     fn ask(&self, verb: Verb, changes: bool) -> Result<AdminReply, Failure> {
@@ -125,6 +148,16 @@ impl Client {
             false => Err(Trouble::After(format!("answered request {} instead", reply.id))),
         }
     }
+}
+
+fn understood<T: DeserializeOwned>(json: serde_json::Value) -> Result<T, Failure> {
+    serde_json::from_value(json).map_err(not_understood)
+}
+
+fn not_understood(error: serde_json::Error) -> Failure {
+    Failure::Refused(format!(
+        "the answer is not understood ({error}): use the ctl of the node's own version"
+    ))
 }
 
 /// Connects and exchanges hellos.
@@ -244,6 +277,29 @@ mod tests {
         let failure = client(&[&closed_port()]).status().unwrap_err();
         assert_eq!(failure.code(), 3);
         assert!(failure.to_string().contains("PACKMASTER_NODES"), "{failure}");
+    }
+
+    /// A Raft leader whose disk was stuck had beaten on and applied nothing: it did not know that it was replaced, and
+    /// `ctl status`, which asked it first, said for as long that commits wait (real faults, slow disk).
+    #[test]
+    fn who_calls_the_cluster_unavailable_is_not_believed_if_another_knows_better() {
+        let node = |epoch: u64, verdict: &'static str| {
+            FakeNode::start(move |request| {
+                let json = format!(r#"{{"epoch":{epoch},"verdict":"{verdict}"}}"#);
+                Some(AdminReply { json: json.into(), ..FakeNode::done(request.id, "") })
+            })
+        };
+        let told = |nodes: &[&FakeNode]| {
+            let nodes: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
+            let status = client(&nodes).status_raw().unwrap();
+            (status["epoch"].as_u64().unwrap(), status["verdict"].as_str().unwrap().to_owned())
+        };
+        let (stuck, fine) = (node(5, UNAVAILABLE), node(6, "degraded"));
+        assert_eq!(told(&[&stuck, &fine]), (6, "degraded".into()));
+        // A slave that is cut off is in the same epoch.
+        let same_epoch = node(5, "healthy");
+        assert_eq!(told(&[&stuck, &same_epoch]), (5, "healthy".into()));
+        assert_eq!(told(&[&same_epoch, &fine]), (5, "healthy".into()), "nobody else is asked");
     }
 
     #[test]

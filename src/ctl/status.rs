@@ -9,8 +9,6 @@ use super::client::Client;
 use super::{Answer, Failure, Output, print};
 use crate::admin::model::Status;
 use crate::admin::render;
-use crate::proto::admin;
-use crate::proto::admin::admin_request::Verb;
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Clears the screen and goes home.
@@ -44,7 +42,7 @@ pub(super) fn run(client: &Client, args: &Args, output: Output) -> Result<Answer
 }
 
 fn ask(client: &Client) -> Result<(Status, serde_json::Value), Failure> {
-    let json = client.raw(Verb::Status(admin::Status {}))?;
+    let json = client.status_raw()?;
     let status = Status::deserialize(&json);
     let status = status.map_err(|error| {
         Failure::Refused(format!(

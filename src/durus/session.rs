@@ -245,14 +245,14 @@ impl Sessions {
         self.log.push(seq, owner, oids, self.live > 0);
         if let Some(conn) = owner {
             let session = self.sessions.get_mut(&conn).expect("requests are of sessions");
-            let Some(Waiting::Commit(commit)) = &mut session.waiting else {
-                unreachable!("the commit {commit_id} is outstanding")
-            };
-            if let Some(said) = commit.seq.replace(seq) {
-                self.visible.remove(&(said, conn));
+            // The chain is a master's word: the id may be one of ours that is no commit's.
+            if let Some(Waiting::Commit(commit)) = &mut session.waiting {
+                if let Some(said) = commit.seq.replace(seq) {
+                    self.visible.remove(&(said, conn));
+                }
+                session.unseen.own_commit(seq);
+                self.visible.insert((seq, conn));
             }
-            session.unseen.own_commit(seq);
-            self.visible.insert((seq, conn));
         }
         if self.log.is_full() {
             let live = self.sessions.iter_mut().filter(|(_, session)| !session.closed);

@@ -276,7 +276,7 @@ impl Controller {
         }
     }
 
-    /// Replaces a master that is dead, silent or failing. True if something was decided.
+    /// Replaces a master that is dead or silent, and relieves one that is failing. True if something was decided.
     fn judge_master(&mut self, view: &View<'_>, master: NodeId, out: &mut Vec<Decision>) -> bool {
         let voters = view.state.voters();
         let enough = majority(voters.len());
@@ -297,15 +297,36 @@ impl Controller {
                 view.timing.silence_ms
             );
             (Reason::MasterSilent, why)
-        } else if let Some(beat) = view.beat(master).filter(|beat| !beat.failing.is_empty())
-            && voters.iter().any(|id| *id != master && is_sound(view, *id))
-        {
-            (Reason::MasterFailing, format!("{who} says: {}", beat.failing))
         } else {
-            return false;
+            return self.relieve(view, master, out);
         };
         self.outage = view.health.peer(master).map(|peer| peer.heard).or(Some(view.now));
         self.fence_now(view, reason, None, "automatic", &why, out);
+        true
+    }
+
+    /// A master that says it is failing hands over, if there is somebody in step to whom. A full disk everywhere is no
+    /// reason to stop: the last who can goes on. True if something was decided.
+    fn relieve(&mut self, view: &View<'_>, master: NodeId, out: &mut Vec<Decision>) -> bool {
+        let Some(beat) = view.beat(master).filter(|beat| !beat.failing.is_empty()) else {
+            return false;
+        };
+        let why = format!("{} says: {}", name(view, master), beat.failing);
+        let can_take_over = |id: &NodeId| {
+            let may = view.state.member(*id).is_some_and(|member| member.may_be_master);
+            let fine = view.beat(*id).is_some_and(|beat| {
+                beat.in_step && !beat.leaving && beat.failing.is_empty() && beat.suspect.is_empty()
+            });
+            *id != master && may && fine && view.is_alive(*id)
+        };
+        let priority = |id: &NodeId| view.state.member(*id).map_or(0, |member| member.priority);
+        let voters = view.state.voters();
+        let ready = voters.iter().copied().filter(can_take_over);
+        let Some(target) = ready.max_by_key(|id| (priority(id), std::cmp::Reverse(*id))) else {
+            return false;
+        };
+        self.outage = Some(view.now);
+        self.fence_now(view, Reason::MasterFailing, Some(target), "automatic", &why, out);
         true
     }
 
@@ -439,13 +460,6 @@ impl Controller {
             out.push(Decision::Alarm(why));
         }
     }
-}
-
-/// Could this node go on where a failing master can't?
-fn is_sound(view: &View<'_>, id: NodeId) -> bool {
-    let may = view.state.member(id).is_some_and(|member| member.may_be_master);
-    let beat = view.beat(id).filter(|_| view.is_alive(id));
-    may && beat.is_some_and(|beat| beat.in_step && beat.failing.is_empty() && !beat.leaving)
 }
 
 fn name(view: &View<'_>, id: NodeId) -> String {

@@ -81,6 +81,9 @@ fn read(disk: &dyn Disk, cluster: &str, node: NodeId) -> Result<[u8; 16], Identi
     let file = disk.open(NAME)?;
     let mut bytes = vec![0; file.len()?.min(BYTES_MAX) as usize];
     file.read_at(0, &mut bytes)?;
+    // Its name may be in memory only, left by a process that was killed before its sync. Others are told of this disk
+    // from now on: it must not be another one after a power failure.
+    disk.sync_dir()?;
     let damaged = |why: &str| IdentityError::Damaged(why.to_string());
     let text = String::from_utf8(bytes).map_err(|_| damaged("not text"))?;
     let identity: Identity = toml::from_str(&text).map_err(|error| damaged(error.message()))?;

@@ -21,7 +21,7 @@
 //! Nothing here reads the clock, draws a random number, starts a thread or knows what a command means. Members do not
 //! change: the voters are those of the configuration.
 
-mod convert;
+pub mod convert;
 mod driver;
 mod format;
 mod image;

@@ -289,11 +289,26 @@ impl Scan {
         if !inside || oid != inner || oid == u64::MAX {
             return Err(self.corrupt(why));
         }
-        self.accept(offset + 8 + len)?;
+        self.accept(offset + RECORD_HEAD as u64 + data_len)?;
+        self.base_refs(offset, offset + 8 + len)?;
         self.base_records += 1;
         visit(Found::Base { oid: Oid(oid), offset });
         if self.at == self.base_end {
             self.phase = Phase::Map;
+        }
+        Ok(())
+    }
+
+    /// The references of the base record at `offset`: what is left of it, up to `end`.
+    fn base_refs(&mut self, offset: u64, end: u64) -> Result<(), ShelfError> {
+        while self.at < end {
+            let piece = (end - self.at).min(READ as u64) as usize;
+            let (refs, _) = self.reader.bytes(self.at, piece)?.as_chunks::<8>();
+            if refs.contains(&Oid::CHAIN.0.to_be_bytes()) {
+                self.at = offset;
+                return Err(self.corrupt("a record of the base refers to the reserved oid"));
+            }
+            self.accept(self.at + piece as u64)?;
         }
         Ok(())
     }

@@ -159,6 +159,12 @@ fn plain_files_are_named_as_such_however_they_end() {
 fn a_file_that_uses_the_reserved_oid_is_refused() {
     let plain = plain_file(&[(0, b"root", &[])], &[&[(u64::MAX, b"mine", &[])]]);
     assert!(matches!(open(&plain), Err(ShelfError::Corrupt { .. })));
+    // As a reference too, and also in the base, where nobody looked: it was adopted, and could never be packed.
+    let refers = [(0, &b"root"[..], &[3, u64::MAX][..])];
+    for plain in [plain_file(&[], &[&refers]), plain_file(&refers, &[])] {
+        let Err(error) = open(&plain) else { panic!("it was opened") };
+        assert!(error.to_string().contains("reserved"), "{error}");
+    }
 }
 
 #[test]

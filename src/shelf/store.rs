@@ -305,20 +305,32 @@ impl Shelf {
         Ok(Some((end, meta, chain)))
     }
 
+    /// May this transaction, whose chain fits, come next? What is appended must be what a scan takes: everything that a
+    /// peer sends is asked about here.
+    pub fn check_next(&self, tx: &ParsedTx) -> Result<(), String> {
+        let TxMeta { kind, epoch, seq, time_us, .. } = tx.meta;
+        if let transaction::Kind::Seal(_) = kind {
+            return Err(format!("a seal, seq {seq}, after {}", self.tip));
+        }
+        if self.tip.seq.0.checked_add(1) != Some(seq.0) || epoch < self.tip.epoch {
+            return Err(format!("seq {seq} of epoch {epoch} after {}", self.tip));
+        }
+        if time_us < self.time_us {
+            return Err(format!("time {time_us} of seq {seq} after {}", self.time_us));
+        }
+        Ok(())
+    }
+
     /// Extends the tip. `bytes` are those of `tx`, whose chain has been verified against the tip or was built on it.
     /// They are held until `written_to`. Writing them at the old tip's offset is the caller's work.
     pub fn append(&mut self, tx: &ParsedTx, bytes: Bytes) {
-        assert_eq!(tx.meta.seq, self.tip.seq.next(), "appended to {}", self.tip);
-        assert!(tx.meta.epoch >= self.tip.epoch, "{:?} appended to {}", tx.meta, self.tip);
+        if let Err(why) = self.check_next(tx) {
+            panic!("appended to an open file: {why}");
+        }
         assert_eq!(tx.len, bytes.len() as u64, "bytes of another transaction: {:?}", tx.meta);
-        assert!(
-            !matches!(tx.meta.kind, super::Kind::Seal(_)),
-            "a seal is never appended to an open file: {:?}",
-            tx.meta
-        );
         let offset = self.tip.offset;
         self.tip = tx.tip(offset);
-        self.time_us = self.time_us.max(tx.meta.time_us);
+        self.time_us = tx.meta.time_us;
         self.ends.push(self.tip.offset);
         self.pending.push_back(Pending { offset, bytes });
         self.unindexed.push_back(Unindexed { offset, meta: tx.meta, records: tx.records.clone() });

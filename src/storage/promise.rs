@@ -2,12 +2,14 @@
 //!
 //! The file `promise` holds it twice, in sectors of their own, each with a checksum. Both copies are written by one
 //! write and one sync; a crash in the middle leaves at least one whole copy, of the old promise or of the new one, and
-//! the greater of the whole ones counts. A single damaged copy is tolerated, two are corruption.
+//! the greater of the whole ones counts. A single damaged copy is tolerated, two are corruption. The first promise of a
+//! disk gets its name only when it is durable: there is no promise file that holds none.
 
 use super::{Disk, DiskError};
 use crate::types::Epoch;
 
 const NAME: &str = "promise";
+const FRESH: &str = "promise.new";
 const MAGIC: &[u8; 8] = b"PMPROM-1";
 /// Distance of the copies: two sectors of any disk we know.
 const COPY_LEN: usize = 4096;
@@ -30,12 +32,9 @@ pub fn read(disk: &dyn Disk) -> Result<Option<Epoch>, PromiseError> {
     let file = disk.open(NAME)?;
     let mut bytes = vec![0; (file.len()? as usize).min(2 * COPY_LEN)];
     file.read_at(0, &mut bytes)?;
-    if bytes.is_empty() {
-        // Created, and the machine died before the first write was durable.
-        return Ok(None);
-    }
-    // It may have been read from memory: a process that was killed before its sync has left it there.
+    // It may have been read from memory: a process that was killed before its syncs has left it there, and its name.
     file.sync()?;
+    disk.sync_dir()?;
     let copies = bytes.chunks(COPY_LEN).filter_map(decode);
     copies.max().map(Some).ok_or(PromiseError::Damaged)
 }
@@ -43,7 +42,7 @@ pub fn read(disk: &dyn Disk) -> Result<Option<Epoch>, PromiseError> {
 /// Makes the promise durable.
 pub fn write(disk: &dyn Disk, epoch: Epoch) -> Result<(), DiskError> {
     let fresh = !disk.exists(NAME)?;
-    let file = if fresh { disk.create(NAME)? } else { disk.open(NAME)? };
+    let file = if fresh { disk.create(FRESH)? } else { disk.open(NAME)? };
     let mut bytes = vec![0; 2 * COPY_LEN];
     for copy in bytes.chunks_mut(COPY_LEN) {
         copy[..8].copy_from_slice(MAGIC);
@@ -54,6 +53,7 @@ pub fn write(disk: &dyn Disk, epoch: Epoch) -> Result<(), DiskError> {
     file.write_at(0, &bytes)?;
     file.sync()?;
     if fresh {
+        disk.rename(FRESH, NAME)?;
         disk.sync_dir()?;
     }
     Ok(())

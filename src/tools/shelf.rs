@@ -99,13 +99,14 @@ fn place(file: &Path) -> Result<(&Path, &str)> {
 }
 
 /// Scans the whole file and shows how far it is.
-fn scan_whole(file: &Path, visit: &mut dyn FnMut(Found<'_>)) -> Result<(Scan, End)> {
-    let (dir, name) = place(file)?;
-    let mut scan = Scan::new(PosixDisk::read_only(dir).open(name)?, None)?;
-    let bar = ProgressBar::new(scan.position().1).with_style(
-        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-            .context("the progress bar's template")?,
-    );
+fn scan_whole(
+    disk: &dyn Disk,
+    name: &str,
+    bar: &ProgressBar,
+    visit: &mut dyn FnMut(Found<'_>),
+) -> Result<(Scan, End)> {
+    let mut scan = Scan::new(disk.open(name)?, None)?;
+    bar.set_length(scan.position().1);
     loop {
         match scan.step(STEP_BYTES, visit)? {
             Progress::End(end) => {
@@ -117,11 +118,34 @@ fn scan_whole(file: &Path, visit: &mut dyn FnMut(Found<'_>)) -> Result<(Scan, En
     }
 }
 
+fn progress_bar() -> Result<ProgressBar> {
+    Ok(ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
+            .context("the progress bar's template")?,
+    ))
+}
+
 // ---- verify ----
 
-fn verify(file: &Path) -> Result<bool> {
+/// What `verify` has to say of a file.
+#[derive(Debug)]
+pub struct Examined {
+    /// In a few words.
+    pub verdict: String,
+    /// What is in it.
+    pub state: String,
+    /// The verb that mends it, if it is not whole and chained.
+    pub next: Option<&'static str>,
+}
+
+/// Reads and judges a whole file. An error: it can't be read, or is corrupt.
+pub fn examine(disk: &dyn Disk, name: &str) -> Result<Examined> {
+    examine_with(disk, name, &ProgressBar::hidden())
+}
+
+fn examine_with(disk: &dyn Disk, name: &str, bar: &ProgressBar) -> Result<Examined> {
     let (mut transactions, mut objects, mut first) = (0_u64, 0_u64, None);
-    let (scan, end) = scan_whole(file, &mut |found| match found {
+    let (scan, end) = scan_whole(disk, name, bar, &mut |found| match found {
         Found::Base { .. } => objects += 1,
         Found::Plain { records, .. } => objects += records.len() as u64,
         Found::Seal { tip, .. } => {
@@ -133,7 +157,6 @@ fn verify(file: &Path) -> Result<bool> {
             objects += records.len() as u64;
         }
     })?;
-    let name = file.display();
     let state = match (scan.sealed(), first) {
         (Some((info, tip)), Some(seal)) => format!(
             "generation {} (base hash {}, cut {}), {transactions} transactions after its seal, \
@@ -143,6 +166,14 @@ fn verify(file: &Path) -> Result<bool> {
         _ => format!("a plain Durus file, {objects} object records"),
     };
     let (verdict, next) = judge(&scan, &end);
+    Ok(Examined { verdict, state, next })
+}
+
+fn verify(file: &Path) -> Result<bool> {
+    let (dir, name) = place(file)?;
+    let Examined { verdict, state, next } =
+        examine_with(&PosixDisk::read_only(dir), name, &progress_bar()?)?;
+    let name = file.display();
     let mut out = io::stdout().lock();
     writeln!(out, "{name}: {verdict}: {state}")?;
     if let Some(next) = next {
@@ -245,8 +276,9 @@ fn rfc3339(time_us: u64) -> Option<String> {
 
 fn log(file: &Path, limit: Option<usize>, output: Output) -> Result<bool> {
     let limit = limit.unwrap_or(usize::MAX);
+    let (dir, name) = place(file)?;
     let mut rows = VecDeque::new();
-    let scanned = scan_whole(file, &mut |found| {
+    let scanned = scan_whole(&PosixDisk::read_only(dir), name, &progress_bar()?, &mut |found| {
         let row = match found {
             Found::Base { .. } => return,
             Found::Plain { offset, bytes, records } => Row::plain(offset, bytes, records.len()),

@@ -34,8 +34,12 @@ impl Files {
 
     /// Takes in one file up to what a crash may have torn, and says where its whole part ends.
     pub fn take(&mut self, bytes: &[u8]) -> Option<Hash> {
-        let (objects, seal_at) = parse::base(bytes).ok()?;
-        let (seal, mut at) = parse::transaction(bytes, seal_at, None).ok()?;
+        let (mut objects, mut at) = parse::base(bytes).ok()?;
+        // A plain file that was adopted may have transactions before its seal.
+        while let Some(end) = plain_transaction(bytes, at, &mut objects) {
+            at = end;
+        }
+        let (seal, mut at) = parse::transaction(bytes, at, None).ok()?;
         let mut tip = seal.chain;
         self.bases.entry(seal.chain).or_insert(objects);
         self.txs.entry(seal.chain).or_insert(seal);
@@ -69,4 +73,27 @@ impl Files {
             at = previous;
         }
     }
+}
+
+/// Adds the objects of a transaction without a chain record; where it ends. None if there is no such one.
+fn plain_transaction(
+    bytes: &[u8],
+    at: usize,
+    objects: &mut BTreeMap<Oid, Object>,
+) -> Option<usize> {
+    let len = usize::try_from(parse::be64(bytes, at)?).ok()?;
+    let end = (at + 8).checked_add(len).filter(|end| *end <= bytes.len())?;
+    let mut found = Vec::new();
+    let mut pos = at + 8;
+    while pos < end {
+        let next = pos + 8 + usize::try_from(parse::be64(bytes, pos)?).ok()?;
+        let (oid, object) = parse::object(bytes.get(pos + 16..next)?).ok()?;
+        if oid == u64::MAX {
+            return None;
+        }
+        found.push((oid, object));
+        pos = next;
+    }
+    objects.extend(found);
+    Some(end)
 }

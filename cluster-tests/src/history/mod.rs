@@ -190,6 +190,8 @@ pub struct Judged {
     pub packs: u64,
     pub acknowledged: u64,
     pub conflicts: u64,
+    /// Of these, such as stock Durus would not report: nothing that was read or written had changed. Allowed, not nice.
+    pub needless_conflicts: u64,
     pub given_up: u64,
     pub unknown_found: u64,
     pub unknown_absent: u64,

@@ -72,6 +72,16 @@ impl Past {
         versions[from..].iter().find(stored).map_or(u64::MAX, |(at, _)| *at)
     }
 
+    /// Whose transaction stored the object next after `seq`.
+    pub fn next_writer(&self, oid: Oid, seq: u64) -> Option<Tag> {
+        let versions = self.objects.get(&oid)?;
+        let from = versions.partition_point(|(at, _)| *at <= seq);
+        versions[from..].iter().find_map(|(_, state)| match state {
+            State::Stored(tag) => *tag,
+            State::Dropped => None,
+        })
+    }
+
     /// Was it there by `seq`, and did no pack take it away, ever?
     pub fn always_there(&self, oid: Oid, seq: u64) -> bool {
         self.objects.get(&oid).is_some_and(|versions| {

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use super::order::{Past, Sent};
 use super::{
-    Event, Judged, Oid, Outcome, Rule, Session, Tag, Time, Violation, What, broken, tag_text,
+    Commit, Event, Judged, Oid, Outcome, Rule, Session, Tag, Time, Violation, What, broken,
+    tag_text,
 };
 
 /// The newest seq that anybody had been acknowledged by a time.
@@ -97,10 +98,21 @@ pub(super) fn judge(
                 view.floor = view.floor.max(seq);
                 view.looks_again("after its commit")?;
             }
+            What::Commit(commit) if commit.outcome == Outcome::Conflict => {
+                judged.needless_conflicts += u64::from(is_needless(commit, event, sent, past));
+            }
             What::Commit(_) => {}
         }
     }
     Ok(())
+}
+
+/// Was nothing that a refused transaction had read changed by another that was sent before the answer?
+fn is_needless(commit: &Commit, event: &Event, sent: &Sent<'_>, past: &Past) -> bool {
+    commit.reads.iter().all(|(oid, tag)| {
+        let next = past.stored(*oid, Some(*tag)).and_then(|seq| past.next_writer(*oid, seq));
+        next.is_none_or(|tag| sent.by_tag.get(&tag).is_none_or(|one| one.asked > event.answered))
+    })
 }
 
 impl View<'_> {

@@ -137,9 +137,19 @@ fn unknown_outcomes_may_be_there_or_not_and_refused_ones_may_not() {
     absent.transactions.pop();
     assert_eq!(absent.judge().unwrap().unknown_absent, 1);
     absent.commit(1).outcome = Outcome::Conflict;
-    assert_eq!(absent.judge().unwrap().conflicts, 1);
+    let judged = absent.judge().unwrap();
+    assert_eq!((judged.conflicts, judged.needless_conflicts), (1, 1));
     absent.commit(1).outcome = Outcome::GivenUp;
     assert_eq!(absent.judge().unwrap().given_up, 1);
+}
+
+/// Session 0 is refused because session 1 changed X, which it had read; in the sample before, nobody had.
+#[test]
+fn conflicts_that_stock_durus_would_not_report_are_counted() {
+    let mut needed = sample();
+    needed.sessions[0].push(commit(40, 41, tag(9), &[(X, tag(1))], Outcome::Conflict));
+    let judged = needed.judge().unwrap();
+    assert_eq!((judged.conflicts, judged.needless_conflicts), (1, 0));
 }
 
 #[test]

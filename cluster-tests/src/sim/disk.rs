@@ -10,6 +10,7 @@
 //! What else goes wrong is in rooms of its own: `loss` (what a power failure leaves), `trouble` (errors, no space), and
 //! `damage` (rot, writes gone astray, older images, an empty disk in its place).
 
+pub mod crash;
 mod damage;
 mod loss;
 mod trouble;
@@ -44,7 +45,7 @@ enum DirOp {
     Remove { name: String },
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Inode {
     written: Vec<u8>,
     durable: Vec<u8>,

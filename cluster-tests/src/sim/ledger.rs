@@ -307,6 +307,11 @@ impl Ledger {
         );
     }
 
+    /// The newest epoch's master (from 0), as its appends say it.
+    pub fn master(&self) -> Option<usize> {
+        self.masters.last_key_value().map(|(_, (node, _))| *node as usize - 1)
+    }
+
     /// (generation, tip's chain) of the durable current file.
     pub fn current(&self, node: usize) -> Option<(u64, Hash)> {
         let view = &self.disks[node];

@@ -178,7 +178,7 @@ pub fn promise(bytes: &[u8]) -> Option<u64> {
     copy(0).max(copy(4096))
 }
 
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);

@@ -12,6 +12,7 @@ mod liveness;
 mod network;
 mod process;
 mod report;
+pub mod script;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -111,7 +112,7 @@ struct Host {
     /// How much faster the monotonic clock goes, in parts of a million.
     drift_ppm: i64,
     stop_down_us: u64,
-    disk: Option<std::sync::Arc<super::disk::SimDisk>>,
+    disk: Option<std::sync::Arc<dyn packmaster::storage::Disk>>,
     /// Its disk was damaged at least once.
     damaged: bool,
     /// It said that it can't go on with that.
@@ -183,6 +184,7 @@ pub struct World {
     faults: Counts,
     sometimes: Counts,
     events: u64,
+    script: Option<script::Run>,
 }
 
 impl World {
@@ -248,6 +250,7 @@ impl World {
             faults: Counts::new(),
             sometimes: Counts::new(),
             events: 0,
+            script: None,
             rng,
         }
     }
@@ -280,6 +283,11 @@ impl World {
         }
         let faults_until = self.options.faults_ms * 1000;
         self.until(faults_until, |_| false);
+        self.come_to_rest();
+    }
+
+    /// The end of a run: everything is mended, has to come to rest, and is judged.
+    fn come_to_rest(&mut self) {
         self.mend();
         self.check_liveness();
         let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));

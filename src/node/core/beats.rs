@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use slog::Logger;
 
+use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::failover::controller::Timing;
 use crate::proto::control::Beat;
 use crate::proto::control::peer_message::Kind;
 use crate::replication::wire;
-use crate::types::{NodeId, Now};
+use crate::types::{Epoch, NodeId, Now};
 
 /// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
 const SOON_US: u64 = 1000;
-/// With less left on its disk, a master hands over while it still can.
-const FREE_BYTES_MIN: u64 = 8 << 20;
+/// With less free space than this the disk will fail soon: mastership goes elsewhere while there is room for what is
+/// under way.
+const FREE_BYTES_MIN: u64 = 16 << 20;
+/// What the disk was asked for so long ago and has not done: it is stuck.
+const STUCK_MS: u64 = 2000;
 /// A peer with a strange disk is complained about so often.
 const COMPLAIN_EVERY_MS: u64 = 10_000;
 
@@ -24,8 +28,8 @@ pub(super) struct Beats {
     /// Something changed that others wait for.
     soon: bool,
     complained: BTreeMap<NodeId, Now>,
-    /// Free bytes on the disk, as last looked at.
-    free_bytes: u64,
+    /// Free bytes on the disk, as last looked at; None if it would not tell.
+    free_bytes: Option<u64>,
     free_looked_at: Option<Now>,
 }
 
@@ -64,6 +68,8 @@ impl Core {
         beat: Beat,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        // The controller takes the epoch after the greatest that was promised.
+        check_epoch("beat", Epoch(beat.promised))?;
         self.on_view_of_me(from, &beat, out);
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
@@ -97,18 +103,7 @@ impl Core {
         let due = self.beats.free_looked_at.is_none_or(|at| self.now.since_ms(at) >= 1000);
         if due {
             self.beats.free_looked_at = Some(self.now);
-            self.beats.free_bytes = self.setup.disk.free_bytes().unwrap_or(0);
-        }
-    }
-
-    /// Why this node can't go on for long; empty if it can.
-    pub(super) fn failing(&self) -> String {
-        let free = self.beats.free_bytes;
-        match self.beats.free_looked_at {
-            Some(_) if free < FREE_BYTES_MIN => {
-                format!("its disk is nearly full: {free} bytes are left")
-            }
-            _ => String::new(),
+            self.beats.free_bytes = self.setup.disk.free_bytes().ok();
         }
     }
 
@@ -132,7 +127,7 @@ impl Core {
             pack: self.pack_progress(),
             clients: self.sessions.len() as u64,
             file_bytes: tip.offset,
-            free_bytes: self.beats.free_bytes,
+            free_bytes: self.beats.free_bytes.unwrap_or(0),
             verified_seq: self.verified.0.0,
             verified_wall_us: self.verified.1,
             leaving: self.leaving.is_some(),
@@ -150,9 +145,32 @@ impl Core {
         }
     }
 
+    /// How long the disk has not done what it was asked for, if that is too long.
+    pub(super) fn stuck_ms(&self) -> Option<u64> {
+        let log_ms = self.raft_persist_since.map_or(0, |since| self.now.since_ms(since));
+        Some(self.tasks.oldest_ms(self.now).max(log_ms)).filter(|ms| *ms >= STUCK_MS)
+    }
+
+    /// Why somebody else had better be master, although this node answers; empty if nothing is wrong.
+    pub(super) fn failing(&self) -> String {
+        if let Some(ms) = self.stuck_ms() {
+            return format!("its disk has not done in {ms} ms what it was asked for");
+        }
+        match self.beats.free_bytes {
+            Some(free) if free < FREE_BYTES_MIN => {
+                format!("its disk is nearly full: {} KiB are left", free >> 10)
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Follows the current master in the current generation, or is the open master.
     pub(super) fn in_step(&self) -> bool {
-        if !self.suspect.is_empty() || self.recovering || !self.is_current_file() || self.cutting {
+        if !self.suspect.is_empty()
+            || self.recovering.is_some()
+            || !self.is_current_file()
+            || self.cutting
+        {
             return false;
         }
         match &self.role {
@@ -166,7 +184,7 @@ impl Core {
         if !self.suspect.is_empty() {
             return "suspect".into();
         }
-        if self.recovering {
+        if self.recovering.is_some() {
             return "recovering what its disk lost".into();
         }
         if let Some(text) = self.rebase_text() {

@@ -22,6 +22,8 @@ use crate::types::{Epoch, NodeId};
 const COMPACT_EVERY: u64 = 512;
 /// A survivor lets those with lower ids campaign first, so long.
 const CAMPAIGN_STEP_MS: u64 = 30;
+/// A leader that could not hand over tries again after this long.
+const YIELD_AGAIN_MS: u64 = 500;
 /// The controller looks at everything again after this long, if nothing happened that concerns it.
 const CONTROLLER_EVERY_US: u64 = 10_000;
 /// A command that was lost on its way is proposed again after this long.
@@ -51,6 +53,7 @@ impl Core {
         result: Result<(), DiskError>,
         out: &mut Vec<Action>,
     ) {
+        self.raft_persist_since = None;
         match result {
             Ok(()) => self.raft.persisted(number),
             Err(error) => {
@@ -71,6 +74,7 @@ impl Core {
             self.raft_tick_due_us = self.now.mono_us + tick_us;
         }
         self.replace_dead_leader();
+        self.yield_leadership();
         loop {
             let polled = self.raft.poll();
             if polled.is_empty() {
@@ -83,6 +87,7 @@ impl Core {
                 self.apply_command(index, &command, out);
             }
             if let Some((number, record)) = polled.persist {
+                self.raft_persist_since = Some(self.now);
                 out.push(Action::RaftPersist { number, record });
             }
             for message in polled.messages {
@@ -120,6 +125,26 @@ impl Core {
             let again = CAMPAIGN_STEP_MS * 1000 * (voters.len() as u64 + 1);
             self.raft_campaign_due_us = Some(self.now.mono_us + again);
         }
+    }
+
+    /// A leader whose disk is stuck goes on to beat, so nobody replaces it, and applies nothing, so nothing it decides is
+    /// carried out: it must go by itself.
+    fn yield_leadership(&mut self) {
+        let Some(ms) = self.stuck_ms().filter(|_| self.raft.is_leader()) else { return };
+        if self.raft_yielded.is_some_and(|at| self.now.since_ms(at) < YIELD_AGAIN_MS) {
+            return;
+        }
+        let silence_ms = self.setup.timing.silence_ms;
+        let fine = |id: &NodeId| {
+            let says = self.health.beat(*id);
+            self.health.look(*id, silence_ms, self.now) == Look::Alive
+                && says.is_some_and(|beat| beat.failing.is_empty() && beat.suspect.is_empty())
+        };
+        let others = self.control.members().map(|member| member.id);
+        let Some(to) = others.filter(|id| *id != self.setup.id).find(fine) else { return };
+        slog::warn!(self.log, "the disk is stuck: somebody else is to lead Raft"; "ms" => ms, "to" => to.0);
+        self.raft_yielded = Some(self.now);
+        self.raft.transfer_leader(to);
     }
 
     fn compact_raft(&mut self) {
@@ -206,7 +231,14 @@ impl Core {
     // ---- applying ----
 
     fn restore_control(&mut self, snapshot: &[u8], out: &mut Vec<Action>) {
-        match crate::control::State::decode(snapshot) {
+        let applied = self.raft.applied();
+        let decoded = crate::control::State::decode(snapshot)
+            .map_err(|error| error.to_string())
+            .and_then(|state| match state.applied() <= applied {
+                true => Ok(state),
+                false => Err(format!("it is of index {}, Raft's is {applied}", state.applied())),
+            });
+        match decoded {
             Ok(state) => {
                 let before = std::mem::replace(&mut self.control, state);
                 self.compacted_index = self.raft.applied();

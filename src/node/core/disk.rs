@@ -8,7 +8,7 @@ use super::{Action, Core, Role};
 use crate::shelf::ParsedTx;
 use crate::storage::DiskError;
 use crate::storage::task::{DiskTask, TaskDone};
-use crate::types::{Epoch, Generation, Tip};
+use crate::types::{Epoch, Generation, Now, Tip};
 
 /// Why a task was asked for.
 pub(super) enum Purpose {
@@ -45,14 +45,22 @@ pub(super) enum Purpose {
 #[derive(Default)]
 pub(super) struct Tasks {
     begun: u64,
-    purposes: BTreeMap<u64, Purpose>,
+    /// What is under way, and since when; in the order asked, which is the order done.
+    purposes: BTreeMap<u64, (Purpose, Now)>,
+}
+
+impl Tasks {
+    /// How long the oldest has been under way.
+    pub(super) fn oldest_ms(&self, now: Now) -> u64 {
+        self.purposes.first_key_value().map_or(0, |(_, (_, since))| now.since_ms(*since))
+    }
 }
 
 impl Core {
     pub(super) fn disk(&mut self, purpose: Purpose, work: DiskTask, out: &mut Vec<Action>) {
         self.tasks.begun += 1;
         let task = self.tasks.begun;
-        self.tasks.purposes.insert(task, purpose);
+        self.tasks.purposes.insert(task, (purpose, self.now));
         out.push(Action::Disk { task, work });
     }
 
@@ -78,7 +86,7 @@ impl Core {
         result: Result<TaskDone, DiskError>,
         out: &mut Vec<Action>,
     ) {
-        let Some(purpose) = self.tasks.purposes.remove(&task) else { return };
+        let Some((purpose, _)) = self.tasks.purposes.remove(&task) else { return };
         let done = match result {
             Ok(done) => done,
             Err(error) => return self.on_disk_failed(&error, out),

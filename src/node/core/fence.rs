@@ -5,12 +5,21 @@
 
 use super::disk::Purpose;
 use super::{Action, Core, Role};
+use crate::control::EPOCH_MAX;
 use crate::failover::election::Report;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{FenceReport, FenceRequest};
 use crate::replication::wire::{self, Position};
 use crate::storage::task::DiskTask;
 use crate::types::{BootId, Epoch, Generation, NodeId};
+
+/// A promise can't be taken back: one that no epoch can follow would be this node's last.
+pub(super) fn check_epoch(what: &str, epoch: Epoch) -> Result<(), String> {
+    if epoch.0 >= EPOCH_MAX {
+        return Err(format!("{what}: epoch {epoch} is beyond all bounds"));
+    }
+    Ok(())
+}
 
 impl Core {
     /// Takes nothing below `epoch` any more. What is on its way to the disk is waited for by the order of tasks.
@@ -50,6 +59,7 @@ impl Core {
             return Ok(()); // asked again in a moment
         }
         let epoch = Epoch(request.epoch);
+        check_epoch("fence request", epoch)?;
         if epoch > self.promise_durable && epoch >= self.promised {
             self.fence_asked_by = Some((epoch, from));
         }
@@ -97,7 +107,7 @@ impl Core {
 
     /// Why this node's word about its file does not count; empty if it does.
     pub(super) fn doubts(&self) -> String {
-        match self.recovering {
+        match self.recovering.is_some() {
             true if self.suspect.is_empty() => {
                 "recovering: its file was damaged, and it is fetching what it lost".into()
             }

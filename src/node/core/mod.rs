@@ -39,6 +39,7 @@ use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
 use crate::shelf::Shelf;
 use crate::storage::Disk;
+use crate::storage::loss::Loss;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 pub use io::{Action, Input, lane};
@@ -90,6 +91,10 @@ pub struct Core {
     raft: raft::Driver,
     raft_tick_due_us: u64,
     raft_campaign_due_us: Option<u64>,
+    /// Since when a record is at the disk.
+    raft_persist_since: Option<Now>,
+    /// When this leader last asked somebody else to lead.
+    raft_yielded: Option<Now>,
     compacted_index: u64,
     /// Something was put into the Raft log since it was last polled.
     proposed: bool,
@@ -152,7 +157,7 @@ pub struct Core {
     /// Just started: takes no part before others had a chance to say what they know of this disk.
     proof: Option<proof::Proof>,
     /// This disk has lost what it may have acknowledged: nothing here counts until all of it is back.
-    recovering: bool,
+    recovering: Option<Loss>,
     leaving: Option<Now>,
     exited: bool,
 }

@@ -309,15 +309,13 @@ impl Core {
             }
             let bytes = data.slice_ref(tx);
             match shelf::verify(&tip.chain, &bytes) {
-                Ok(parsed)
-                    if parsed.meta.seq == tip.seq.next() && parsed.meta.epoch >= tip.epoch =>
-                {
+                Ok(parsed) => {
+                    if let Err(why) = self.shelf.check_next(&parsed) {
+                        slog::warn!(self.log, "fetched a transaction that does not follow"; "why" => why);
+                        break;
+                    }
                     len += bytes.len();
                     self.extend(&parsed, bytes);
-                }
-                Ok(parsed) => {
-                    slog::warn!(self.log, "fetched a transaction that does not follow"; "seq" => parsed.meta.seq.0);
-                    break;
                 }
                 Err(error) => {
                     slog::warn!(self.log, "fetched a transaction that does not verify"; "error" => %error);

@@ -357,7 +357,7 @@ impl Core {
             return;
         }
         master.block_asked = Some(now);
-        let block = OidBlock { epoch: master.epoch.0, below: from.0 + OID_BLOCK };
+        let block = OidBlock { epoch: master.epoch.0, below: from.0.saturating_add(OID_BLOCK) };
         self.propose(CommandKind::OidBlock(block), out);
     }
 

@@ -3,11 +3,13 @@
 use bytes::Bytes;
 
 use super::disk::Purpose;
+use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
 use crate::shelf;
+use crate::storage::loss::Loss;
 use crate::storage::task::{DiskTask, RECOVERING};
 use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
 
@@ -55,6 +57,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let append = checked(append).map_err(|error| format!("append: {error}"))?;
+        check_epoch("append", append.epoch)?;
         if !self.suspect.is_empty() || self.cutting || self.is_unproved() {
             return Ok(());
         }
@@ -81,14 +84,11 @@ impl Core {
     /// Binds this node to the epoch's master; false for anybody else's appends.
     fn follows(&mut self, from: NodeId, append: &Checked) -> Result<bool, String> {
         match &self.role {
-            Role::Master(master) => {
-                assert!(
-                    master.epoch != append.epoch,
-                    "EpochUnique: two masters in {}",
-                    append.epoch
-                );
-                Ok(false)
+            // Raft elected us; whoever says the same of itself is out of its mind, and not believed.
+            Role::Master(master) if master.epoch == append.epoch => {
+                Err(format!("EpochUnique: two masters in {}", append.epoch))
             }
+            Role::Master(_) => Ok(false),
             Role::Slave(slave) if slave.epoch == append.epoch => {
                 Ok(slave.master == from && slave.boot == append.boot)
             }
@@ -162,8 +162,9 @@ impl Core {
         }
         let tx = shelf::verify(&tip.chain, &bytes)
             .map_err(|error| format!("append at seq {seq}: {error}"))?;
-        if seq != tip.seq.next() || tx.meta.epoch < tip.epoch || tx.meta.epoch > append.epoch {
-            return Err(format!("append: seq {seq} of epoch {} after {tip}", tx.meta.epoch));
+        self.shelf.check_next(&tx).map_err(|why| format!("append: {why}"))?;
+        if tx.meta.epoch > append.epoch {
+            return Err(format!("append: seq {seq} of epoch {}, to come", tx.meta.epoch));
         }
         self.extend(&tx, bytes.clone());
         Ok(Took::New(bytes, seq))
@@ -197,13 +198,16 @@ impl Core {
             return;
         }
         let (master, boot) = (slave.master, slave.boot);
-        // Everything that was ever committed is below what an open master of this epoch says is.
+        // Everything that was committed before this epoch is below what its open master says is.
         let all_back = slave.announced.epoch == slave.epoch
             && self.durable.seq >= slave.announced.seq
             && self.committed >= slave.announced.seq;
+        let (epoch, generation, durable) = (slave.epoch, self.shelf.generation(), self.durable);
+        let is_good = |loss: Loss| loss.is_made_good(epoch, generation, durable);
+        let recovered = all_back && self.recovering.is_some_and(is_good);
         let reply = self.append_reply(boot, true, Vec::new());
         self.send(master, Kind::AppendReply(reply), out);
-        if self.recovering && all_back {
+        if recovered {
             let names = vec![RECOVERING.to_string()];
             self.disk(Purpose::Recovered, DiskTask::Remove { names }, out);
         }
@@ -211,10 +215,10 @@ impl Core {
 
     /// Everything committed is here again, durably: from now on this node counts.
     pub(super) fn on_recovered(&mut self, out: &mut Vec<Action>) {
-        if self.recovering {
+        if self.recovering.is_some() {
             slog::info!(self.log, "recovered: this node votes and acknowledges again"; "seq" => self.durable.seq.0);
         }
-        self.recovering = false;
+        self.recovering = None;
         self.beats.soon();
         self.acknowledge(out);
         self.report_to_leader(out);
@@ -245,7 +249,7 @@ impl Core {
             durable: Some(wire::put_tip(&self.durable)),
             matched,
             hello: false,
-            recovering: self.recovering,
+            recovering: self.recovering.is_some(),
             points: wire::put_tips(&points),
         }
     }

@@ -18,10 +18,11 @@ use crate::failover::controller::Controller;
 use crate::failover::health::Health;
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
+use crate::storage::loss::{self, Loss};
 use crate::storage::promise::{self, PromiseError};
-use crate::storage::task::{AMNESIAC, CURRENT, RECOVERING};
+use crate::storage::task::{AMNESIAC, CURRENT};
 use crate::storage::{Disk, DiskError};
-use crate::types::{Epoch, NodeId, Now, Seq};
+use crate::types::{Epoch, Generation, NodeId, Now, Seq};
 
 /// The first generation's file.
 pub const FIRST: &str = "g00000001.durus";
@@ -60,11 +61,11 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     }
     let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
     let others = setup.members.len() > 1;
-    let shelf = open_current(&disk, &log, now, others)?;
+    let shelf = open_current(&disk, promised, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
     disk.sync_dir()?;
-    let recovering = disk.exists(RECOVERING)?;
+    let recovering = loss::read(&*disk, promised)?;
     let suspect = match disk.exists(AMNESIAC)? {
         true => "this disk does not hold what this node has promised".to_string(),
         false => String::new(),
@@ -89,6 +90,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         raft,
         raft_tick_due_us: now.mono_us,
         raft_campaign_due_us: None,
+        raft_persist_since: None,
+        raft_yielded: None,
         compacted_index: 0,
         proposed: false,
         control: State::new(members),
@@ -171,6 +174,7 @@ fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
 /// The current file, verified, its torn tail cut aside; a new one in an empty directory.
 fn open_current(
     disk: &Arc<dyn Disk>,
+    promised: Epoch,
     log: &slog::Logger,
     now: Now,
     others: bool,
@@ -181,9 +185,9 @@ fn open_current(
             if !disk.exists(FIRST)? {
                 slog::info!(log, "an empty data directory: making an empty file"; "file" => FIRST);
                 at(FIRST, Shelf::create(&**disk, FIRST))?;
-            } else {
-                adopt_import(&**disk, log)?;
             }
+            // Its name may be that of a process that was killed before its sync: first it, then what points at it.
+            disk.sync_dir()?;
             disk.set_link(CURRENT, FIRST)?;
             disk.sync_dir()?;
             FIRST.to_string()
@@ -197,13 +201,16 @@ fn open_current(
         // It has taken part: the others have the file.
         slog::crit!(log, "the file's base is damaged: it is kept aside, and fetched from the others; until then this \
             node neither votes nor acknowledges"; "damage" => %damage);
-        return begin_anew(&**disk, &name, now);
+        return begin_anew(&**disk, promised, &name, now);
     }
     let (Opened { shelf, torn }, damage) = at(&name, opened)?;
     if let Some(damage) = &damage {
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
             votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
-        mark_recovering(&**disk)?;
+        // First this: a crash after the cut must not make a node that looks sound.
+        let end = torn.as_ref().map_or(shelf.tip().offset, |torn| torn.offset + torn.len);
+        let generation = shelf.generation();
+        loss::write(&**disk, Loss { epoch: promised, generation, end })?;
     }
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
@@ -220,15 +227,16 @@ fn open_current(
     }
 }
 
-/// First this: a crash after a cut must not make a node that looks sound.
-fn mark_recovering(disk: &dyn Disk) -> Result<(), DiskError> {
-    disk.create(RECOVERING)?.sync()?;
-    disk.sync_dir()
-}
-
 /// With a blank file, onto which nothing can be rebased but what is fetched.
-fn begin_anew(disk: &dyn Disk, damaged: &str, now: Now) -> Result<Shelf, StartError> {
-    mark_recovering(disk)?;
+fn begin_anew(
+    disk: &dyn Disk,
+    promised: Epoch,
+    damaged: &str,
+    now: Now,
+) -> Result<Shelf, StartError> {
+    // Which generation it was is not known either: no later one makes up for it within the epoch.
+    let (generation, end) = (Generation(u64::MAX), disk.open(damaged)?.len()?);
+    loss::write(disk, Loss { epoch: promised, generation, end })?;
     if damaged == BLANK {
         disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
     } else if disk.exists(BLANK)? {
@@ -242,19 +250,6 @@ fn begin_anew(disk: &dyn Disk, damaged: &str, now: Now) -> Result<Shelf, StartEr
         disk.sync_dir()?;
     }
     Ok(shelf)
-}
-
-/// A file that was brought along: a plain Durus file becomes ours by appending a seal.
-fn adopt_import(disk: &dyn Disk, log: &slog::Logger) -> Result<(), StartError> {
-    match Shelf::open(disk, FIRST) {
-        Ok(_) => Ok(()),
-        Err(ShelfError::Plain { .. }) => {
-            slog::info!(log, "adopting a plain Durus file by appending a seal"; "file" => FIRST);
-            at(FIRST, shelf::adopt(disk, FIRST))?;
-            Ok(())
-        }
-        Err(error) => Err(StartError::Shelf { name: FIRST.into(), error }),
-    }
 }
 
 fn at<T>(name: &str, result: Result<T, ShelfError>) -> Result<T, StartError> {

@@ -23,6 +23,7 @@ impl World {
             }
             let node = match self.clients[client].probing {
                 Some(node) => node,
+                None if self.script.is_some() => client % self.hosts.len(),
                 None => self.rng.index(self.hosts.len()),
             };
             self.connect(client, node);

@@ -22,6 +22,9 @@ impl World {
 
     /// A fuse for what is done next, if this node is to die in it.
     pub(super) fn light_fuse(&mut self, node: usize) {
+        if self.script.is_some() {
+            return self.light_scripted_fuse(node);
+        }
         if let Some((changes, ..)) = self.hosts[node].doom {
             self.hosts[node].medium.lock().set_fuse(Some(changes));
         }
@@ -29,6 +32,9 @@ impl World {
 
     /// True if the fuse has burnt down.
     pub(super) fn fuse_burnt(&mut self, node: usize) -> bool {
+        if self.script.is_some() {
+            return self.scripted_fuse_burnt(node);
+        }
         let broken = self.hosts[node].medium.lock().is_broken();
         self.hosts[node].medium.lock().set_fuse(None);
         if broken {

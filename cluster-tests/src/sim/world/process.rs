@@ -29,6 +29,7 @@ impl World {
             })
             .collect();
         let disk = self.hosts[node].medium.mount();
+        let disk = self.scripted_disk(disk);
         self.hosts[node].disk = Some(disk.clone());
         Setup {
             id: NodeId(node as u64 + 1),
@@ -57,8 +58,15 @@ impl World {
         let fuse = (!self.mending && self.options.faults && self.rng.chance(60))
             .then(|| self.rng.below(30) as u32);
         self.hosts[node].medium.lock().set_fuse(fuse);
+        if self.script.is_some() {
+            self.light_scripted_fuse(node);
+            self.import(node);
+        }
         let now = Now { mono_us: 1, wall_us: self.hosts[node].wall_us(self.now) };
         let started = start(setup, now);
+        if self.script.is_some() && self.scripted_fuse_burnt(node) {
+            return;
+        }
         let broken = self.hosts[node].medium.lock().is_broken();
         self.hosts[node].medium.lock().set_fuse(None);
         let hurt = self.hosts[node].medium.lock().hurt();
