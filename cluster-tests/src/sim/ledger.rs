@@ -20,9 +20,11 @@
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | OneRename, NothingErased | at every change of a disk | `look` |
+//! | WholeTransactions, ServesOnlyWhenOpen, NoNeedlessCopy | at every message | `messages` |
 //! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
 //! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
-//! | OidUnique | at the end | `oids` |
+//! | OidUnique | at every answer to a client; at the end | `world::clients`, `oids` |
 //!
 //! A node's own committed position may be ahead of its own durable one: others made it committed.
 
@@ -114,6 +116,7 @@ impl Ledger {
                     Entry::Link(_) => None,
                 })
                 .collect();
+            let had_current = view.current.is_some();
             view.current = match names.get("current.durus") {
                 Some(Entry::Link(target)) => match names.get(target) {
                     Some(Entry::File(number)) => Some(*number),
@@ -124,6 +127,11 @@ impl Ledger {
                 },
                 _ => None,
             };
+            assert!(
+                view.current.is_some() || !had_current || view.fate != Fate::Sound,
+                "violated OneRename: node {} has no current file any more",
+                node + 1
+            );
             let used: BTreeSet<u64> = view.named.values().copied().collect();
             view.files.retain(|number, _| used.contains(number));
         }
@@ -152,7 +160,23 @@ impl Ledger {
             }
             let file = view.files.entry(number).or_default();
             let Some(inode) = platter.inode(number) else { continue };
+            let before = match from.is_some_and(|from| (from as usize) < file.parsed_to) {
+                true => file.txs.clone(),
+                false => Vec::new(),
+            };
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
+            file.len = inode.durable().len();
+            let erased = before
+                .iter()
+                .find(|tx| file::is_cut(file, inode, tx) && !file::is_kept(&platter, &tx.2));
+            if let Some((seq, ..)) = erased
+                && view.fate == Fate::Sound
+            {
+                panic!(
+                    "violated NothingErased: node {} cut seq {seq} from its file, and no orphan has it",
+                    node + 1
+                );
+            }
             for (tx, base) in found {
                 if let (Kind::Seal { .. }, Some(base)) = (tx.kind, base) {
                     self.bases.entry(tx.chain).or_insert(base);

@@ -6,7 +6,8 @@ use packmaster::proto::control::peer_message::Kind as Message;
 use packmaster::proto::control::{Beat, Elect, PeerMessage};
 use packmaster::proto::replication as pb;
 
-use super::{Fate, Ledger};
+use super::file::File;
+use super::{DiskView, Fate, Ledger};
 use crate::sim::parse::{Hash, Kind};
 
 impl Ledger {
@@ -40,6 +41,8 @@ impl Ledger {
                 );
             }
             Some(Message::Beat(beat)) => self.on_beat(from, beat),
+            Some(Message::Fetch(fetch)) => self.on_fetch(from, fetch),
+            Some(Message::ClientReply(reply)) => self.on_client_reply(from, reply),
             _ => {}
         }
         self.note_sometimes(message);
@@ -220,6 +223,57 @@ impl Ledger {
             "violated AckedIsDurable: node {} acknowledges seq {} that is not on its disk",
             from + 1,
             tip.seq
+        );
+        // A torn append is cut off before a node says anything.
+        let view = &self.disks[from];
+        let rest = view
+            .files
+            .values()
+            .find(|file| file.seal.is_some_and(|seal| seal[..] == *reply.base_hash))
+            .map_or(0, |file| file.len - file.parsed_to);
+        assert!(
+            rest == 0 || view.fate != Fate::Sound,
+            "violated WholeTransactions: node {} acknowledges, and its file ends in {rest} bytes of something else",
+            from + 1
+        );
+    }
+
+    /// Whoever answers clients as the master of an epoch has opened it: a majority has a transaction of it.
+    fn on_client_reply(&self, from: usize, reply: &pb::ClientReply) {
+        use pb::client_reply::Answer;
+        if matches!(reply.answer, None | Some(Answer::RegisterFirst(_))) {
+            return;
+        }
+        let is_there = |view: &&DiskView| {
+            let mut tips = view.files.values().filter_map(File::tip);
+            let fetching = view.fate != Fate::Sound;
+            fetching || tips.any(|tip| self.txs.get(&tip).is_some_and(|tx| tx.epoch >= reply.epoch))
+        };
+        let holders = self.disks.iter().filter(is_there).count();
+        assert!(
+            holders > self.disks.len() / 2,
+            "violated ServesOnlyWhenOpen: node {} answers in epoch {}, of which {holders} disks have a transaction",
+            from + 1,
+            reply.epoch
+        );
+    }
+
+    /// Whoever has a generation's cut in its own file needs nobody's copy of the base.
+    fn on_fetch(&self, from: usize, fetch: &pb::Fetch) {
+        let base: Option<Hash> = fetch.base_hash[..].try_into().ok();
+        let Some(Kind::Seal { generation, cut, previous }) =
+            base.and_then(|base| self.txs.get(&base)).map(|seal| seal.kind)
+        else {
+            return;
+        };
+        // From another offset on it is what its file lacks, of the generation it has moved to by now.
+        let view = &self.disks[from];
+        let current = view.current.filter(|_| fetch.offset == 0 && view.fate == Fate::Sound);
+        let Some(file) = current.and_then(|number| view.files.get(&number)) else { return };
+        assert!(
+            file.generation + 1 != generation || file.at(cut) != Some(previous),
+            "violated NoNeedlessCopy: node {} fetches the base of generation {generation}, and its own file has the cut",
+            from + 1
         );
     }
 }
