@@ -77,7 +77,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
 fn one(seed: u64) -> ExitCode {
     let options = Options { echo: true, ..Options::of_seed(seed) };
     let report = run(seed, &options);
-    println!("{:#?}", report.sometimes);
+    println!("{}", report.story(0));
+    println!("faults {:#?}\nsometimes {:#?}", report.faults, report.sometimes);
     println!(
         "seed {seed}, {options:?}, trace hash {:016x} over {} words",
         report.hash.0, report.hash.1
@@ -95,8 +96,28 @@ fn one(seed: u64) -> ExitCode {
 struct Total {
     seeds: u64,
     by_nodes: BTreeMap<usize, u64>,
-    counts: BTreeMap<String, u64>,
+    simulated_ms: u64,
+    commits: u64,
+    elections: u64,
+    packs: u64,
+    faults: BTreeMap<&'static str, u64>,
+    sometimes: BTreeMap<&'static str, u64>,
     failed: BTreeSet<u64>,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        self.simulated_ms += report.simulated_ms;
+        self.commits += report.commits;
+        self.elections += report.elections;
+        self.packs += report.packs;
+        for (what, count) in &report.faults {
+            *self.faults.entry(what).or_default() += count;
+        }
+        for (what, count) in &report.sometimes {
+            *self.sometimes.entry(what).or_default() += count;
+        }
+    }
 }
 
 /// A thread that panicked has added whole reports only.
@@ -130,8 +151,11 @@ fn many(args: &Args) -> ExitCode {
     let total = lock(&total);
     tell(&total, began);
     println!("clusters by size: {:?}", total.by_nodes);
-    for (what, count) in &total.counts {
-        println!("{count:>14}  {what}");
+    for (title, counts) in [("faults", &total.faults), ("sometimes", &total.sometimes)] {
+        println!("{title}:");
+        for (what, count) in counts {
+            println!("{count:>14}  {what}");
+        }
     }
     if total.failed.is_empty() {
         println!("no seed failed");
@@ -163,9 +187,7 @@ fn work(
         let mut total = lock(total);
         total.seeds += 1;
         *total.by_nodes.entry(options.nodes).or_default() += 1;
-        for (what, count) in &report.sometimes {
-            *total.counts.entry(what.to_string()).or_default() += count;
-        }
+        total.add(&report);
         if report.violation.is_some() {
             total.failed.insert(seed);
             if !args.keep_going {
@@ -183,9 +205,9 @@ fn failed(report: &Report, short: bool) {
     let written = path
         .parent()
         .map_or(Ok(()), std::fs::create_dir_all)
-        .and_then(|()| std::fs::write(&path, report.tail(usize::MAX)));
+        .and_then(|()| std::fs::write(&path, report.story(usize::MAX)));
     if !short {
-        println!("{}", report.tail(TAIL_LINES));
+        println!("{}", report.story(TAIL_LINES));
     }
     println!("FAILED: seed {} of {}: {violation}", report.seed, commit());
     match written {
@@ -200,16 +222,15 @@ fn failed(report: &Report, short: bool) {
 
 fn tell(total: &Total, began: Instant) {
     let seconds = began.elapsed().as_secs_f64();
-    let count = |what: &str| total.counts.get(what).copied().unwrap_or(0);
     println!(
         "{:>6.0} s: {} seeds, {:.1} a second; {:.1} simulated hours, {} commits, {} elections, {} packs; {} failed",
         seconds,
         total.seeds,
         total.seeds as f64 / seconds.max(0.001),
-        count("simulated ms") as f64 / 3.6e6,
-        count("commits acknowledged"),
-        count("master opened"),
-        count("generation switch"),
+        total.simulated_ms as f64 / 3.6e6,
+        total.commits,
+        total.elections,
+        total.packs,
         total.failed.len()
     );
 }

@@ -7,12 +7,11 @@
 //! * `SIM_FIRST=10000 SIM_COUNT=5000` changes which seeds `the_cluster_keeps_its_promises` runs; with `SIM_GO_ON=1` it
 //!   says which seeds failed and goes on to the next. `SIM_THREADS` sets the number of threads.
 
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use cluster_tests::sim::{Options, Report, run};
+use cluster_tests::sim::{Counts, Options, Report, run};
 
 /// Seeds that failed once, and what they showed.
 const REMEMBERED: [(u64, &str); 0] = [];
@@ -20,7 +19,7 @@ const REMEMBERED: [(u64, &str); 0] = [];
 const SEEDS: u64 = 2000;
 
 /// What must have happened at least once over all seeds.
-const SOMETIMES: [&str; 4] = ["torn tail cut", "orphan made", "generation switch", "local rebase"];
+const SOMETIMES: [&str; 4] = ["torn tail cut", "orphan made", "generation switch", "local rebuild"];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -28,16 +27,43 @@ fn number(name: &str) -> Option<u64> {
 
 fn fail(report: &Report) -> ! {
     let violation = report.violation.as_deref().unwrap_or_default();
-    eprintln!("{}", report.tail(300));
+    eprintln!("{}", report.story(200));
     panic!("seed {}: {violation}", report.seed);
 }
 
+#[derive(Debug, Default)]
+struct Total {
+    seeds: u64,
+    commits: u64,
+    elections: u64,
+    packs: u64,
+    simulated_ms: u64,
+    events: u64,
+    faults: Counts,
+    sometimes: Counts,
+}
+
+impl Total {
+    fn add(&mut self, report: Report) {
+        self.seeds += 1;
+        self.commits += report.commits;
+        self.elections += report.elections;
+        self.packs += report.packs;
+        self.simulated_ms += report.simulated_ms;
+        self.events += report.events;
+        let both = [(&mut self.faults, report.faults), (&mut self.sometimes, report.sometimes)];
+        for (total, counts) in both {
+            counts.into_iter().for_each(|(what, count)| *total.entry(what).or_default() += count);
+        }
+    }
+}
+
 /// Runs the seeds on all cores; the first that fails ends it.
-fn run_seeds(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64> {
+fn run_seeds(seeds: std::ops::Range<u64>) -> Total {
     let next = AtomicU64::new(seeds.start);
     let go_on = std::env::var("SIM_GO_ON").is_ok();
     let failed: Mutex<Option<Report>> = Mutex::new(None);
-    let total: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
+    let total: Mutex<Total> = Mutex::default();
     let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let threads = number("SIM_THREADS").map_or(cores, |threads| threads as usize);
     std::thread::scope(|scope| {
@@ -56,10 +82,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64> {
                             return;
                         }
                     }
-                    let mut total = total.lock().unwrap();
-                    for (what, count) in report.sometimes {
-                        *total.entry(what).or_default() += count;
-                    }
+                    total.lock().unwrap().add(report);
                 }
             });
         }
@@ -82,7 +105,7 @@ fn the_cluster_keeps_its_promises() {
     }
     let never: Vec<&str> = SOMETIMES
         .into_iter()
-        .filter(|what| total.get(what).is_none_or(|count| *count == 0))
+        .filter(|what| total.sometimes.get(what).is_none_or(|count| *count == 0))
         .collect();
     assert!(never.is_empty(), "never happened in {count} seeds: {never:?}");
 }
@@ -119,6 +142,11 @@ fn one_seed() {
     let report = run(seed, &options);
     match report.violation {
         Some(_) => fail(&report),
-        None => println!("{:#?} {:x?}", report.sometimes, report.hash),
+        None => {
+            println!("{options:?} hash {:x?}", report.hash);
+            let mut total = Total::default();
+            total.add(report);
+            println!("{total:#?}");
+        }
     }
 }

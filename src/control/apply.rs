@@ -232,7 +232,15 @@ impl State {
         let gone = before.iter().filter(|voter| !voters.contains(voter)).count();
         let come = voters.iter().filter(|voter| !before.contains(voter)).count();
         let far = self.mastership.is_some() && gone + come > 1;
-        refuse_if(far, || format!("voters {before:?} and {voters:?} differ by more than one"))
+        refuse_if(far, || format!("voters {before:?} and {voters:?} differ by more than one"))?;
+        // Two steps without a commit between them are a step by two: {A, B} of the three have what is committed, and
+        // {C, D} elect after {A, B, C, D} and then {B, C, D} (the model's `OpenedBeforeChange`).
+        let unsettled = self.mastership.is_some() && gone + come > 0 && self.opened.is_none();
+        refuse_if(unsettled, || {
+            format!(
+                "voters {before:?} have not committed an epoch start: they can't be changed yet"
+            )
+        })
     }
 
     /// May this generation be elected, and is it a new one?

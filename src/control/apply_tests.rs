@@ -277,6 +277,25 @@ fn who_may_be_elected() {
     assert_eq!(trace.state.mastership().unwrap().generation.since_wall_us, 1004);
 }
 
+/// Found by the model of a change of voters before there is one: elections that never open, each with other voters,
+/// lead to a majority that has nothing of what was committed.
+#[test]
+fn voters_change_only_after_they_have_committed() {
+    let with = |epoch, voters: &[u64]| {
+        Kind::Elect(pb::Elect { voters: voters.to_vec(), ..elect_message(epoch, 1, first()) })
+    };
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    trace.ok(fence(2, Reason::Promote));
+    trace.ok(with(2, &[1, 2]));
+    trace.ok(fence(3, Reason::NotOpened));
+    trace.no(with(3, &[1, 2, 3]), "have not committed an epoch start");
+    trace.ok(with(3, &[1, 2]));
+    trace.ok(opened(3, 301));
+    trace.ok(fence(4, Reason::Promote));
+    trace.ok(with(4, &[1, 2, 3]));
+}
+
 #[test]
 fn a_pack_goes_through_to_the_switch() {
     let mut trace = Trace::new();

@@ -131,7 +131,10 @@ pub fn read_copies<'a>(a: &'a [u8], b: &'a [u8], generation: u64) -> Result<Cont
         Contents { payloads: Vec::new(), last_seq: 0, end: FILE_HEADER, whole: true };
     contents.whole = [a, b].iter().all(|file| generation_of(file) == Some(generation));
     loop {
-        let wanted = |seq| contents.payloads.is_empty() || seq == contents.last_seq + 1;
+        let wanted = |seq| {
+            let next = contents.last_seq.checked_add(1);
+            contents.payloads.is_empty() || Some(seq) == next
+        };
         let pair = [a, b].map(|file| match record_at(file, contents.end, generation) {
             At::Good { seq, .. } if !wanted(seq) => At::Bad,
             at => at,

@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 
 use crate::proto::control::{RaftEntry, RaftHardState, RaftRecord, RaftSnapshot};
 
+/// Indexes from here on are nonsense.
+const INDEX_MAX: u64 = 1 << 62;
+
 /// A record that cannot follow what went before it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
@@ -20,6 +23,8 @@ pub enum ImageError {
     CommitBeyond { commit: u64, last: u64 },
     #[error("term or commit went back: {0}")]
     WentBack(&'static str),
+    #[error("index {0} is beyond all bounds")]
+    Bounds(u64),
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -78,6 +83,9 @@ impl LogImage {
     /// Raft's rule: entries after the snapshot stay only if the log agrees with the snapshot where it ends.
     fn take_snapshot(&mut self, snapshot: &RaftSnapshot) -> Result<(), ImageError> {
         let present = self.snapshot_index();
+        if snapshot.index >= INDEX_MAX {
+            return Err(ImageError::Bounds(snapshot.index));
+        }
         if snapshot.index < present {
             return Err(ImageError::OldSnapshot { found: snapshot.index, present });
         }
@@ -94,8 +102,11 @@ impl LogImage {
     fn take_entries(&mut self, entries: &[RaftEntry]) -> Result<(), ImageError> {
         let (first, last) = (self.snapshot_index() + 1, self.last_index());
         let found = entries[0].index;
-        // committed entries are never replaced, and commit is never below the snapshot
-        if found <= self.hard_state.commit || found > last + 1 {
+        if entries.iter().any(|entry| entry.index >= INDEX_MAX) {
+            return Err(ImageError::Bounds(found));
+        }
+        // Committed entries are never replaced. A snapshot of this very record is not in the commit index yet.
+        if found <= self.hard_state.commit || found < first || found > last + 1 {
             return Err(ImageError::Gap { found, first, last });
         }
         self.entries.truncate(usize::try_from(found - first).expect("entries are in memory"));
@@ -171,6 +182,10 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
+        // Found by fuzzing: its entries were counted from before the snapshot, which wraps round.
+        let under = RaftRecord { entries: vec![entry(3, 1)], ..snapshot(5, 1) };
+        assert_eq!(of(&[under]).unwrap_err(), ImageError::Gap { found: 3, first: 6, last: 5 });
+        assert_eq!(of(&[snapshot(u64::MAX, 1)]).unwrap_err(), ImageError::Bounds(u64::MAX));
         let gap = ImageError::Gap { found: 3, first: 1, last: 1 };
         assert_eq!(of(&[entries(&[(1, 1)]), entries(&[(3, 1)])]).unwrap_err(), gap);
         let gap = ImageError::Gap { found: 4, first: 1, last: 2 };

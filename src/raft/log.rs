@@ -17,6 +17,8 @@ use super::image::LogImage;
 use crate::proto::control::{RaftEntry, RaftHardState, RaftRecord, RaftSnapshot};
 use crate::storage::{Disk, DiskError, DiskFile};
 
+/// Generations and seqs from here on are nonsense, whatever their checksums say.
+const NUMBER_MAX: u64 = 1 << 62;
 /// Names of the copies, in the order in which they are written.
 const NAMES: [&str; 2] = ["raft-a.log", "raft-b.log"];
 const TEMPORARY: [&str; 2] = ["raft-a.tmp", "raft-b.tmp"];
@@ -194,6 +196,11 @@ fn find<'a>(a: &'a Option<Vec<u8>>, b: &'a Option<Vec<u8>>) -> Result<Found<'a>,
     };
     let from = |a, b, generation| {
         let contents = format::read_copies(a, b, generation)?;
+        // Both are counted up from here.
+        if newest.max(contents.last_seq) >= NUMBER_MAX {
+            let why = "its generation or seq is beyond all bounds".into();
+            return Err(RaftLogError::Corrupt { offset: 0, why });
+        }
         let image = replay(&contents)?;
         Ok(Found { generation, contents, image, newest })
     };

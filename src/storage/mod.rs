@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+pub mod loss;
 pub mod mem;
 pub mod posix;
 pub mod promise;

@@ -15,8 +15,8 @@ use crate::types::Epoch;
 /// The link in the data directory that says which generation's file is current.
 pub const CURRENT: &str = "current.durus";
 
-/// A file of this name says that this node has lost what it may have acknowledged: it neither votes nor acknowledges
-/// until it has everything committed again. It is there before the damaged bytes are cut off.
+/// A file of this name says that this node has lost what it may have acknowledged, and what (see `loss`): it neither
+/// votes nor acknowledges until all of it is here again. It is there before the damaged bytes are cut off.
 pub const RECOVERING: &str = "recovering";
 
 /// A file of this name says that the disk is an older image of itself: what it promised and acknowledged since is lost,

@@ -15,7 +15,8 @@ use super::{Crash, Operation};
 use crate::sim::parse;
 
 pub fn operations() -> Vec<Operation> {
-    let mut all = vec![make_identity(), import(), start_empty(), start_torn(), start_damaged()];
+    let mut all =
+        vec![make_identity(), import(), start_empty(), start_torn(), start_damaged(), start_anew()];
     all.extend([append("append", LARGE, 1), append("append of a few bytes", 5, 1)]);
     all.extend([append("append, three in a batch", LARGE, 3), append_and_promise()]);
     all.extend([promise_first(), promise_again(), cut_back()]);
@@ -154,6 +155,30 @@ fn start_damaged() -> Operation {
             ensure!(found.bytes == history.upto(WHOLE), "not cut where the damage is");
             let tail = &damaged[history.end(WHOLE) as usize..];
             ensure!(kept(disk, tail)?, "what was cut off is gone");
+            Ok(1)
+        }),
+    }
+}
+
+/// The base is damaged: the node begins with a blank file, and knows that it has lost something before it does.
+fn start_anew() -> Operation {
+    let mut damaged = History::of(2, LARGE).bytes;
+    damaged[20] ^= 1;
+    let before = damaged.clone();
+    Operation {
+        name: "start: damaged base kept aside",
+        before: Box::new(move |disk| {
+            promise::write(&**disk, Epoch(1))?;
+            put_current(&**disk, &before)
+        }),
+        act: Box::new(start_once),
+        check: Box::new(move |disk, crash| {
+            let found = started(disk, crash.start)?;
+            ensure!(found.recovering, "it lost everything and looks sound");
+            ensure!(found.bytes == History::empty().bytes, "the new file is not blank");
+            let mut names = disk.list()?.into_iter().filter(|name| name != CURRENT);
+            let kept = names.any(|name| read(&**disk, &name).is_ok_and(|bytes| bytes == damaged));
+            ensure!(kept, "the damaged file is gone");
             Ok(1)
         }),
     }

@@ -22,9 +22,17 @@ const SECOND: &str = "g00000002.durus";
 /// Where the pack of these tests begins and where it cuts.
 const P: u64 = 3;
 const F: u64 = 5;
+/// Transactions after the cut.
+const TAIL: u64 = 2;
 
 pub fn operations() -> Vec<Operation> {
-    vec![flip(), pack(), fetch()]
+    vec![
+        flip(),
+        pack("pack: build, name, follow, flip, remove", TAIL),
+        pack("pack: build, name, flip, remove", 0),
+        fetch("fetch: parts, name, follow, flip, remove", TAIL),
+        fetch("fetch: parts, name, flip, remove", 0),
+    ]
 }
 
 /// A file of the first generation, and what becomes of it.
@@ -35,15 +43,15 @@ struct Generations {
     new: Vec<u8>,
 }
 
-fn generations() -> Generations {
-    let old = History::of(6, LARGE);
+fn generations(tail: u64) -> Generations {
+    let old = History::of(F + tail - 1, LARGE);
     let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
     put_current(&*disk, &old.bytes).expect("memory");
     build(&disk).expect("a base can be built");
     let base = read(&*disk, BUILDING).expect("built");
     change(&disk, BUILDING, &old, &mut 0).expect("nothing crashes");
     let new = read(&*disk, CURRENT).expect("a current file");
-    assert!(new.starts_with(&base) && new.len() > base.len());
+    assert!(new.starts_with(&base) && (new.len() > base.len()) == (tail > 0));
     Generations { old, base, new }
 }
 
@@ -67,13 +75,11 @@ fn change(disk: &Arc<dyn Disk>, from: &str, old: &History, acked: &mut u64) -> a
     let offset = next.tip().offset;
     let tail = rechained(&mut next, old);
     let file: Arc<dyn DiskFile> = next.file();
-    run(
-        &**disk,
-        vec![
-            DiskTask::Append { file, offset, bytes: tail.into() },
-            DiskTask::Flip { target: SECOND.to_string() },
-        ],
-    )?;
+    let mut tasks = vec![DiskTask::Flip { target: SECOND.to_string() }];
+    if !tail.is_empty() {
+        tasks.insert(0, DiskTask::Append { file, offset, bytes: tail.into() });
+    }
+    run(&**disk, tasks)?;
     *acked = 1;
     run(&**disk, vec![DiskTask::Remove { names: vec![FIRST.to_string()] }])?;
     *acked = 2;
@@ -103,7 +109,7 @@ fn which(disk: &Arc<dyn Disk>, nth: u64, of: &Generations) -> anyhow::Result<u64
 }
 
 fn flip() -> Operation {
-    let of = Arc::new(generations());
+    let of = Arc::new(generations(TAIL));
     let before = of.clone();
     Operation {
         name: "flip",
@@ -139,11 +145,11 @@ fn finish(disk: &Arc<dyn Disk>, nth: u64, of: &Generations, acked: u64) -> anyho
     Ok(if disk.exists(FIRST)? { 1 } else { 2 })
 }
 
-fn pack() -> Operation {
-    let of = Arc::new(generations());
+fn pack(name: &'static str, tail: u64) -> Operation {
+    let of = Arc::new(generations(tail));
     let (before, doing) = (of.clone(), of.clone());
     Operation {
-        name: "pack: build, name, follow, flip, remove",
+        name,
         before: Box::new(move |disk| put_current(&**disk, &before.old.bytes)),
         act: Box::new(move |disk, acked| {
             build(disk)?;
@@ -154,11 +160,11 @@ fn pack() -> Operation {
 }
 
 /// The base comes over the wire, in three parts.
-fn fetch() -> Operation {
-    let of = Arc::new(generations());
+fn fetch(name: &'static str, tail: u64) -> Operation {
+    let of = Arc::new(generations(tail));
     let (before, doing) = (of.clone(), of.clone());
     Operation {
-        name: "fetch a base: parts, name, follow, flip, remove",
+        name,
         before: Box::new(move |disk| put_current(&**disk, &before.old.bytes)),
         act: Box::new(move |disk, acked| {
             run(&**disk, vec![DiskTask::Create { name: FETCHING.to_string() }])?;

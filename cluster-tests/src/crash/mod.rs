@@ -33,10 +33,13 @@ use packmaster::storage::Disk;
 
 use crate::sim::disk::Medium;
 use crate::sim::disk::crash::Fate;
-use watched::Watched;
+use watched::{Lies, Watched};
 
 /// More changes than any operation should make.
 const CHANGES_MAX: u32 = 100_000;
+
+/// With more bytes than this on the disk, crashes during recovery are not followed: that would be for the bytes' sake.
+const LONG: usize = 1 << 20;
 
 /// What a check is told of the crash.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +89,7 @@ pub struct Tally {
 /// Enumerates `operations` on `threads` threads. A tally each, or what was violated.
 pub fn enumerate(operations: &[Operation], threads: usize) -> Vec<Result<Tally, String>> {
     let watched: Vec<Result<Vec<String>, String>> =
-        operations.iter().map(|operation| changes(operation, None)).collect();
+        operations.iter().map(|operation| changes(operation, &[])).collect();
     let mut points = Vec::new();
     for (index, changes) in watched.iter().enumerate() {
         let count = changes.as_ref().map_or(0, |changes| changes.len() + 1);
@@ -102,7 +105,7 @@ pub fn enumerate(operations: &[Operation], threads: usize) -> Vec<Result<Tally, 
             scope.spawn(|| {
                 while let Some(&(index, point)) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let begun = Instant::now();
-                    let done = at_point(&operations[index], point as u32, None);
+                    let done = at_point(&operations[index], point as u32, &[], Depth::All);
                     let mut tallies = tallies.lock().unwrap_or_else(PoisonError::into_inner);
                     let Ok(tally) = &mut tallies[index] else { continue };
                     match done {
@@ -126,74 +129,85 @@ pub fn enumerate(operations: &[Operation], threads: usize) -> Vec<Result<Tally, 
 }
 
 /// The changes that the operation makes, in words.
-pub fn changes(operation: &Operation, lie: Option<usize>) -> Result<Vec<String>, String> {
-    let run = crashed(operation, CHANGES_MAX, lie)?;
+pub fn changes(operation: &Operation, lies: &[usize]) -> Result<Vec<String>, String> {
+    let run = crashed(operation, CHANGES_MAX, lies)?;
     match run.result {
         Ok(()) => Ok(run.changes),
         Err(error) => Err(format!("fails without a crash: {error:#}")),
     }
 }
 
-/// Is it noticed anywhere that the `lie`th change, a sync, was not done? Then how.
-pub fn lie_is_noticed(operation: &Operation, lie: usize) -> Option<String> {
-    let count = match changes(operation, Some(lie)) {
-        Ok(changes) => changes.len() as u32 - 1,
+/// Is it noticed anywhere that these changes, all of them syncs, were not done? Then how.
+pub fn lies_are_noticed(operation: &Operation, lies: &[usize]) -> Option<String> {
+    let count = match changes(operation, lies) {
+        Ok(changes) => (changes.len() - lies.len()) as u32,
         Err(why) => return Some(why),
     };
-    (0..=count).find_map(|point| at_point(operation, point, Some(lie)).err())
+    // The later a crash, the more had been acknowledged.
+    let at = |point: u32| at_point(operation, point, lies, Depth::Recovery).err();
+    (0..=count).rev().find_map(at)
+}
+
+/// How far the consequences of a crash are followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Depth {
+    /// Recovery, and a loss of power directly after it.
+    Recovery,
+    /// And crashes during recovery.
+    All,
 }
 
 /// All fates at one point. The numbers of crashes, and of crashes in recoveries.
-fn at_point(operation: &Operation, point: u32, lie: Option<usize>) -> Result<(u64, u64), String> {
-    let fates = crashed(operation, point, lie)?.medium.lock().fates();
+fn at_point(
+    operation: &Operation,
+    point: u32,
+    lies: &[usize],
+    depth: Depth,
+) -> Result<(u64, u64), String> {
+    let Run { medium, acked, .. } = crashed(operation, point, lies)?;
+    let fates = medium.lock().fates();
+    let depth = if medium.lock().bytes() > LONG { Depth::Recovery } else { depth };
     let mut in_recovery = 0;
     for fate in &fates {
         let story = |why: String| format!("{fate:?}: {why}");
-        in_recovery += with_fate(operation, point, *fate, lie).map_err(story)?;
+        let medium = medium.fork();
+        medium.lock().crash(*fate);
+        let crash = Crash { acked, ordered: fate.is_ordered(), start: 1 };
+        in_recovery += after(operation, &medium, crash, depth).map_err(story)?;
     }
     Ok((fates.len() as u64, in_recovery))
 }
 
-/// One crash and everything that follows from it. The number of crashes during its recovery.
-fn with_fate(
+/// Everything that follows from one crash. The number of crashes during its recovery.
+fn after(
     operation: &Operation,
-    point: u32,
-    fate: Fate,
-    lie: Option<usize>,
+    medium: &Medium,
+    crash: Crash,
+    depth: Depth,
 ) -> Result<u64, String> {
-    let prepare = || {
-        let run = crashed(operation, point, lie)?;
-        run.medium.lock().crash(fate);
-        Ok::<_, String>((run.medium, run.acked))
-    };
-    let (medium, acked) = prepare()?;
-    let ordered = fate.is_ordered();
-    let (said, changes) = recover(operation, &medium, Crash { acked, ordered, start: 1 }, None)?;
+    let recovered = medium.fork();
+    let (said, changes) = recover(operation, &recovered, crash, None)?;
     let said = said.ok_or("recovery ends without a word")?;
     // What it said, it has to say again.
-    medium.lock().crash(Fate::LoseAll);
-    let crash = Crash { acked: said, ordered, start: 2 };
-    let (again, _) = recover(operation, &medium, crash, None)
+    recovered.lock().crash(Fate::LoseAll);
+    let (again, _) = recover(operation, &recovered, Crash { acked: said, start: 2, ..crash }, None)
         .map_err(|why| format!("recovered, then the power failed: {why}"))?;
     if again.is_none_or(|again| again < said) {
         return Err(format!("recovery said {said}, and after a power failure {again:?}"));
     }
     let mut crashes = 0;
+    let changes = if depth == Depth::All { changes } else { 0 };
     for change in 0..changes {
-        let interrupted = || {
-            let (medium, acked) = prepare()?;
-            let crash = Crash { acked, ordered, start: 1 };
-            recover(operation, &medium, crash, Some(change))?;
-            Ok::<_, String>((medium, acked))
-        };
-        let fates = interrupted()?.0.lock().fates();
+        let interrupted = medium.fork();
+        recover(operation, &interrupted, crash, Some(change))
+            .map_err(|why| format!("change {change} of recovery: {why}"))?;
+        let fates = interrupted.lock().fates();
         for second in fates {
-            let story = |why| format!("{second:?} before change {change} of recovery: {why}");
-            let (medium, acked) = interrupted().map_err(story)?;
+            let medium = interrupted.fork();
             medium.lock().crash(second);
-            let ordered = ordered && second.is_ordered();
-            let crash = Crash { acked, ordered, start: 2 };
-            recover(operation, &medium, crash, None).map_err(story)?;
+            let ordered = crash.ordered && second.is_ordered();
+            recover(operation, &medium, Crash { ordered, start: 2, ..crash }, None)
+                .map_err(|why| format!("{second:?} before change {change} of recovery: {why}"))?;
             crashes += 1;
         }
     }
@@ -229,15 +243,15 @@ struct Run {
 }
 
 /// Runs the operation up to the crash; the disk's fate is still open.
-fn crashed(operation: &Operation, point: u32, lie: Option<usize>) -> Result<Run, String> {
+fn crashed(operation: &Operation, point: u32, lies: &[usize]) -> Result<Run, String> {
     let medium = Medium::new(0);
-    let disk: Arc<dyn Disk> = medium.mount();
+    let watched = Watched::new(medium.mount());
+    let disk: Arc<dyn Disk> = watched.clone();
     (operation.before)(&disk).map_err(|error| format!("cannot be prepared: {error:#}"))?;
     medium.lock().settle();
     medium.lock().set_fuse(Some(point));
-    let watched = Watched::new(disk, lie);
+    watched.begin(Lies::About(lies.to_vec()));
     let mut acked = 0;
-    let disk: Arc<dyn Disk> = watched.clone();
     let result = no_panic(|| (operation.act)(&disk, &mut acked))?;
     if !medium.lock().is_broken() {
         result.as_ref().map_err(|error| format!("fails without a crash: {error:#}"))?;

@@ -4,9 +4,10 @@
 //! least what was acknowledged and at most what was begun. What they amount to is computed here, by a reader of Raft's
 //! rules that shares no code with the log.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use packmaster::proto::control::{RaftEntry, RaftHardState, RaftRecord, RaftSnapshot};
 use packmaster::raft::{RaftLog, Recovered};
@@ -24,7 +25,7 @@ pub fn operations() -> Vec<Operation> {
         log("raft log: records longer than sectors", 2, records(4, 1500), |_| Ok(())),
         log("raft log: entries replaced", 3, replaced(), |_| Ok(())),
         log("raft log: compaction by a snapshot", 4, compacted(), |_| Ok(())),
-        log("raft log: rewritten for its length", 2, long(), |_| Ok(())),
+        rewritten(),
         log("raft log: repair, a is missing", 3, records(4, 40), |disk| Ok(disk.remove(A)?)),
         log("raft log: repair, b is missing", 3, records(4, 40), |disk| Ok(disk.remove(B)?)),
         log("raft log: repair, a bit of a is flipped", 3, records(4, 40), |disk| flip(disk, A)),
@@ -129,6 +130,39 @@ fn states(records: &[RaftRecord]) -> Vec<Recovered> {
         states.push(state);
     }
     states
+}
+
+thread_local! {
+    /// A log that is written on by the process that made it: only that one knows how long it was when it was new.
+    static OPEN: RefCell<Option<RaftLog>> = const { RefCell::new(None) };
+}
+
+fn rewritten() -> Operation {
+    const BEFORE: usize = 2;
+    let records = long();
+    let states = states(&records);
+    let (first, rest) = (records[..BEFORE].to_vec(), records[BEFORE..].to_vec());
+    Operation {
+        name: "raft log: rewritten for its length",
+        before: Box::new(move |disk| {
+            let (mut log, _) = RaftLog::open(disk.clone())?;
+            for record in &first {
+                log.append(record)?;
+            }
+            OPEN.set(Some(log));
+            Ok(())
+        }),
+        act: Box::new(move |_, acked| {
+            let mut log = OPEN.take().context("opened before")?;
+            *acked = BEFORE as u64;
+            for record in &rest {
+                log.append(record)?;
+                *acked += 1;
+            }
+            Ok(())
+        }),
+        check: Box::new(move |disk, crash| check(disk, crash, BEFORE as u64, &states)),
+    }
 }
 
 /// The first `before` records are there, then `spoilt`; the rest is appended, after the log was opened again.

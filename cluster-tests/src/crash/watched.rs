@@ -1,18 +1,29 @@
-//! A disk that writes down what is changed on it, and that can lie: it can say that one sync was done and not do it.
+//! A disk that writes down what is changed on it, and that can lie: it can say that some syncs were done and not do them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use packmaster::storage::{Disk, DiskError, DiskFile};
+
+const DIRECTORY: &str = "sync the directory";
 
 pub struct Watched {
     inner: Arc<dyn Disk>,
     notes: Arc<Notes>,
 }
 
+#[derive(Default)]
 struct Notes {
     changes: Mutex<Vec<String>>,
-    /// The change that is only said to be done.
-    lie: Option<usize>,
+    /// Nothing before it was said.
+    lies: OnceLock<Lies>,
+}
+
+/// What is only said to be done.
+pub enum Lies {
+    /// These changes.
+    About(Vec<usize>),
+    /// Every sync of a file.
+    Syncs,
 }
 
 struct WatchedFile {
@@ -21,9 +32,14 @@ struct WatchedFile {
 }
 
 impl Watched {
-    pub fn new(inner: Arc<dyn Disk>, lie: Option<usize>) -> Arc<Watched> {
-        let notes = Arc::new(Notes { changes: Mutex::default(), lie });
-        Arc::new(Watched { inner, notes })
+    pub fn new(inner: Arc<dyn Disk>) -> Arc<Watched> {
+        Arc::new(Watched { inner, notes: Arc::default() })
+    }
+
+    /// Changes are counted from here on, and it lies about some of them. To be called once.
+    pub fn begin(&self, lies: Lies) {
+        self.notes.lock().clear();
+        assert!(self.notes.lies.set(lies).is_ok(), "begun twice");
     }
 
     pub fn changes(&self) -> Vec<String> {
@@ -43,8 +59,13 @@ impl Notes {
     /// Notes a change; false if it is not to be done.
     fn note(&self, what: String) -> bool {
         let mut changes = self.lock();
+        let is_lie = match self.lies.get() {
+            None => false,
+            Some(Lies::About(lies)) => lies.contains(&changes.len()),
+            Some(Lies::Syncs) => what.starts_with("sync ") && what != DIRECTORY,
+        };
         changes.push(what);
-        self.lie != Some(changes.len() - 1)
+        !is_lie
     }
 }
 
@@ -77,7 +98,7 @@ impl Disk for Watched {
     }
 
     fn sync_dir(&self) -> Result<(), DiskError> {
-        match self.notes.note("sync the directory".to_string()) {
+        match self.notes.note(DIRECTORY.to_string()) {
             true => self.inner.sync_dir(),
             false => Ok(()),
         }

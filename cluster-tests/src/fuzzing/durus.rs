@@ -16,7 +16,7 @@ use super::script::Script;
 
 const CONNECTIONS: u64 = 4;
 /// Longer than any timeout of a session.
-const LONG_US: u64 = 70_000_000;
+const LONG_US: u64 = 8_000_000;
 
 pub fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
@@ -79,7 +79,7 @@ impl World {
             5 => self.happens(Event::Disk),
             6 => self.happens(Event::Raft),
             7 => self.happens(Event::Jobs),
-            8 => self.later(1000 * u64::from(script.byte()).pow(2)),
+            8 => self.later(20_000 * u64::from(script.byte())),
             9 | 10 => {
                 let records = self.invent(script);
                 self.commits(place, &records);

@@ -106,6 +106,8 @@ pub fn limits() -> Limits {
         input_buffered_max: 2000,
         unused_oids_max: 300,
         commits_waiting_bytes_max: 6000,
+        wait_max_ms: 6000,
+        command_timeout_ms: 4000,
         ..Limits::default()
     }
 }

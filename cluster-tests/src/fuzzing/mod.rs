@@ -26,8 +26,11 @@ pub mod script;
 pub mod seeds;
 pub mod shelf;
 
+/// What does something with a fuzzer's bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("config", config::run),
     ("durus", durus::run),
     ("frames", frames::run),

@@ -59,6 +59,8 @@ impl Sent {
 
 #[derive(Default)]
 pub struct Book {
+    /// Oids under which a transaction made new objects.
+    pub made: BTreeMap<Tag, Vec<u64>>,
     pub sent: BTreeMap<Tag, Sent>,
     pub sessions: Vec<Session>,
     /// The newest seq that was acknowledged to a client.
@@ -418,6 +420,8 @@ impl Client {
     }
 
     fn commit_data(&mut self, book: &mut Book) -> Vec<u8> {
+        let made = self.writes.iter().map(|(oid, _)| *oid).filter(|oid| self.pool.contains(oid));
+        book.made.insert(self.tag, made.collect());
         let session = self.connection.as_ref().expect("connected").session;
         let reads = self.reads.iter().map(|(oid, tag)| (*oid, *tag)).collect();
         let writes = self.writes.iter().map(|(oid, _)| *oid).collect();

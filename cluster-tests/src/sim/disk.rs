@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
 pub use damage::{Image, Part};
-pub use trouble::Error;
 use trouble::Troubles;
+pub use trouble::{Error, Room};
 
 pub mod crash;
 
@@ -46,7 +46,7 @@ enum DirOp {
     Remove { name: String },
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Inode {
     written: Vec<u8>,
     durable: Vec<u8>,

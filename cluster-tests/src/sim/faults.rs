@@ -119,8 +119,10 @@ pub enum Fault {
         error: Error,
         after: u32,
     },
+    /// Little room is left, and after `nearly_us` none.
     DiskFull {
         node: usize,
+        nearly_us: u64,
         us: u64,
     },
     /// The wall clock jumps.
@@ -278,7 +280,10 @@ impl Schedule {
                 let error = errors[rng.index(errors.len())];
                 Fault::DiskError { node, error, after: rng.below(12) as u32 }
             }
-            16 => Fault::DiskFull { node, us: short_us },
+            16 => {
+                let nearly_us = if power { rng.between(1, 3_000_000) } else { 0 };
+                Fault::DiskFull { node, nearly_us, us: short_us }
+            }
             17 => {
                 let size = [1_000, 100_000, 3_000_000, 7_200_000_000][rng.index(4)];
                 let us = rng.between(1, size) as i64;

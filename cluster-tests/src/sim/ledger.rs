@@ -3,41 +3,37 @@
 //! Nothing here looks into a node. Files are read again as they become durable; every transaction seen in one is kept
 //! for ever by its chain, so that any history can be walked back, also through generations whose files are gone.
 //! What is violated is said by a panic, which the run turns into a report.
+//!
+//! Where each property is checked:
+//!
+//! | property | when | where |
+//! | --- | --- | --- |
+//! | EpochUnique | at every append that is sent | `messages::on_append` |
+//! | PromiseMonotone | at every change of a disk, and at every report and beat | `look`, `messages` |
+//! | NoAckBelowPromise | at every acknowledgement | `messages::on_ack` |
+//! | ChainMatch | at every transaction that becomes durable anywhere | `placed` |
+//! | ChainEpochMonotone | the same, in each file | `file::read_on` |
+//! | LeaderCompleteness | when a master's epoch start becomes durable | `is_complete` |
+//! | CommittedNeverTruncated | at every change of a disk; at every word on what is committed | `keeps_committed`, `claim` |
+//! | CommitNeedsOwnEpoch | at every append that commits something new | `messages::on_append` |
+//! | AckedIsDurable | at every acknowledgement, commit, and answer to a client; at the end | `messages`, `on_acknowledged`, `history` |
+//! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
+//! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
+//! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
+//! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
+//! | OidUnique | at the end | `oids` |
+//!
+//! A node's own committed position may be ahead of its own durable one: others made it committed.
+
+mod file;
+mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use packmaster::proto::control::PeerMessage;
-use packmaster::proto::control::peer_message::Kind as Message;
-use packmaster::proto::replication as pb;
-
 use super::disk::{Entry, Medium};
 use super::parse::{self, Hash, Kind, Object, Tx};
-
-/// One generation file on one disk, as a power failure would leave it.
-#[derive(Default)]
-struct File {
-    parsed_to: usize,
-    seal: Option<Hash>,
-    generation: u64,
-    cut: u64,
-    /// After the seal: seq, end, chain.
-    txs: Vec<(u64, usize, Hash)>,
-    commit_ids: BTreeSet<[u8; 16]>,
-}
-
-impl File {
-    fn tip(&self) -> Option<Hash> {
-        self.txs.last().map(|tx| tx.2).or(self.seal)
-    }
-
-    fn at(&self, seq: u64) -> Option<Hash> {
-        if seq == self.cut {
-            return self.seal;
-        }
-        let index = seq.checked_sub(self.cut + 1)? as usize;
-        self.txs.get(index).map(|tx| tx.2)
-    }
-}
+use file::{File, read_on};
 
 /// What became of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -58,6 +54,8 @@ struct DiskView {
     /// What it had before it was damaged, as (seq, data hash), and below which seq it had everything.
     had: BTreeSet<(u64, Hash)>,
     had_below: u64,
+    /// The newest committed transaction it had: it must go on having it.
+    held: u64,
     files: BTreeMap<u64, File>,
     /// Durable names of generation files, and the durable link.
     named: BTreeMap<String, u64>,
@@ -80,6 +78,9 @@ pub struct Ledger {
     pub committed_top: Option<(u64, Hash)>,
     /// Tags of clients' transactions: where seen.
     pub tags: BTreeMap<[u8; 16], BTreeSet<(u64, Hash)>>,
+    /// What was written at an epoch's seq, in whatever generation.
+    placed: BTreeMap<(u64, u64), Hash>,
+    pub sometimes: BTreeMap<&'static str, u64>,
 }
 
 /// What clients of the simulation write into every record: who wrote it.
@@ -137,6 +138,7 @@ impl Ledger {
             view.promise = promise;
         }
         let numbers: BTreeSet<u64> = view.named.values().copied().collect();
+        let mut starts = Vec::new();
         for number in numbers {
             let fresh = !view.files.contains_key(&number);
             let from =
@@ -156,8 +158,77 @@ impl Ledger {
                         self.tags.entry(tag).or_default().insert((tx.seq, tx.data_hash));
                     }
                 }
+                if !matches!(tx.kind, Kind::Seal { .. }) {
+                    let known = *self.placed.entry((tx.epoch, tx.seq)).or_insert(tx.data_hash);
+                    assert_eq!(
+                        known,
+                        tx.data_hash,
+                        "violated ChainMatch: node {} has another transaction at epoch {} seq {} than was \
+                         written there",
+                        node + 1,
+                        tx.epoch,
+                        tx.seq
+                    );
+                }
+                let fresh = !self.txs.contains_key(&tx.chain);
+                if fresh && tx.kind == Kind::EpochStart {
+                    starts.push(tx.chain);
+                }
                 self.txs.entry(tx.chain).or_insert(tx);
             }
+        }
+        drop(platter);
+        starts.into_iter().for_each(|start| self.is_complete(start));
+        self.keeps_committed(node);
+    }
+
+    /// The history that an epoch begins on has everything that was committed before.
+    fn is_complete(&self, start: Hash) {
+        let Some((top, _)) = self.committed_top else { return };
+        let epoch = self.txs[&start].epoch;
+        let mut at = &self.txs[&start];
+        // An epoch start that was re-chained into a newer generation stands on that generation's seal.
+        while at.seq > top || matches!(at.kind, Kind::Seal { .. }) {
+            let before = match at.kind {
+                Kind::Seal { previous, .. } => previous,
+                _ => at.prev,
+            };
+            match self.txs.get(&before) {
+                Some(tx) => at = tx,
+                None => return,
+            }
+        }
+        let newer = self.committed.range(at.seq..).next_back().map_or(0, |(seq, _)| *seq);
+        let complete = self.committed.get(&at.seq) == Some(&at.data_hash);
+        // The same start may come later, in another file: then more is committed by now.
+        let own = self.committed_top.is_some_and(|(_, chain)| self.txs[&chain].epoch >= epoch);
+        assert!(
+            own || (complete && newer == at.seq),
+            "violated LeaderCompleteness: epoch {epoch} begins after seq {} without seq {newer}, which is committed",
+            at.seq
+        );
+    }
+
+    /// No disk loses what it had of the committed history, unless it was damaged.
+    fn keeps_committed(&mut self, node: usize) {
+        let Some((top, _)) = self.committed_top else { return };
+        let view = &self.disks[node];
+        if view.fate != Fate::Sound {
+            return;
+        }
+        if let Some(data) = self.committed.get(&view.held) {
+            assert!(
+                self.has(node, view.held, data),
+                "violated CommittedNeverTruncated: node {} had committed seq {}, and has it no more",
+                node + 1,
+                view.held
+            );
+        }
+        let Some(current) = view.current.and_then(|number| view.files.get(&number)) else { return };
+        let newest = current.txs.last().map_or(current.cut, |tx| tx.0).min(top);
+        let tx = current.at(newest).map(|chain| &self.txs[&chain]);
+        if tx.is_some_and(|tx| self.committed.get(&newest) == Some(&tx.data_hash)) {
+            self.disks[node].held = view.held.max(newest);
         }
     }
 
@@ -187,135 +258,6 @@ impl Ledger {
         if fate != Fate::Damaged {
             view.promise = 0;
         }
-    }
-
-    /// What a node says to another, at the moment it says it.
-    pub fn on_send(&mut self, from: usize, message: &PeerMessage) {
-        if self.disks[from].fate == Fate::RolledBack {
-            assert!(
-                !counts(message),
-                "violated AmnesiacSilent: node {} has an older disk, and says {message:?}",
-                from + 1
-            );
-        }
-        match &message.kind {
-            Some(Message::Append(append)) => self.on_append(from, append),
-            Some(Message::AppendReply(reply)) if reply.matched => self.on_ack(from, reply),
-            Some(Message::FenceReport(report)) => {
-                let promise = self.disks[from].promise;
-                assert!(
-                    promise >= report.epoch,
-                    "violated PromiseMonotone: node {} reports for epoch {} with {promise} on its disk",
-                    from + 1,
-                    report.epoch
-                );
-                let position = report.position.as_ref().expect("a position");
-                let tip = position.tip.as_ref().expect("a tip");
-                assert!(
-                    self.disk_has(from, &position.base_hash, tip.seq, &tip.chain),
-                    "violated durable position: node {} reports seq {} that is not on its disk",
-                    from + 1,
-                    tip.seq
-                );
-            }
-            _ => {}
-        }
-    }
-
-    fn on_append(&mut self, from: usize, append: &pb::Append) {
-        let me = (from as u64 + 1, append.boot);
-        let master = *self.masters.entry(append.epoch).or_insert(me);
-        assert_eq!(
-            master, me,
-            "violated EpochUnique: two masters (node, boot) in epoch {}",
-            append.epoch
-        );
-        let commit = append.commit.as_ref().expect("a commit position");
-        if commit.chain.len() == 20 && commit.seq > 0 {
-            let chain: Hash = commit.chain[..].try_into().expect("20 bytes");
-            self.claim(from, commit.seq, chain);
-        }
-    }
-
-    /// `node` says that everything up to `seq` in the history of `chain` is committed.
-    fn claim(&mut self, node: usize, seq: u64, chain: Hash) {
-        if self.committed_top.is_some_and(|(_, top)| top == chain) {
-            return;
-        }
-        let Some(tx) = self.txs.get(&chain) else {
-            panic!(
-                "violated AckedIsDurable: node {} calls seq {seq} committed, which was never durable anywhere",
-                node + 1
-            );
-        };
-        assert_eq!(tx.seq, seq, "node {} calls a chain committed under another seq", node + 1);
-        let top = self.committed_top.map_or(0, |(seq, _)| seq);
-        let mut new = Vec::new();
-        let mut at = tx;
-        // Down to what is known, collecting; a seal stands for the transaction at its cut.
-        loop {
-            let data = match at.kind {
-                Kind::Seal { previous, .. } => {
-                    if at.seq == 0 {
-                        break;
-                    }
-                    at = self.txs.get(&previous).expect("the generation before was seen");
-                    continue;
-                }
-                _ => at.data_hash,
-            };
-            if at.seq <= top {
-                let known = self.committed.get(&at.seq);
-                assert_eq!(
-                    known,
-                    Some(&data),
-                    "violated ChainMatch/CommittedNeverTruncated: node {} calls seq {seq} committed, \
-                     whose history differs at seq {} from what was committed before",
-                    node + 1,
-                    at.seq
-                );
-                break;
-            }
-            new.push((at.seq, data, at.commit_id, at.chain));
-            at = self.txs.get(&at.prev).expect("the one before was seen");
-        }
-        if let Some((_, data, ..)) = new.first() {
-            let holders = (0..self.disks.len()).filter(|node| self.has(*node, seq, data)).count();
-            assert!(
-                holders > self.disks.len() / 2,
-                "violated AckedIsDurable: node {} calls seq {seq} committed, which {holders} disks have",
-                node + 1
-            );
-        }
-        for (seq, data, id, _) in &new {
-            self.committed.insert(*seq, *data);
-            if id != &[0; 16]
-                && let Some(other) = self.committed_ids.insert(*id, *seq)
-            {
-                panic!("violated ExactlyOnce: commit id {id:02x?} at seq {other} and at seq {seq}");
-            }
-        }
-        if seq >= top {
-            self.committed_top = Some((seq, chain));
-        }
-    }
-
-    fn on_ack(&mut self, from: usize, reply: &pb::AppendReply) {
-        let promise = self.disks[from].promise;
-        assert_eq!(
-            promise,
-            reply.epoch,
-            "violated NoAckBelowPromise: node {} acknowledges in epoch {} with promise {promise} on its disk",
-            from + 1,
-            reply.epoch
-        );
-        let tip = reply.durable.as_ref().expect("a tip");
-        assert!(
-            self.disk_has(from, &reply.base_hash, tip.seq, &tip.chain),
-            "violated AckedIsDurable: node {} acknowledges seq {} that is not on its disk",
-            from + 1,
-            tip.seq
-        );
     }
 
     fn disk_has(&self, node: usize, base: &[u8], seq: u64, chain: &[u8]) -> bool {
@@ -407,67 +349,8 @@ impl Ledger {
     }
 }
 
-/// Is this a vote, a word on a position that counts, or an acknowledgement?
-fn counts(message: &PeerMessage) -> bool {
-    // raft-rs's numbers: an append, a request for votes, an answer to one, a snapshot, a heartbeat; votes before the vote.
-    const RAFT: [u32; 7] = [3, 5, 6, 7, 8, 17, 18];
-    match &message.kind {
-        Some(Message::Append(_)) => true,
-        Some(Message::AppendReply(reply)) => reply.matched && !reply.recovering,
-        Some(Message::FenceReport(report)) => report.suspect.is_empty(),
-        Some(Message::Raft(raft)) => RAFT.contains(&raft.msg_type) && !raft.reject,
-        _ => false,
-    }
-}
-
 pub fn tag_text(tag: &[u8; 16]) -> String {
     let client = u64::from_be_bytes(tag[..8].try_into().expect("8"));
     let count = u64::from_be_bytes(tag[8..].try_into().expect("8"));
     format!("c{client}#{count}")
-}
-
-type Found = Vec<(Tx, Option<BTreeMap<u64, Object>>)>;
-
-/// Parses what is new since byte `from`; a torn or broken tail is left for the node to judge.
-fn read_on(file: &mut File, bytes: &[u8], from: usize) -> Found {
-    let mut found = Vec::new();
-    if from < file.parsed_to {
-        while file.txs.last().is_some_and(|(_, end, _)| *end > from) {
-            file.txs.pop();
-        }
-        file.commit_ids.clear();
-        match file.txs.last() {
-            Some((_, end, _)) => file.parsed_to = *end,
-            None => *file = File::default(),
-        }
-    }
-    if file.seal.is_none() {
-        let Ok((objects, seal_at)) = parse::base(bytes) else { return found };
-        let Ok((tx, end)) = parse::transaction(bytes, seal_at, None) else { return found };
-        let Kind::Seal { generation, cut, .. } = tx.kind else { return found };
-        (file.seal, file.generation, file.cut, file.parsed_to) =
-            (Some(tx.chain), generation, cut, end);
-        found.push((tx, Some(objects)));
-    }
-    let mut last: Option<(u64, u64, u64)> = None;
-    while let Ok((tx, end)) = parse::transaction(bytes, file.parsed_to, file.tip()) {
-        let expected = file.txs.last().map_or(file.cut, |tx| tx.0) + 1;
-        assert_eq!(tx.seq, expected, "a hole in a durable file");
-        if let Some((seq, epoch, time)) = last {
-            assert!(tx.epoch >= epoch, "violated ChainEpochMonotone after seq {seq}");
-            assert!(tx.time_us >= time, "time goes back after seq {seq}");
-        }
-        last = Some((tx.seq, tx.epoch, tx.time_us));
-        if tx.commit_id != [0; 16] {
-            assert!(
-                file.commit_ids.insert(tx.commit_id),
-                "violated ExactlyOnce: a commit id twice in one file, again at seq {}",
-                tx.seq
-            );
-        }
-        file.txs.push((tx.seq, end, tx.chain));
-        file.parsed_to = end;
-        found.push((tx, None));
-    }
-    found
 }

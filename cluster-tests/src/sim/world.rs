@@ -11,6 +11,7 @@ mod inject;
 mod liveness;
 mod network;
 mod process;
+mod report;
 pub mod script;
 mod words;
 
@@ -26,11 +27,13 @@ use packmaster::raft::RaftLog;
 use packmaster::storage::DiskError;
 use packmaster::storage::task::{DiskTask, TaskDone};
 
-use super::client::{Book, Client};
-use super::disk::{Image, Loss, Medium};
+use super::Counts;
+use super::client::{Book, Client, Tag};
+use super::disk::{Image, Loss, Medium, Room};
 use super::faults::{Options, Schedule};
 use super::history;
 use super::ledger::Ledger;
+use super::oids;
 use super::rng::Rng;
 use super::trace::Trace;
 
@@ -62,6 +65,7 @@ enum Event {
     NoLoss,
     NoLag,
     FastDisk { node: usize },
+    NoRoom { node: usize },
     RoomAgain { node: usize },
     Unhold { by: usize },
 }
@@ -108,7 +112,7 @@ struct Host {
     /// How much faster the monotonic clock goes, in parts of a million.
     drift_ppm: i64,
     stop_down_us: u64,
-    disk: Option<std::sync::Arc<super::disk::SimDisk>>,
+    disk: Option<std::sync::Arc<dyn packmaster::storage::Disk>>,
     /// Its disk was damaged at least once.
     damaged: bool,
     /// It said that it can't go on with that.
@@ -173,7 +177,12 @@ pub struct World {
     commands: BTreeSet<(u64, u64)>,
     /// Elections that were proposed: the epoch, and whose promises counted.
     elections: Vec<(u64, Vec<u64>)>,
-    counts: BTreeMap<&'static str, u64>,
+    /// When elections began, and whether somebody had asked for it.
+    fences: Vec<(u64, bool)>,
+    /// When commits were sent that are not answered yet.
+    sent_at: BTreeMap<Tag, u64>,
+    faults: Counts,
+    sometimes: Counts,
     events: u64,
     script: Option<script::Run>,
 }
@@ -234,7 +243,10 @@ impl World {
             keep_generations,
             commands: BTreeSet::new(),
             elections: Vec::new(),
-            counts: BTreeMap::new(),
+            fences: Vec::new(),
+            sent_at: BTreeMap::new(),
+            faults: Counts::new(),
+            sometimes: Counts::new(),
             events: 0,
             script: None,
             rng,
@@ -249,10 +261,6 @@ impl World {
     fn link(&mut self, from: usize, to: usize) -> &mut Link {
         let nodes = self.hosts.len();
         &mut self.links[from * nodes + to]
-    }
-
-    fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
     }
 
     // ---- the run ----
@@ -283,10 +291,11 @@ impl World {
         let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));
         let (_, tip) = self.ledger.current(node.expect("a majority")).expect("a current file");
         let judged = history::judge(&self.ledger, &self.book, tip);
-        *self.counts.entry("generation switch").or_default() += judged.generations as u64 - 1;
-        *self.counts.entry("in-doubt commit found").or_default() += judged.unknown_found;
-        *self.counts.entry("in-doubt commit absent").or_default() += judged.unknown_absent;
-        *self.counts.entry("transactions").or_default() += judged.transactions as u64;
+        oids::judge(&self.ledger, &self.book, tip);
+        let packs = judged.generations as u64 - 1;
+        World::add(&mut self.sometimes, "generation switch", packs);
+        World::add(&mut self.sometimes, "in-doubt commit found", judged.unknown_found);
+        World::add(&mut self.sometimes, "in-doubt commit absent", judged.unknown_absent);
         self.trace.line(format_args!("judged: {judged:?}"));
     }
 
@@ -375,7 +384,9 @@ impl World {
             Event::NoLoss => self.loss_permille = 0,
             Event::NoLag => self.lag_us = 0,
             Event::FastDisk { node } => self.hosts[node].slow = 1,
-            Event::RoomAgain { node } => self.hosts[node].medium.lock().set_full(false),
+            Event::NoRoom { .. } if self.mending => {}
+            Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),
+            Event::RoomAgain { node } => self.hosts[node].medium.lock().set_room(Room::Enough),
             Event::Unhold { by } => self.ask(by, Verb::SetPause(SetPause { paused: false })),
         }
     }

@@ -152,7 +152,7 @@ impl Core {
     }
 
     /// Why somebody else had better be master, although this node answers; empty if nothing is wrong.
-    fn failing(&self) -> String {
+    pub(super) fn failing(&self) -> String {
         if let Some(ms) = self.stuck_ms() {
             return format!("its disk has not done in {ms} ms what it was asked for");
         }
@@ -166,7 +166,11 @@ impl Core {
 
     /// Follows the current master in the current generation, or is the open master.
     pub(super) fn in_step(&self) -> bool {
-        if !self.suspect.is_empty() || self.recovering || !self.is_current_file() || self.cutting {
+        if !self.suspect.is_empty()
+            || self.recovering.is_some()
+            || !self.is_current_file()
+            || self.cutting
+        {
             return false;
         }
         match &self.role {
@@ -180,7 +184,7 @@ impl Core {
         if !self.suspect.is_empty() {
             return "suspect".into();
         }
-        if self.recovering {
+        if self.recovering.is_some() {
             return "recovering what its disk lost".into();
         }
         if let Some(text) = self.rebase_text() {

@@ -278,6 +278,9 @@ impl Core {
         if self.control.oid_limit() > before.oid_limit() {
             self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
         }
+        if before.pack_again().is_none() && self.control.pack_again().is_some() {
+            slog::info!(self.log, "pack: an election called it off; it begins again by itself");
+        }
         self.check_elected_on_me(out);
         self.adopt_phase(before.mastership().map(|old| old.epoch), out);
         self.on_pack_changed(out);

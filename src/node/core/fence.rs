@@ -100,13 +100,14 @@ impl Core {
             blank: self.shelf.is_blank(),
             may_be_master: self.leaving.is_none()
                 && self.control.member(self.setup.id).is_some_and(|me| me.may_be_master),
+            failing: !self.failing().is_empty(),
         };
         self.send(to, Kind::FenceReport(report), out);
     }
 
     /// Why this node's word about its file does not count; empty if it does.
     pub(super) fn doubts(&self) -> String {
-        match self.recovering {
+        match self.recovering.is_some() {
             true if self.suspect.is_empty() => {
                 "recovering: its file was damaged, and it is fetching what it lost".into()
             }
@@ -144,6 +145,7 @@ impl Core {
             next,
             blank: report.blank,
             may_be_master: report.may_be_master,
+            failing: report.failing,
         };
         self.controller.on_report(from, report);
         self.controller_due_us = 0;

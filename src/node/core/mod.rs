@@ -39,6 +39,7 @@ use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
 use crate::shelf::Shelf;
 use crate::storage::Disk;
+use crate::storage::loss::Loss;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 pub use io::{Action, Input, lane};
@@ -156,7 +157,7 @@ pub struct Core {
     /// Just started: takes no part before others had a chance to say what they know of this disk.
     proof: Option<proof::Proof>,
     /// This disk has lost what it may have acknowledged: nothing here counts until all of it is back.
-    recovering: bool,
+    recovering: Option<Loss>,
     leaving: Option<Now>,
     exited: bool,
 }

@@ -74,7 +74,7 @@ impl Core {
                 self.is_amnesiac(&why, out);
             } else if view.acked_epoch == promised
                 && view.acked_seq > self.durable.seq.0
-                && !self.recovering
+                && self.recovering.is_none()
                 && !self.cutting
             {
                 let why = format!(

@@ -9,6 +9,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
 use crate::shelf;
+use crate::storage::loss::Loss;
 use crate::storage::task::{DiskTask, RECOVERING};
 use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
 
@@ -197,13 +198,16 @@ impl Core {
             return;
         }
         let (master, boot) = (slave.master, slave.boot);
-        // Everything that was ever committed is below what an open master of this epoch says is.
+        // Everything that was committed before this epoch is below what its open master says is.
         let all_back = slave.announced.epoch == slave.epoch
             && self.durable.seq >= slave.announced.seq
             && self.committed >= slave.announced.seq;
+        let (epoch, generation, durable) = (slave.epoch, self.shelf.generation(), self.durable);
+        let is_good = |loss: Loss| loss.is_made_good(epoch, generation, durable);
+        let recovered = all_back && self.recovering.is_some_and(is_good);
         let reply = self.append_reply(boot, true, Vec::new());
         self.send(master, Kind::AppendReply(reply), out);
-        if self.recovering && all_back {
+        if recovered {
             let names = vec![RECOVERING.to_string()];
             self.disk(Purpose::Recovered, DiskTask::Remove { names }, out);
         }
@@ -211,10 +215,10 @@ impl Core {
 
     /// Everything committed is here again, durably: from now on this node counts.
     pub(super) fn on_recovered(&mut self, out: &mut Vec<Action>) {
-        if self.recovering {
+        if self.recovering.is_some() {
             slog::info!(self.log, "recovered: this node votes and acknowledges again"; "seq" => self.durable.seq.0);
         }
-        self.recovering = false;
+        self.recovering = None;
         self.beats.soon();
         self.acknowledge(out);
         self.report_to_leader(out);
@@ -245,7 +249,7 @@ impl Core {
             durable: Some(wire::put_tip(&self.durable)),
             matched,
             hello: false,
-            recovering: self.recovering,
+            recovering: self.recovering.is_some(),
             points: wire::put_tips(&points),
         }
     }

@@ -18,10 +18,11 @@ use crate::failover::controller::Controller;
 use crate::failover::health::Health;
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
+use crate::storage::loss::{self, Loss};
 use crate::storage::promise::{self, PromiseError};
-use crate::storage::task::{AMNESIAC, CURRENT, RECOVERING};
+use crate::storage::task::{AMNESIAC, CURRENT};
 use crate::storage::{Disk, DiskError};
-use crate::types::{Epoch, NodeId, Now, Seq};
+use crate::types::{Epoch, Generation, NodeId, Now, Seq};
 
 /// The first generation's file.
 pub const FIRST: &str = "g00000001.durus";
@@ -60,11 +61,11 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     }
     let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
     let others = setup.members.len() > 1;
-    let shelf = open_current(&disk, &log, now, others)?;
+    let shelf = open_current(&disk, promised, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
     disk.sync_dir()?;
-    let recovering = disk.exists(RECOVERING)?;
+    let recovering = loss::read(&*disk, promised)?;
     let suspect = match disk.exists(AMNESIAC)? {
         true => "this disk does not hold what this node has promised".to_string(),
         false => String::new(),
@@ -173,6 +174,7 @@ fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
 /// The current file, verified, its torn tail cut aside; a new one in an empty directory.
 fn open_current(
     disk: &Arc<dyn Disk>,
+    promised: Epoch,
     log: &slog::Logger,
     now: Now,
     others: bool,
@@ -199,13 +201,16 @@ fn open_current(
         // It has taken part: the others have the file.
         slog::crit!(log, "the file's base is damaged: it is kept aside, and fetched from the others; until then this \
             node neither votes nor acknowledges"; "damage" => %damage);
-        return begin_anew(&**disk, &name, now);
+        return begin_anew(&**disk, promised, &name, now);
     }
     let (Opened { shelf, torn }, damage) = at(&name, opened)?;
     if let Some(damage) = &damage {
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
             votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
-        mark_recovering(&**disk)?;
+        // First this: a crash after the cut must not make a node that looks sound.
+        let end = torn.as_ref().map_or(shelf.tip().offset, |torn| torn.offset + torn.len);
+        let generation = shelf.generation();
+        loss::write(&**disk, Loss { epoch: promised, generation, end })?;
     }
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
@@ -222,15 +227,16 @@ fn open_current(
     }
 }
 
-/// First this: a crash after a cut must not make a node that looks sound.
-fn mark_recovering(disk: &dyn Disk) -> Result<(), DiskError> {
-    disk.create(RECOVERING)?.sync()?;
-    disk.sync_dir()
-}
-
 /// With a blank file, onto which nothing can be rebased but what is fetched.
-fn begin_anew(disk: &dyn Disk, damaged: &str, now: Now) -> Result<Shelf, StartError> {
-    mark_recovering(disk)?;
+fn begin_anew(
+    disk: &dyn Disk,
+    promised: Epoch,
+    damaged: &str,
+    now: Now,
+) -> Result<Shelf, StartError> {
+    // Which generation it was is not known either: no later one makes up for it within the epoch.
+    let (generation, end) = (Generation(u64::MAX), disk.open(damaged)?.len()?);
+    loss::write(disk, Loss { epoch: promised, generation, end })?;
     if damaged == BLANK {
         disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
     } else if disk.exists(BLANK)? {

@@ -119,7 +119,6 @@ pub enum Broken {
     CommitNeedsOwnEpoch = 4,
     NoAckBelowPromise = 8,
     ReadIsCommittedPrefix = 16,
-    AmnesiacSilent = 32,
 }
 
 /// Nodes are places in `World::nodes`, or in a seed the numbers of their names.

@@ -10,7 +10,7 @@ pub fn bit(number: u8) -> u8 {
 
 /// (epoch, seq) the other way round: what `Rule::GreatestByEpoch` is about.
 fn by_seq(order: u8) -> u8 {
-    order << 4 | order >> 4
+    order.rotate_right(4)
 }
 
 impl Election {
@@ -251,7 +251,8 @@ impl Election {
         let by = it.promise;
         let lost = by >= committed.last_epoch() && it.log.common(committed) > upto;
         it.log = it.log.prefix(upto);
-        it.durable = it.durable.min(upto);
+        // The disk keeps the order: what was appended before the cut is durable when the cut is.
+        it.durable = upto;
         let direct = [Rule::CutAtDivergence, Rule::LateCutRefused];
         if lost && direct.iter().all(|rule| self.on(*rule)) {
             self.broke(w, Broken::CommittedNeverTruncated);

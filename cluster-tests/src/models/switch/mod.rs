@@ -14,6 +14,12 @@
 //!   durable with the next sync, behind everything else that was asked of the disk.
 //! * The search begins with the first epoch elected, not started.
 //! * There is one switch; packs that are called off may come before it.
+//!
+//! Positions of an old and a new generation compare by (epoch, seq), which run on: that alone does no harm. What must
+//! not be is a master that opens the old file after the switch, counted as if it were current
+//! (`CurrentGenerationOnly`). Nor is it needed, for what is acknowledged, that a majority has the new file before the
+//! switch (every node that has the old history at the cut can build it), or that appends name their generation: the
+//! chains of two generations differ, and an append names its tip by chain.
 
 mod state;
 mod steps;
@@ -52,8 +58,6 @@ pub enum Rule {
     CurrentGenerationOnly,
     /// The elected of a new generation has the greatest position, in that generation's file.
     SwitchTakesGreatest,
-    /// An append is taken in the generation that it names.
-    AppendNamesGeneration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -252,8 +256,7 @@ impl Switch {
         let it = &w.nodes[usize::from(node)];
         for epoch in it.promise.max(1)..=w.epoch {
             let sent = &w.sent[usize::from(epoch)];
-            let same_file = sent.base == it.base || !self.on(Rule::AppendNamesGeneration);
-            if sent.log.is_empty() || !same_file {
+            if sent.log.is_empty() || sent.base != it.base {
                 continue;
             }
             match it.log.begins(sent.log) {
@@ -291,7 +294,8 @@ impl Switch {
     /// The generation holds what the old one held at the cut, but for what nothing refers to, then or ever after.
     fn generation_equivalent(&self, w: &World) -> bool {
         let sound = |base: Base, log: crate::models::log::Log| {
-            !base.is_there() || (!base.is_broken() && !(base.drops() && relinks(log, 1)))
+            let loses = base.drops() && relinks(log, 1);
+            !base.is_there() || !(base.is_broken() || loses)
         };
         sound(w.base, w.committed)
             && w.nodes

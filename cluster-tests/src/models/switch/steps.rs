@@ -177,7 +177,8 @@ impl Switch {
         let it = &mut w.nodes[usize::from(node)];
         let lost = it.promise >= committed.last_epoch() && it.log.common(committed) > upto;
         it.log = it.log.prefix(upto);
-        it.durable = it.durable.min(upto);
+        // The disk keeps the order: what was appended before the cut is durable when the cut is.
+        it.durable = upto;
         if lost {
             self.broke(w, Broken::CommittedNeverTruncated);
         }

@@ -1,11 +1,15 @@
 //! Crashes whose outcome is decided beforehand: for enumerating them instead of drawing one.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
-use super::{Entry, FileOp, Platter, SECTOR, apply, apply_name};
+use super::{FileOp, Medium, Platter, SECTOR, Troubles, apply, apply_name};
 
-/// With no more unsynced changes than this, every subset of them is a fate of its own.
+/// With no more unsynced changes than this, every subset of them is a fate of its own; of more, each alone is kept, and
+/// each alone is lost.
 const SUBSETS_OF_MAX: usize = 5;
+/// Bits of a subset.
+const CHANGES_MAX: usize = 31;
 
 /// What becomes of unsynced changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,10 +39,37 @@ impl Fate {
     }
 }
 
+impl Medium {
+    /// Another medium with the same on it, in good order.
+    pub fn fork(&self) -> Medium {
+        let platter = self.lock();
+        Medium(Arc::new(Mutex::new(Platter {
+            life: platter.life,
+            fuse: platter.fuse,
+            broken: platter.broken,
+            names: platter.names.clone(),
+            durable_names: platter.durable_names.clone(),
+            dir_ops: platter.dir_ops.clone(),
+            inodes: platter.inodes.clone(),
+            inodes_made: platter.inodes_made,
+            changed: platter.changed.clone(),
+            names_changed: platter.names_changed,
+            names_unsure: false,
+            troubles: Troubles::new(0),
+            synced: VecDeque::new(),
+        })))
+    }
+}
+
 impl Platter {
     /// Changes left before the fuse burns down.
     pub fn fuse_left(&self) -> Option<u32> {
         self.fuse
+    }
+
+    /// Of all files together.
+    pub fn bytes(&self) -> usize {
+        self.inodes.values().map(|inode| inode.written.len()).sum()
     }
 
     /// Everything there is becomes durable.
@@ -75,9 +106,13 @@ impl Platter {
         if writes > 0 {
             fates.extend([Fate::TornMiddle, Fate::TornHead, Fate::Hollow]);
         }
+        assert!(changes <= CHANGES_MAX, "{changes} unsynced changes are too many to choose from");
+        let all = (1u32 << changes) - 1;
         if changes <= SUBSETS_OF_MAX {
-            let all = (1u32 << changes) - 1;
             fates.extend((1..all.max(1)).map(Fate::Subset));
+        } else {
+            let each = (0..changes).map(|change| 1 << change);
+            fates.extend(each.flat_map(|one| [Fate::Subset(one), Fate::Subset(all ^ one)]));
         }
         fates
     }
@@ -119,15 +154,7 @@ impl Platter {
         }
         self.names = self.durable_names.clone();
         self.names_changed = true;
-        let used: BTreeSet<u64> = self
-            .names
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::File(number) => Some(*number),
-                Entry::Link(_) => None,
-            })
-            .collect();
-        self.inodes.retain(|number, _| used.contains(number));
+        self.forget_unnamed();
     }
 }
 

@@ -24,10 +24,18 @@ pub enum Error {
     Sync,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    Enough,
+    /// It says so, and still takes what it is given.
+    Little,
+    None,
+}
+
 pub(super) struct Troubles {
     /// Strike after so many more operations of their kind.
     armed: Vec<(Error, u32)>,
-    full: bool,
+    room: Room,
     /// What struck the present process.
     hurt: Option<&'static str>,
     dice: Rng,
@@ -35,7 +43,7 @@ pub(super) struct Troubles {
 
 impl Troubles {
     pub(super) fn new(seed: u64) -> Troubles {
-        Troubles { armed: Vec::new(), full: false, hurt: None, dice: Rng::new(seed) }
+        Troubles { armed: Vec::new(), room: Room::Enough, hurt: None, dice: Rng::new(seed) }
     }
 
     /// Does an unsynced write survive a failed sync?
@@ -49,21 +57,22 @@ impl Platter {
         self.troubles.armed.push((error, after));
     }
 
-    pub fn set_full(&mut self, full: bool) {
-        self.troubles.full = full;
+    pub fn set_room(&mut self, room: Room) {
+        self.troubles.room = room;
     }
 
     pub(super) fn is_full(&mut self) -> bool {
-        if self.troubles.full {
+        let full = self.troubles.room == Room::None;
+        if full {
             self.troubles.hurt = Some("no space");
         }
-        self.troubles.full
+        full
     }
 
     /// Nothing more will strike.
     pub fn disarm(&mut self) {
         self.troubles.armed.clear();
-        self.troubles.full = false;
+        self.troubles.room = Room::Enough;
     }
 
     /// What struck the present process, if anything did.
@@ -89,7 +98,10 @@ impl Platter {
     }
 
     pub(super) fn free_bytes(&self) -> u64 {
-        if self.troubles.full { FREE_BYTES_FULL } else { FREE_BYTES }
+        match self.troubles.room {
+            Room::Enough => FREE_BYTES,
+            Room::Little | Room::None => FREE_BYTES_FULL,
+        }
     }
 
     pub(super) fn strikes(&mut self, error: Error) -> bool {

@@ -5,7 +5,7 @@ use packmaster::node::core::Input;
 use packmaster::types::ConnId;
 
 use super::{Event, World};
-use crate::sim::client::{Next, Outcome};
+use crate::sim::client::{Next, Outcome, Tag};
 use crate::sim::ledger::tag_text;
 
 impl World {
@@ -34,6 +34,7 @@ impl World {
             Next::Say(bytes) => {
                 if let Some(tag) = self.clients[client].awaits_commit() {
                     let text = tag_text(&tag);
+                    self.sent_at.insert(tag, self.now);
                     self.trace.line(format_args!("c{} sends {text}", self.clients[client].id));
                 }
                 self.say(client, bytes);
@@ -138,6 +139,7 @@ impl World {
             && bytes.first() == Some(&b'O')
         {
             let seq = self.ledger.on_acknowledged(&tag);
+            self.note_carried(&tag);
             let sent = self.book.sent.get_mut(&tag).expect("sent");
             assert_eq!(sent.outcome, Outcome::Open, "a commit answered twice");
             sent.seq = seq;
@@ -156,6 +158,17 @@ impl World {
             after,
             Event::ToClient { client, conn: conn.0, bytes: Some(bytes) },
         );
+    }
+
+    /// Was there an election between a commit's arrival and its acknowledgement?
+    fn note_carried(&mut self, tag: &Tag) {
+        let Some(since) = self.sent_at.remove(tag) else { return };
+        let fence = self.fences.iter().rev().take_while(|(at, _)| *at > since).last();
+        match fence {
+            Some((_, true)) => self.count("commit carried over by a promote"),
+            Some((_, false)) => self.count("commit carried over by another election"),
+            None => {}
+        }
     }
 
     /// Answers to one client arrive in the order in which they were sent.

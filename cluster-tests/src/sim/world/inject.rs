@@ -5,6 +5,7 @@ use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{AdminRequest, Pack, PackVerb, Promote, SetPause};
 
 use super::{Event, World};
+use crate::sim::disk::Room;
 use crate::sim::faults::Fault;
 use crate::sim::ledger::Fate;
 
@@ -22,7 +23,7 @@ impl World {
         self.at(wait, Event::Fault);
         let Some(fault) = fault.filter(|_| self.now >= self.calm_until) else { return };
         if self.inject(&fault) {
-            self.count(fault.name());
+            World::add(&mut self.faults, fault.name(), 1);
         }
     }
 
@@ -96,9 +97,10 @@ impl World {
                 self.hosts[node].slow = factor;
                 self.at(us, Event::FastDisk { node });
             }
-            Fault::DiskFull { node, us } => {
-                self.hosts[node].medium.lock().set_full(true);
-                self.at(us, Event::RoomAgain { node });
+            Fault::DiskFull { node, nearly_us, us } => {
+                self.hosts[node].medium.lock().set_room(Room::Little);
+                self.at(nearly_us, Event::NoRoom { node });
+                self.at(nearly_us + us, Event::RoomAgain { node });
             }
             Fault::ClockJump { node, us } => self.hosts[node].skew_us += us,
             Fault::Promote { to, by } => {

@@ -1,6 +1,6 @@
 //! The end of a run: everything is mended, every node's client must be able to commit, then all is still and equal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use packmaster::proto::admin::SetPause;
 use packmaster::proto::admin::admin_request::Verb;
@@ -87,7 +87,6 @@ impl World {
         }
         let waited_ms = (self.now + COMMIT_WITHIN_US - end) / 1000;
         self.trace.line(format_args!("every node's client has committed after {waited_ms} ms"));
-        self.counts.insert("recovery, ms", waited_ms);
         for client in &mut self.clients {
             client.quiet = true;
         }
@@ -122,31 +121,5 @@ impl World {
             contents.insert(parse::sha(&[inode.durable()]));
         }
         contents.len() == 1
-    }
-
-    pub fn sometimes(&mut self) -> BTreeMap<&'static str, u64> {
-        let said = [
-            ("torn tail cut", "the file ends inside its last transaction"),
-            ("orphan made", "cut back to the common point"),
-            ("local rebase", "rebasing: building the generation from our own file"),
-            ("tail fetch", "rebasing: fetching what our generation lacks"),
-            ("base fetch", "rebasing: fetching the base"),
-            ("rebased", "rebased"),
-            ("pack marked", "pack: marked"),
-            ("master opened", "open: serving as master"),
-            ("raft log mended", "the Raft log was mended"),
-        ];
-        for (what, start) in said {
-            self.counts.insert(what, self.trace.said(start));
-        }
-        self.counts.insert("commits acknowledged", self.book.acked);
-        self.counts.insert("commits refused", self.book.refused);
-        self.counts.insert("commits unknown", self.book.unknown);
-        self.counts.insert("commits given up", self.book.aborted);
-        self.counts.insert("connections closed", self.book.closed);
-        self.counts.insert("invalid loads", self.book.invalid_loads);
-        self.counts.insert("missing loads", self.book.missing_loads);
-        self.counts.insert("simulated ms", self.now / 1000);
-        std::mem::take(&mut self.counts)
     }
 }

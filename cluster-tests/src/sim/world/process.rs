@@ -29,6 +29,7 @@ impl World {
             })
             .collect();
         let disk = self.hosts[node].medium.mount();
+        let disk = self.scripted_disk(disk);
         self.hosts[node].disk = Some(disk.clone());
         Setup {
             id: NodeId(node as u64 + 1),
@@ -343,23 +344,31 @@ impl World {
             }
             let Ok(command) = control::Command::decode(&entry.data[..]) else { continue };
             let what = match command.kind {
-                Some(Command::Fence(fence)) => match fence.reason() {
-                    Reason::Promote => "fence: promote",
-                    Reason::MasterDead => "fence: dead",
-                    Reason::MasterSilent => "fence: silent",
-                    Reason::MasterRestarted => "fence: restarted",
-                    Reason::GenerationSwitch => "fence: generation switch",
-                    Reason::NotOpened => "fence: not opened",
-                    Reason::HandOver => "fence: hand over",
-                    _ => "fence: other",
-                },
+                Some(Command::Fence(fence)) => {
+                    self.fences.push((self.now, fence.reason() == Reason::Promote));
+                    match fence.reason() {
+                        Reason::Promote => "election: promote",
+                        Reason::MasterDead => "election: closed connections",
+                        Reason::MasterSilent => "election: silence",
+                        Reason::MasterRestarted => "election: the master restarted",
+                        Reason::MasterFailing => "election: the master is failing",
+                        Reason::GenerationSwitch => "election: generation switch",
+                        Reason::NotOpened => "election: not opened",
+                        Reason::HandOver => "election: hand over at a stop",
+                        _ => "election: the first",
+                    }
+                }
                 Some(Command::Elect(elect)) => {
+                    self.ledger.on_elect(&elect);
                     self.elections.push((elect.epoch, elect.reported));
                     continue;
                 }
                 Some(Command::PackStart(_)) => "pack started",
                 Some(Command::PackSeal(_)) => "pack sealed",
-                Some(Command::PackCancel(_)) => "pack cancelled",
+                Some(Command::PackCancel(cancel)) => match cancel.asked_by.as_str() {
+                    "automatic" => "pack cancelled by itself",
+                    _ => "pack cancelled by request",
+                },
                 _ => continue,
             };
             self.count(what);

@@ -7,14 +7,18 @@
 //! the judged history. Whether a script does what it is for is asserted of the run without a crash.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use packmaster::node::core::FIRST;
 use packmaster::node::prepare;
 use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{Pack, PackVerb, Promote, SetPause};
+use packmaster::storage::Disk;
 use tempfile::NamedTempFile;
 
 use super::{Event, World};
+use crate::crash::watched::{Lies, Watched};
+use crate::sim::disk::SimDisk;
 use crate::sim::disk::crash::Fate;
 use crate::sim::faults::Options;
 use crate::sim::parse;
@@ -99,6 +103,9 @@ pub(super) struct Run {
     sealed: u64,
     paused: bool,
     import: Option<NamedTempFile>,
+    lying: bool,
+    /// Disks that are honest until the script is armed.
+    liars: Vec<Arc<Watched>>,
 }
 
 /// How a scripted run went.
@@ -120,21 +127,31 @@ impl Scripted {
 
 /// Runs a script. Never panics for what the cluster does.
 pub fn run(script: &Script, seed: u64, crash: Option<CrashAt>) -> Scripted {
+    run_on(script, seed, crash, false)
+}
+
+/// From `Arm` on no file is synced when a node says so.
+pub fn run_on_disks_that_lie(script: &Script, seed: u64) -> Scripted {
+    run_on(script, seed, None, true)
+}
+
+fn run_on(script: &Script, seed: u64, crash: Option<CrashAt>, lying: bool) -> Scripted {
     let trace = Trace::new(false);
     let options = Options { clients: 3, faults: false, ..Options::default() };
     let mut world = World::new(seed, &options, trace.clone());
     world.keep_generations = 1;
     let changes = vec![0; options.nodes];
-    world.script = Some(Run { changes, crash, ..Run::default() });
+    world.script = Some(Run { changes, crash, lying, ..Run::default() });
     let result = catch_unwind(AssertUnwindSafe(|| world.run_script(script)));
     let violation = result.err().map(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
         text.unwrap_or_else(|| "a panic without words".into())
     });
-    let counts = world.sometimes();
     let run = world.script.take().expect("a script");
     let crashed = run.happened && !run.moot;
+    let report = world.report(seed, violation);
+    let (violation, counts) = (report.violation, report.sometimes);
     Scripted { violation, changes: run.changes, crashed, counts, trace }
 }
 
@@ -166,6 +183,8 @@ impl World {
         }
         self.script().armed = false;
         self.come_to_rest();
+        let all = (0..self.hosts.len()).all(|node| self.takes_part(node));
+        assert!(all, "a node stands aside after a crash on a good disk");
     }
 
     /// Until `done`, or for so long as a step waits.
@@ -181,7 +200,10 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Import => {}
-            Step::Arm => self.script().armed = true,
+            Step::Arm => {
+                self.script().armed = true;
+                self.script().liars.drain(..).for_each(|liar| liar.begin(Lies::Syncs));
+            }
             Step::Commits(count) => {
                 self.busy(count);
                 self.rest();
@@ -204,13 +226,13 @@ impl World {
             Step::Back => self.comes_back(),
             Step::Pack => {
                 self.script().generation = self.generations().into_iter().max().unwrap_or(0);
-                self.script().sealed = self.counts.get("pack sealed").copied().unwrap_or(0);
+                self.script().sealed = self.sometimes.get("pack sealed").copied().unwrap_or(0);
                 let by = self.somebody();
                 self.ask(by, Verb::Pack(Pack { verb: PackVerb::Start.into() }));
             }
             Step::PackSealed => {
                 let before = self.script().sealed;
-                self.wait(|world| world.counts.get("pack sealed").is_some_and(|n| *n > before));
+                self.wait(|world| world.sometimes.get("pack sealed").is_some_and(|n| *n > before));
             }
             Step::Switched => self.wait(|world| {
                 let before = world.script().generation;
@@ -239,6 +261,17 @@ impl World {
         let imported = prepare::import(&*disk, source.path());
         let broken = self.hosts[node].medium.lock().is_broken();
         assert!(broken || imported.is_ok(), "node {} can't import: {imported:?}", node + 1);
+    }
+
+    /// The disk that a node is started with.
+    pub(super) fn scripted_disk(&mut self, disk: Arc<SimDisk>) -> Arc<dyn Disk> {
+        let Some(run) = self.script.as_mut().filter(|run| run.lying) else { return disk };
+        let liar = Watched::new(disk);
+        match run.armed {
+            true => liar.begin(Lies::Syncs),
+            false => run.liars.push(liar.clone()),
+        }
+        liar
     }
 
     fn busy(&mut self, count: u64) {

@@ -28,7 +28,7 @@ pub(super) fn words(message: &PeerMessage) -> Option<String> {
         })
     };
     Some(match message.kind.as_ref()? {
-        Message::Beat(_) => return None,
+        Message::Beat(_) | Message::Confirm(_) | Message::ConfirmReply(_) => return None,
         Message::Raft(raft) if raft.entries.is_empty() && !raft.reject => return None,
         Message::Raft(raft) => format!(
             "raft type {} term {} index {} {} entries, commit {}{}",
