@@ -71,6 +71,14 @@ impl Pending {
     }
 }
 
+/// Do the lengths inside a pack-record agree with its own?
+fn fits_record(record: &[u8]) -> bool {
+    let Some(data_len) = record.get(8..12) else { return false };
+    let data_len = u32::from_be_bytes(data_len.try_into().expect("four bytes")) as usize;
+    let references = record.len().checked_sub(12 + data_len);
+    references.is_some_and(|bytes| bytes % 8 == 0)
+}
+
 /// What is known of a file that has been read to its end.
 pub(super) struct Parts {
     pub name: String,
@@ -429,7 +437,15 @@ impl Shelf {
         if bytes.len() as u64 - 8 < len {
             bytes = self.bytes(offset, 8 + len)?;
         }
-        Ok(Some(bytes.slice(16..8 + len as usize)))
+        // A disk can give back another place than it was asked for, and without a word.
+        let record = bytes.slice(16..8 + len as usize);
+        let whole = u64_at(&bytes, 0) == Some(len)
+            && u64_at(&record, 0) == Some(oid.0)
+            && fits_record(&record);
+        match whole {
+            true => Ok(Some(record)),
+            false => wrong(&format!("the record of oid {oid} contradicts itself")),
+        }
     }
 
     /// Is there such an object as of `indexed`?

@@ -10,6 +10,7 @@
 //! What else goes wrong is in rooms of its own: `loss` (what a power failure leaves), `trouble` (errors, no space), and
 //! `damage` (rot, writes gone astray, older images, an empty disk in its place).
 
+pub mod crash;
 mod damage;
 mod loss;
 mod trouble;
@@ -22,8 +23,6 @@ use packmaster::storage::{Disk, DiskError, DiskFile};
 pub use damage::{Image, Part};
 use trouble::Troubles;
 pub use trouble::{Error, Room};
-
-pub mod crash;
 
 const SECTOR: usize = 512;
 

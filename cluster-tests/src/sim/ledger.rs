@@ -128,7 +128,11 @@ impl Ledger {
             view.files.retain(|number, _| used.contains(number));
         }
         if let Some(inode) = platter.durable_file("promise") {
-            let promise = parse::promise(inode.durable()).unwrap_or(0);
+            let promise = match parse::promise(inode.durable()) {
+                // Both copies are damaged: the node must see that, and stay away.
+                None if view.fate == Fate::Damaged => view.promise,
+                promise => promise.unwrap_or(0),
+            };
             assert!(
                 promise >= view.promise,
                 "violated PromiseMonotone: node {} promised {} and then {promise}",
@@ -232,9 +236,9 @@ impl Ledger {
         }
     }
 
-    /// Has there been a master?
+    /// Has a client committed anything?
     pub fn has_begun(&self) -> bool {
-        self.committed_top.is_some()
+        self.committed_top.is_some() && !self.tags.is_empty()
     }
 
     pub fn has_master(&self, epoch: u64) -> bool {

@@ -217,7 +217,9 @@ impl World {
         let schedule = Schedule::new(&mut rng, nodes);
         let equal = rng.chance(500);
         let priorities = (0..nodes).map(|_| if equal { 0 } else { rng.below(3) as i64 }).collect();
-        let loss = if rng.chance(500) { Loss::Ordered } else { Loss::Any };
+        // Unsynced transactions with a hole between them look like damage, and cost what damage costs.
+        let ordered = rng.chance(500) || !schedule.unlucky.is_empty();
+        let loss = if ordered { Loss::Ordered } else { Loss::Any };
         let keep_generations = rng.below(4) as u32;
         World {
             options: options.clone(),

@@ -385,13 +385,16 @@ impl Core {
         let mut reply = pb::ProbeReply { id: probe.id, ..pb::ProbeReply::default() };
         let shown = wire::tips("points", &probe.points).map_err(|error| error.to_string())?;
         match self.file_of(probe.generation, &probe.base_hash) {
-            Some(shelf) if self.suspect.is_empty() => {
+            // Who is fetching what it lost has nothing to measure others by.
+            Some(shelf) if self.suspect.is_empty() && !self.recovering => {
                 let found = points::newest_match(&shown, |tip| shelf.find(tip));
                 let found = found.map_err(|error| error.to_string())?;
                 reply.has_file = true;
                 reply.r#match = found.map(|found| wire::put_tip(&found.point));
-                reply.newer_mismatch =
-                    found.and_then(|found| found.newer_mismatch).as_ref().map(wire::put_tip);
+                let differs = found.and_then(|found| found.newer_mismatch);
+                // Beyond our end there is no other history: the one who asks has more of the same.
+                let differs = differs.filter(|tip| tip.seq <= shelf.tip().seq);
+                reply.newer_mismatch = differs.as_ref().map(wire::put_tip);
                 reply.file_len = shelf.tip().offset;
                 reply.base_len = shelf.base_end();
             }

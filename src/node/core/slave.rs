@@ -333,7 +333,10 @@ impl Core {
             return;
         }
         self.checker.truncated(point.seq);
-        self.durable = point;
+        // What comes before the point may still be on its way to the disk.
+        if self.durable.seq > point.seq {
+            self.durable = point;
+        }
         self.drop_next(out);
         self.cutting = true;
         let file = self.shelf.file();
@@ -343,6 +346,8 @@ impl Core {
 
     pub(super) fn on_cut_back(&mut self, out: &mut Vec<Action>) {
         self.cutting = false;
+        // Everything before the cut was written before it, and nothing was taken since.
+        self.durable = self.shelf.tip();
         self.hello_master(out);
         self.report_to_leader(out);
         self.pull_on(out);

@@ -2,9 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use packmaster::proto::admin::SetPause;
-use packmaster::proto::admin::admin_request::Verb;
-
 use super::{Event, World};
 use crate::sim::client::Client;
 use crate::sim::parse;
@@ -19,7 +16,10 @@ impl World {
         self.trace.line(format_args!("everything is mended;{}", self.ledger.describe()));
         self.mending = true;
         self.make_well();
-        self.ask(0, Verb::SetPause(SetPause { paused: false }));
+        // Whoever comes up must be able to hear it.
+        for by in 0..self.hosts.len() {
+            self.at(500_000, Event::Unhold { by });
+        }
     }
 
     /// Every node runs, every line is open.
