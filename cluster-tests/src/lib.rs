@@ -14,6 +14,7 @@ pub mod clock;
 pub mod cluster;
 pub mod journal;
 pub mod load;
+pub mod mutants;
 pub mod ports;
 pub mod python;
 pub mod sim;

@@ -10,7 +10,7 @@ use packmaster::proto::control::PeerMessage;
 use packmaster::proto::control::peer_message::Kind as Message;
 use packmaster::proto::replication as pb;
 
-use super::disk::{Entry, Medium};
+use super::disk::{Entry, Inode, Medium, Platter};
 use super::parse::{self, Hash, Kind, Object, Tx};
 
 /// One generation file on one disk, as a power failure would leave it.
@@ -129,7 +129,16 @@ impl Ledger {
             }
             let file = view.files.entry(number).or_default();
             let Some(inode) = platter.inode(number) else { continue };
+            let before = file.txs.clone();
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
+            if let Some((seq, ..)) =
+                before.iter().find(|tx| is_cut(file, inode, tx) && !is_kept(&platter, &tx.2))
+            {
+                panic!(
+                    "violated NothingErased: node {} cut seq {seq} from its file, and no orphan has it",
+                    node + 1
+                );
+            }
             for (tx, base) in found {
                 if let (Kind::Seal { .. }, Some(base)) = (tx.kind, base) {
                     self.bases.entry(tx.chain).or_insert(base);
@@ -149,6 +158,7 @@ impl Ledger {
         match &message.kind {
             Some(Message::Append(append)) => self.on_append(from, append),
             Some(Message::AppendReply(reply)) if reply.matched => self.on_ack(from, reply),
+            Some(Message::Fetch(fetch)) => self.on_fetch(from, fetch),
             Some(Message::FenceReport(report)) => {
                 let promise = self.disks[from].promise;
                 assert!(
@@ -181,12 +191,12 @@ impl Ledger {
         let commit = append.commit.as_ref().expect("a commit position");
         if commit.chain.len() == 20 && commit.seq > 0 {
             let chain: Hash = commit.chain[..].try_into().expect("20 bytes");
-            self.claim(from, commit.seq, chain);
+            self.claim(from, append.epoch, commit.seq, chain);
         }
     }
 
-    /// `node` says that everything up to `seq` in the history of `chain` is committed.
-    fn claim(&mut self, node: usize, seq: u64, chain: Hash) {
+    /// `node`, master of `epoch`, says that everything up to `seq` in the history of `chain` is committed.
+    fn claim(&mut self, node: usize, epoch: u64, seq: u64, chain: Hash) {
         if self.committed_top.is_some_and(|(_, top)| top == chain) {
             return;
         }
@@ -228,6 +238,13 @@ impl Ledger {
             at = self.txs.get(&at.prev).expect("the one before was seen");
         }
         if let Some((_, data, ..)) = new.first() {
+            // A pack's cut was committed by the master that sealed it, which may have told nobody.
+            assert!(
+                tx.epoch == epoch || matches!(tx.kind, Kind::Seal { .. }),
+                "violated CommitNeedsOwnEpoch: node {} calls seq {seq} of epoch {} committed in epoch {epoch}",
+                node + 1,
+                tx.epoch
+            );
             let holders = (0..self.disks.len()).filter(|node| self.has(*node, seq, data)).count();
             assert!(
                 holders > self.disks.len() / 2,
@@ -263,6 +280,23 @@ impl Ledger {
             "violated AckedIsDurable: node {} acknowledges seq {} that is not on its disk",
             from + 1,
             tip.seq
+        );
+    }
+
+    /// Whoever has a generation's cut in its own file needs nobody's copy of the base.
+    fn on_fetch(&self, from: usize, fetch: &pb::Fetch) {
+        let base: Option<Hash> = fetch.base_hash[..].try_into().ok();
+        let Some(Kind::Seal { generation, cut, previous }) =
+            base.and_then(|base| self.txs.get(&base)).map(|seal| seal.kind)
+        else {
+            return;
+        };
+        let view = &self.disks[from];
+        let Some(file) = view.current.and_then(|number| view.files.get(&number)) else { return };
+        assert!(
+            file.generation + 1 != generation || file.at(cut) != Some(previous),
+            "violated NoNeedlessCopy: node {} fetches the base of generation {generation}, and its own file has the cut",
+            from + 1
         );
     }
 
@@ -351,6 +385,25 @@ pub fn tag_text(tag: &[u8; 16]) -> String {
     let client = u64::from_be_bytes(tag[..8].try_into().expect("8"));
     let count = u64::from_be_bytes(tag[8..].try_into().expect("8"));
     format!("c{client}#{count}")
+}
+
+/// Was this transaction taken out of the file: is the file shorter now, or another in its place? (What a damaged disk
+/// made unreadable was not taken out.)
+fn is_cut(file: &File, inode: &Inode, (seq, end, chain): &(u64, usize, Hash)) -> bool {
+    match file.at(*seq) {
+        Some(found) => found != *chain,
+        None => inode.durable().len() < *end,
+    }
+}
+
+/// Does an orphan file have the transaction that ends in this chain?
+fn is_kept(platter: &Platter, chain: &Hash) -> bool {
+    platter.durable_names().iter().any(|(name, entry)| match entry {
+        Entry::File(number) if name.starts_with("orphans/") => platter
+            .inode(*number)
+            .is_some_and(|inode| inode.durable().windows(chain.len()).any(|bytes| bytes == chain)),
+        _ => false,
+    })
 }
 
 type Found = Vec<(Tx, Option<BTreeMap<u64, Object>>)>;

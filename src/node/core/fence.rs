@@ -6,6 +6,7 @@
 use super::disk::Purpose;
 use super::{Action, Core, Role};
 use crate::failover::election::Report;
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{FenceReport, FenceRequest};
 use crate::replication::wire::{self, Position};
@@ -20,7 +21,13 @@ impl Core {
         if let Role::Master(master) = &self.role {
             slog::info!(self.log, "no longer master"; "epoch" => master.epoch.0, "fenced_by" => epoch.0);
         }
-        self.role = Role::None;
+        let goes_on = match &self.role {
+            Role::Master(_) => mutants::broken(Mutant::FencedMasterGoesOn),
+            _ => mutants::broken(Mutant::PromiseNotRechecked),
+        };
+        if !goes_on {
+            self.role = Role::None;
+        }
         // Whoever follows in both files has the last transactions in both when it reports.
         self.follow_next(u64::MAX, out);
         self.disk(Purpose::Promise { epoch }, DiskTask::Promise { epoch }, out);
@@ -52,6 +59,9 @@ impl Core {
         }
         if epoch > self.promised {
             self.promise(epoch, out);
+            if mutants::broken(Mutant::PositionBeforePromise) {
+                self.report(from, out);
+            }
         } else if epoch == self.promise_durable && epoch == self.promised {
             self.report(from, out);
         }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::serve::ASK_AGAIN_MS;
 use super::{Action, Core, Input};
 use crate::durus::{self, SessionAction};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
@@ -287,11 +288,9 @@ impl Core {
             return Ok(());
         }
         let epoch = Epoch(reply.epoch);
-        let believed = self
-            .requests
-            .open
-            .get(&reply.id)
-            .is_some_and(|open| open.sent.is_some_and(|(to, _)| to == epoch));
+        let same = |to: Epoch| to == epoch || mutants::broken(Mutant::OldAnswersBelieved);
+        let sent = self.requests.open.get(&reply.id).and_then(|open| open.sent);
+        let believed = sent.is_some_and(|(to, _)| same(to));
         if !believed {
             return Ok(());
         }
@@ -321,6 +320,7 @@ impl Core {
                 }
             }
             Answer::SyncedSeq(seq) => self.answered(id, out, |core, out| {
+                let seq = if mutants::broken(Mutant::SyncNotAwaited) { 0 } else { seq };
                 with_view!(core, out, |sessions, now, view, actions| {
                     sessions.synced(id, Seq(seq), now, view, actions)
                 });

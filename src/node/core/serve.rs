@@ -7,6 +7,7 @@ use roaring::RoaringTreemap;
 
 use super::{Action, Core, Role};
 use crate::durus::{self, Allocation, CommitRequest, Ground, SessionKey, Verdict};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{OidBlock, PackStart};
@@ -79,10 +80,10 @@ impl Core {
         let generation = self.shelf.generation();
         let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
         let Role::Master(master) = &mut self.role else { return };
-        let usable = everybody
+        let known = everybody
             .iter()
             .all(|id| master.registered.get(id).is_some_and(|node| node.told >= generation));
-        master.oids.set_holes_usable(usable);
+        master.oids.set_holes_usable(known || mutants::broken(Mutant::HolesTooEarly));
     }
 
     // ---- requests ----
@@ -226,7 +227,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let seq = self.shelf.tip().seq.next();
-        let time_us = self.shelf.last_time_us().max(self.now.wall_us);
+        let time_us = self.next_time_us();
         let Some(master) = self.master() else { return };
         master.in_flight.insert(seq, (from, id));
         master.oids.used(request.records.iter().map(|(oid, _)| *oid));
@@ -353,6 +354,14 @@ impl Core {
         let Some(master) = self.master() else { return };
         let asked = master.block_asked.is_some_and(|at| now.since_ms(at) < ASK_AGAIN_MS);
         if asked || (master.oid_left() >= OID_BLOCK_LOW && master.oids_wanted.is_empty()) {
+            return;
+        }
+        if mutants::broken(Mutant::OidsBeforeRaft) && master.open && master.oid_left() == 0 {
+            master.oids.add_block(from, Oid(from.0 + OID_BLOCK));
+            let wanted = std::mem::take(&mut master.oids_wanted);
+            for (node, id, session, count) in wanted {
+                self.grant_oids(SessionKey { node, session }, id, count, out);
+            }
             return;
         }
         master.block_asked = Some(now);
