@@ -81,7 +81,6 @@ mutants! {
     InvalidationLost: "a session hears of every change", "design 7";
     ChangedIsLoaded: "what has changed since the last sync is not loaded", "design 7";
     CommitIdNotChecked: "a commit that is asked for twice is stored once", "SERVER-55305";
-    OldAnswersBelieved: "the answer of an earlier epoch's master is not believed", "SERVER-55305";
     UnknownSaidAsDone: "an unknown outcome is never called success", "MongoDB 2.4.3";
     ChangesNotChecked: "a commit on changed objects is a conflict", "design 7";
     BaseMoved: "a commit is judged as of what its client was told, not of when its data came", "design 7";

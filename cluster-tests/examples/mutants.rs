@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use cluster_tests::mutants::{Hunt, Limit, hunt_all, table};
-use cluster_tests::sim::Options;
 use packmaster::mutants::Mutant;
 
 fn main() {
@@ -15,11 +14,8 @@ fn main() {
     let names = arguments.get(2..).unwrap_or_default();
     let wanted =
         |mutant: &&Mutant| names.is_empty() || names.iter().any(|name| name == mutant.name());
-    let hunts: Vec<Hunt> = Mutant::ALL
-        .iter()
-        .filter(wanted)
-        .map(|mutant| Hunt { mutant: *mutant, options: Options::default() })
-        .collect();
+    let hunts: Vec<Hunt> =
+        Mutant::ALL.iter().filter(wanted).map(|mutant| Hunt::new(*mutant)).collect();
     let verdicts = hunt_all(&hunts, limit);
     println!("{}", table(&verdicts));
     for verdict in &verdicts {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use packmaster::mutants::{self, Mutant};
 
+use crate::sim::faults::weight;
 use crate::sim::{Options, run};
 
 /// How long a mutant may live.
@@ -26,6 +27,42 @@ pub struct Limit {
 pub struct Hunt {
     pub mutant: Mutant,
     pub options: Options,
+}
+
+impl Hunt {
+    /// A rule that matters seldom is hunted where it matters: where there are more packs, or longer tails to be cut.
+    pub fn new(mutant: Mutant) -> Hunt {
+        use Mutant as M;
+        let usual = Options::default();
+        let options = match mutant {
+            M::PackSurvivesElection | M::RemovedNotRefused | M::MarkNotRechecked => Options {
+                clients: 8,
+                every_us: Some(150_000),
+                favour: vec![(weight::PACK, 60), (weight::PROMOTE, 30)],
+                ..usual
+            },
+            M::FlipInTwoSteps => Options {
+                clients: 1,
+                every_us: Some(60_000),
+                favour: vec![(weight::PACK, 40), (weight::CRASH_IN_DISK, 60)],
+                ..usual
+            },
+            M::AckBySeqOnly | M::GreatestSeqOnly | M::LateCutTaken | M::CutLeftOut => Options {
+                clients: 10,
+                every_us: Some(200_000),
+                favour: vec![(weight::CUT, 40), (weight::LOSSY, 20), (weight::STALL, 20)],
+                ..usual
+            },
+            M::FenceWithoutMajority => Options {
+                every_us: Some(200_000),
+                favour: vec![(weight::SLOW_DISK, 40), (weight::CUT, 20), (weight::PROMOTE, 20)],
+                ..usual
+            },
+            M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
+            _ => usual,
+        };
+        Hunt { mutant, options }
+    }
 }
 
 /// The run that found it out.
@@ -93,10 +130,9 @@ pub fn hunt_one(hunt: &Hunt, limit: Limit) -> Verdict {
 /// The checkers' panics begin with "violated", and most name a property of the design.
 fn property(violation: &str, at: &str) -> String {
     let first = violation.lines().next().unwrap_or_default();
-    match violation.strip_prefix("violated") {
-        Some(rest) if !rest.starts_with(':') => {
-            rest.split(": ").next().unwrap_or_default().trim().to_string()
-        }
+    let said = first.split_once(" failed: ").map_or(first, |(_, said)| said);
+    match said.strip_prefix("violated ") {
+        Some(rest) => rest.split(": ").next().unwrap_or_default().to_string(),
         _ if at.contains("cluster-tests/") => first.chars().take(60).collect(),
         _ if at.contains("/raft-") => format!("assertion in raft-rs: {}", clip(first)),
         _ => format!("assertion in the core: {}", clip(first)),

@@ -342,8 +342,8 @@ impl Sessions {
                     waited_ms: now.since_ms(session.waiting_since),
                 },
             };
-            if mutants::broken(Mutant::UnknownSaidAsDone)
-                && matches!(session.waiting, Some(Waiting::Commit(_)))
+            if matches!(session.waiting, Some(Waiting::Commit(_)))
+                && mutants::broken(Mutant::UnknownSaidAsDone)
             {
                 let bytes = Bytes::from_static(&[super::wire::OKAY]);
                 out.push(SessionAction::Send { conn, bytes });

@@ -12,11 +12,39 @@ pub struct Options {
     pub echo: bool,
     /// False: nothing goes wrong.
     pub faults: bool,
+    /// Not left to the seed: how often a kind of fault (see `weight`) is drawn.
+    pub favour: Vec<(usize, u64)>,
+    /// The same: microseconds between two faults.
+    pub every_us: Option<u64>,
+    /// Milliseconds a client waits for an answer before its node gives it up.
+    pub wait_max_ms: u64,
+}
+
+/// Kinds of faults, for `Options::favour`.
+pub mod weight {
+    pub const CRASH: usize = 0;
+    pub const CRASH_IN_DISK: usize = 1;
+    pub const STALL: usize = 3;
+    pub const CUT: usize = 4;
+    pub const LOSSY: usize = 5;
+    pub const LAGGY: usize = 6;
+    pub const SLOW_DISK: usize = 7;
+    pub const PROMOTE: usize = 8;
+    pub const PACK: usize = 9;
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 3, clients: 4, faults_ms: 8000, echo: false, faults: true }
+        Options {
+            nodes: 3,
+            clients: 4,
+            faults_ms: 8000,
+            echo: false,
+            faults: true,
+            favour: Vec::new(),
+            every_us: None,
+            wait_max_ms: 6000,
+        }
     }
 }
 
@@ -90,7 +118,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(rng: &mut Rng) -> Schedule {
+    pub fn new(rng: &mut Rng, options: &Options) -> Schedule {
         let every_us = [120_000, 300_000, 800_000, 2_500_000][rng.index(4)];
         let mut weights = [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 1, 2, 4, 6];
         // Every run has its own emphasis, and leaves some things out.
@@ -101,6 +129,10 @@ impl Schedule {
                 _ => *weight,
             };
         }
+        for (which, weight) in &options.favour {
+            weights[*which] = *weight;
+        }
+        let every_us = options.every_us.unwrap_or(every_us);
         if weights.iter().sum::<u64>() == 0 {
             weights[0] = 1;
         }

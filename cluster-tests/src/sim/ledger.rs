@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use packmaster::proto::control::PeerMessage;
 use packmaster::proto::control::peer_message::Kind as Message;
 use packmaster::proto::replication as pb;
+use packmaster::proto::replication::client_reply::Answer;
 
 use super::disk::{Entry, Inode, Medium, Platter};
 use super::parse::{self, Hash, Kind, Object, Tx};
@@ -17,6 +18,8 @@ use super::parse::{self, Hash, Kind, Object, Tx};
 #[derive(Default)]
 struct File {
     parsed_to: usize,
+    /// Of the whole file.
+    len: usize,
     seal: Option<Hash>,
     generation: u64,
     cut: u64,
@@ -131,6 +134,7 @@ impl Ledger {
             let Some(inode) = platter.inode(number) else { continue };
             let before = file.txs.clone();
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
+            file.len = inode.durable().len();
             if let Some((seq, ..)) =
                 before.iter().find(|tx| is_cut(file, inode, tx) && !is_kept(&platter, &tx.2))
             {
@@ -159,6 +163,7 @@ impl Ledger {
             Some(Message::Append(append)) => self.on_append(from, append),
             Some(Message::AppendReply(reply)) if reply.matched => self.on_ack(from, reply),
             Some(Message::Fetch(fetch)) => self.on_fetch(from, fetch),
+            Some(Message::ClientReply(reply)) => self.on_client_reply(from, reply),
             Some(Message::FenceReport(report)) => {
                 let promise = self.disks[from].promise;
                 assert!(
@@ -281,6 +286,35 @@ impl Ledger {
             from + 1,
             tip.seq
         );
+        // A torn append is cut off before a node says anything.
+        let rest = self.disks[from]
+            .files
+            .values()
+            .find(|file| file.seal.is_some_and(|seal| seal[..] == *reply.base_hash))
+            .map_or(0, |file| file.len - file.parsed_to);
+        assert!(
+            rest == 0,
+            "violated WholeTransactions: node {} acknowledges, and its file ends in {rest} bytes of something else",
+            from + 1
+        );
+    }
+
+    /// Whoever answers clients as the master of an epoch has opened it: a majority has a transaction of it.
+    fn on_client_reply(&self, from: usize, reply: &pb::ClientReply) {
+        if matches!(reply.answer, None | Some(Answer::RegisterFirst(_))) {
+            return;
+        }
+        let is_there = |view: &&DiskView| {
+            let mut tips = view.files.values().filter_map(File::tip);
+            tips.any(|tip| self.txs.get(&tip).is_some_and(|tx| tx.epoch >= reply.epoch))
+        };
+        let holders = self.disks.iter().filter(is_there).count();
+        assert!(
+            holders > self.disks.len() / 2,
+            "violated ServesOnlyWhenOpen: node {} answers in epoch {}, of which {holders} disks have a transaction",
+            from + 1,
+            reply.epoch
+        );
     }
 
     /// Whoever has a generation's cut in its own file needs nobody's copy of the base.
@@ -291,8 +325,10 @@ impl Ledger {
         else {
             return;
         };
+        // From another offset on it is what its file lacks, of the generation it has moved to by now.
         let view = &self.disks[from];
-        let Some(file) = view.current.and_then(|number| view.files.get(&number)) else { return };
+        let current = view.current.filter(|_| fetch.offset == 0);
+        let Some(file) = current.and_then(|number| view.files.get(&number)) else { return };
         assert!(
             file.generation + 1 != generation || file.at(cut) != Some(previous),
             "violated NoNeedlessCopy: node {} fetches the base of generation {generation}, and its own file has the cut",
@@ -435,7 +471,7 @@ fn read_on(file: &mut File, bytes: &[u8], from: usize) -> Found {
         assert_eq!(tx.seq, expected, "a hole in a durable file");
         if let Some((seq, epoch, time)) = last {
             assert!(tx.epoch >= epoch, "violated ChainEpochMonotone after seq {seq}");
-            assert!(tx.time_us >= time, "time goes back after seq {seq}");
+            assert!(tx.time_us >= time, "violated TimeMonotone: it goes back after seq {seq}");
         }
         last = Some((tx.seq, tx.epoch, tx.time_us));
         if tx.commit_id != [0; 16] {

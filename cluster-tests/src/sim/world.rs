@@ -164,7 +164,7 @@ impl World {
                 disk: None,
             })
             .collect();
-        let schedule = Schedule::new(&mut rng);
+        let schedule = Schedule::new(&mut rng, options);
         let equal = rng.chance(500);
         let priorities = (0..nodes).map(|_| if equal { 0 } else { rng.below(3) as i64 }).collect();
         let loss = if rng.chance(500) { Loss::Ordered } else { Loss::Any };
@@ -493,7 +493,11 @@ impl World {
             version: "simulated".into(),
             members,
             timing: Timing::default(),
-            limits: Limits { wait_max_ms: 6000, command_timeout_ms: 4000, ..Limits::default() },
+            limits: Limits {
+                wait_max_ms: self.options.wait_max_ms,
+                command_timeout_ms: 4000,
+                ..Limits::default()
+            },
             keep_generations: self.keep_generations,
             disk,
             log: self.trace.logger(),

@@ -288,9 +288,11 @@ impl Core {
             return Ok(());
         }
         let epoch = Epoch(reply.epoch);
-        let same = |to: Epoch| to == epoch || mutants::broken(Mutant::OldAnswersBelieved);
-        let sent = self.requests.open.get(&reply.id).and_then(|open| open.sent);
-        let believed = sent.is_some_and(|(to, _)| same(to));
+        let believed = self
+            .requests
+            .open
+            .get(&reply.id)
+            .is_some_and(|open| open.sent.is_some_and(|(to, _)| to == epoch));
         if !believed {
             return Ok(());
         }

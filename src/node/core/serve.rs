@@ -356,15 +356,10 @@ impl Core {
         if asked || (master.oid_left() >= OID_BLOCK_LOW && master.oids_wanted.is_empty()) {
             return;
         }
-        if mutants::broken(Mutant::OidsBeforeRaft) && master.open && master.oid_left() == 0 {
-            master.oids.add_block(from, Oid(from.0 + OID_BLOCK));
-            let wanted = std::mem::take(&mut master.oids_wanted);
-            for (node, id, session, count) in wanted {
-                self.grant_oids(SessionKey { node, session }, id, count, out);
-            }
-            return;
-        }
         master.block_asked = Some(now);
+        if mutants::broken(Mutant::OidsBeforeRaft) {
+            return self.use_block(from, Oid(from.0 + OID_BLOCK), out);
+        }
         let block = OidBlock { epoch: master.epoch.0, below: from.0 + OID_BLOCK };
         self.propose(CommandKind::OidBlock(block), out);
     }
@@ -374,9 +369,13 @@ impl Core {
         let from = before.max(self.shelf.next_free());
         let below = self.control.oid_limit();
         let Some(master) = self.master() else { return };
-        if master.epoch != epoch || from >= below {
-            return;
+        if master.epoch == epoch && from < below {
+            self.use_block(from, below, out);
         }
+    }
+
+    fn use_block(&mut self, from: Oid, below: Oid, out: &mut Vec<Action>) {
+        let Some(master) = self.master() else { return };
         master.block_asked = None;
         if !master.open {
             master.oid_blocks.push((from, below));
