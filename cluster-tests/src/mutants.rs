@@ -16,6 +16,19 @@ use packmaster::mutants::{self, Mutant};
 use crate::sim::faults::weight;
 use crate::sim::{Options, run};
 
+/// Not found out in a few hundred seeds: for the long hunt.
+pub fn is_elusive(mutant: Mutant) -> bool {
+    matches!(
+        mutant,
+        Mutant::GreatestSeqOnly
+            | Mutant::FlipInTwoSteps
+            | Mutant::SuspectCounted
+            | Mutant::RecoveringCounts
+            | Mutant::FailedSyncIgnored
+            | Mutant::CorruptionCutAsTorn
+    )
+}
+
 /// How long a mutant may live.
 #[derive(Clone, Copy)]
 pub struct Limit {
@@ -35,10 +48,10 @@ impl Hunt {
         use Mutant as M;
         let usual = Options::default();
         let options = match mutant {
-            M::PackSurvivesElection | M::RemovedNotRefused | M::MarkNotRechecked => Options {
-                clients: 8,
-                every_us: Some(150_000),
-                favour: vec![(weight::PACK, 60), (weight::PROMOTE, 30)],
+            M::PackSurvivesElection | M::RemovedNotRefused => Options {
+                clients: 6,
+                every_us: Some(100_000),
+                favour: vec![(weight::PACK, 80), (weight::PROMOTE, 30)],
                 ..usual
             },
             M::FlipInTwoSteps => Options {

@@ -80,6 +80,11 @@ impl Core {
     }
 
     fn report(&mut self, to: NodeId, out: &mut Vec<Action>) {
+        // An older promise became durable, and a newer one is on its way: that one will report.
+        let promised = self.promise_durable == self.promised;
+        if !promised && !mutants::broken(Mutant::PositionBeforePromise) {
+            return;
+        }
         if self.cutting || self.durable.seq != self.shelf.tip().seq {
             return; // the position is not settled: asked again in a moment
         }
@@ -144,3 +149,7 @@ impl Core {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "fence_tests.rs"]
+mod tests;
