@@ -48,7 +48,13 @@ impl Hunt {
         use Mutant as M;
         let usual = Options::default();
         let options = match mutant {
-            M::PackSurvivesElection | M::RemovedNotRefused => Options {
+            M::RemovedNotRefused => Options {
+                clients: 8,
+                every_us: Some(150_000),
+                favour: vec![(weight::PACK, 60), (weight::PROMOTE, 30)],
+                ..usual
+            },
+            M::PackSurvivesElection => Options {
                 clients: 6,
                 every_us: Some(100_000),
                 favour: vec![(weight::PACK, 80), (weight::PROMOTE, 30)],
@@ -56,11 +62,17 @@ impl Hunt {
             },
             M::FlipInTwoSteps => Options {
                 clients: 1,
-                every_us: Some(60_000),
-                favour: vec![(weight::PACK, 40), (weight::CRASH_IN_DISK, 60)],
+                every_us: Some(40_000),
+                favour: vec![(weight::PACK, 40), (weight::CRASH_IN_DISK, 80)],
                 ..usual
             },
-            M::AckBySeqOnly | M::GreatestSeqOnly | M::LateCutTaken | M::CutLeftOut => Options {
+            M::GreatestSeqOnly => Options {
+                clients: 6,
+                every_us: Some(60_000),
+                favour: vec![(weight::CRASH, 40), (weight::CUT, 60), (weight::LAGGY, 30)],
+                ..usual
+            },
+            M::AckBySeqOnly | M::LateCutTaken | M::CutLeftOut => Options {
                 clients: 10,
                 every_us: Some(200_000),
                 favour: vec![(weight::CUT, 40), (weight::LOSSY, 20), (weight::STALL, 20)],
@@ -184,8 +196,8 @@ fn noting_panics<T>(run: impl FnOnce() -> T) -> (T, String) {
 /// For people: which rule, killed by what, after how many seeds.
 pub fn table(verdicts: &[Verdict]) -> String {
     let mut text = format!(
-        "{:<22} {:<74} {:<54} {:>7} {:>8}\n",
-        "mutant", "the rule it breaks (where it comes from)", "killed by", "seeds", "seconds"
+        "{:<22} {:<64} {:>7} {:>8}  {}\n",
+        "mutant", "killed by", "seeds", "seconds", "the rule it breaks (where it comes from)"
     );
     for Verdict { mutant, seeds, seconds, reached, kill } in verdicts {
         let rule = format!("{} ({})", mutant.rule(), mutant.source());
@@ -193,8 +205,7 @@ pub fn table(verdicts: &[Verdict]) -> String {
             Some(kill) => kill.property.clone(),
             None => format!("NOT KILLED, reached {reached} times"),
         };
-        text +=
-            &format!("{:<22} {rule:<74} {killed:<54} {seeds:>7} {seconds:>8.1}\n", mutant.name());
+        text += &format!("{:<22} {killed:<64} {seeds:>7} {seconds:>8.1}  {rule}\n", mutant.name());
     }
     let killed = verdicts.iter().filter(|verdict| verdict.kill.is_some()).count();
     text + &format!("{killed} of {} mutants killed\n", verdicts.len())

@@ -99,6 +99,7 @@ impl Ledger {
                     Entry::Link(_) => None,
                 })
                 .collect();
+            let had_current = view.current.is_some();
             view.current = match names.get("current.durus") {
                 Some(Entry::Link(target)) => match names.get(target) {
                     Some(Entry::File(number)) => Some(*number),
@@ -109,6 +110,11 @@ impl Ledger {
                 },
                 _ => None,
             };
+            assert!(
+                view.current.is_some() || !had_current,
+                "violated OneRename: node {} has no current file any more",
+                node + 1
+            );
             let used: BTreeSet<u64> = view.named.values().copied().collect();
             view.files.retain(|number, _| used.contains(number));
         }
