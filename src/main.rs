@@ -26,6 +26,8 @@ enum Command {
     Ctl(ctl::Args),
     /// Work on database files
     Shelf(tools::shelf::Args),
+    /// Measure a Durus server, ours or a stock one
+    Bench(tools::bench::Args),
     /// Print an example configuration, or check one
     Config(config::Args),
 }
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Node(args) => node::run(args),
         Command::Ctl(args) => ctl::run(args),
         Command::Shelf(args) => tools::shelf::run(args),
+        Command::Bench(args) => tools::bench::run(args),
         Command::Config(args) => config::run(args),
     }
 }

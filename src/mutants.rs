@@ -70,6 +70,7 @@ mutants! {
     GreatestSeqOnly: "positions are compared by chain epoch first", "Raft figure 8";
     FloorNotFetched: "the elected fetches what the greatest position has", "design 5";
     SuspectCounted: "who has lost data is not counted and not elected", "KIP-966, NATS 2.12.1";
+    AmnesiacTakesPart: "a disk that has forgotten what was promised on it takes no part", "raft-rs to_commit out of range, openraft PR 2002";
     RecoveringCounts: "who has lost data acknowledges nothing until all of it is back", "KIP-966";
     // Raft.
     RaftUnsynced: "Raft's records are durable before their messages leave", "tikv #8381";

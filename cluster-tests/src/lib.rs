@@ -7,11 +7,13 @@
 //!
 //! `PACKMASTER_BIN` names a packmaster binary to test instead of the one cargo builds.
 
+pub mod bigfile;
 pub mod binary;
 pub mod chaincheck;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod history;
 pub mod journal;
 pub mod load;
 pub mod mutants;

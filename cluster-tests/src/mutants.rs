@@ -83,6 +83,19 @@ impl Hunt {
                 favour: vec![(weight::SLOW_DISK, 40), (weight::CUT, 20), (weight::PROMOTE, 20)],
                 ..usual
             },
+            M::SuspectCounted | M::RecoveringCounts | M::CorruptionCutAsTorn => Options {
+                every_us: Some(150_000),
+                favour: vec![(weight::ROT, 60), (weight::PROMOTE, 30), (weight::CUT, 20)],
+                ..usual
+            },
+            M::AmnesiacTakesPart => Options {
+                every_us: Some(150_000),
+                favour: vec![(weight::IMAGE, 30), (weight::ROLLBACK, 30), (weight::PROMOTE, 20)],
+                ..usual
+            },
+            M::FailedSyncIgnored => {
+                Options { every_us: Some(150_000), favour: vec![(weight::DISK_ERROR, 80)], ..usual }
+            }
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
             _ => usual,
         };

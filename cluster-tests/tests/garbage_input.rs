@@ -74,6 +74,7 @@ fn for_durus(seed: u64) -> Vec<Nonsense> {
         nonsense("another oid inside", commit(&[(0, record(1, b"x", &[]))])),
         nonsense("an oid that nobody was given", commit(&[one(1 << 40)])),
         nonsense("the oid of chains", commit(&[one(u64::MAX)])),
+        nonsense("a reference to the oid of chains", commit(&[(0, record(0, b"x", &[u64::MAX]))])),
         nonsense("half a reference", commit(&[(0, [&one(0).1[..], b"half"].concat())])),
         cut_off("half a load", *b"L\0\0\0"),
         cut_off("half a commit", *b"C\0\0\x10\0\0\0\0\x20"),

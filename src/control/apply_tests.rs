@@ -140,6 +140,7 @@ fn elect_message(epoch: u64, master: u64, generation: pb::GenerationRecord) -> p
         generation: Some(generation),
         floor_holder: 2,
         why: "n1 has most".into(),
+        reported: vec![1, 2],
     }
 }
 

@@ -163,6 +163,7 @@ fn put_mastership(mastership: &Mastership) -> pb::Elect {
         floor: Some(mastership.floor.clone()),
         floor_holder: mastership.floor_holder.0,
         why: mastership.why.clone(),
+        reported: mastership.reported.iter().map(|node| node.0).collect(),
     }
 }
 
@@ -183,6 +184,7 @@ pub(super) fn get_mastership(elect: &pb::Elect) -> Result<Mastership, String> {
         floor,
         floor_holder: some_node(elect.floor_holder).ok_or("nobody holds the floor")?,
         why: elect.why.clone(),
+        reported: elect.reported.iter().filter_map(|node| some_node(*node)).collect(),
     })
 }
 

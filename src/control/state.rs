@@ -74,6 +74,8 @@ pub struct Mastership {
     pub floor: replication::Position,
     pub floor_holder: NodeId,
     pub why: String,
+    /// Whose reports counted, ascending: each has this epoch's promise on its disk.
+    pub reported: Vec<NodeId>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
 //! What a client may take, and why a connection is closed. Every way a connection can end has its own reason, and
 //! a limit that bites is named in it.
 
+use crate::shelf::RecordError;
 use crate::types::Oid;
 
 /// What one client, or all of them, may make us hold. Each is named in the reason of the close it causes.
@@ -89,16 +90,8 @@ pub enum Malformed {
     Header(usize),
     #[error("record at byte {at} has length {len}, {left} bytes are left")]
     Length { at: usize, len: u32, left: usize },
-    #[error("record of oid {0} is too short to be one")]
-    Short(Oid),
-    #[error("record sent for oid {outer} says it is of oid {inner}")]
-    InnerOid { outer: Oid, inner: Oid },
-    #[error("record of oid {oid}: data of {len} bytes does not fit in it")]
-    DataLength { oid: Oid, len: u32 },
-    #[error("record of oid {0}: references are not a multiple of 8 bytes")]
-    References(Oid),
+    #[error("record of oid {oid}: {why}")]
+    Record { oid: Oid, why: RecordError },
     #[error("oid {0} twice in one commit")]
     Twice(Oid),
-    #[error("oid {0} is reserved")]
-    Reserved(Oid),
 }

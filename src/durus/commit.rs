@@ -19,8 +19,8 @@ use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use super::oids::{Exists, OidPool, OidUse, SessionKey};
-use super::wire;
 use crate::mutants::{self, Mutant};
+use crate::shelf;
 use crate::types::{CommitId, Oid, Seq};
 
 /// Changed oids that are remembered. A commit with an older base conflicts.
@@ -276,7 +276,7 @@ fn conflict(why: &str) -> Verdict {
 fn well_formed(records: &[(Oid, Bytes)]) -> Result<RoaringTreemap, String> {
     let mut oids = RoaringTreemap::new();
     for (oid, record) in records {
-        wire::check_record(*oid, record).map_err(|why| why.to_string())?;
+        shelf::check_record(*oid, record).map_err(|why| format!("record of oid {oid}: {why}"))?;
         if !oids.insert(oid.0) {
             return Err(format!("oid {oid} twice in one commit"));
         }
@@ -297,7 +297,8 @@ fn gone(request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Vec<Oid>, St
     }
     let mut gone = RoaringTreemap::new();
     for (oid, record) in request.records {
-        for oid in std::iter::once(*oid).chain(wire::references(record)) {
+        let refs = shelf::refs(record).map_err(|why| format!("record of oid {oid}: {why}"))?;
+        for oid in std::iter::once(*oid).chain(refs) {
             if dead.is_some_and(|dead| dead.contains(oid.0)) {
                 gone.insert(oid.0);
             }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use super::*;
+use crate::shelf;
 use crate::types::{BootId, CommitId, ConnId, Generation, NodeId, Now, Oid, Seq};
 
 const S1: SessionKey = SessionKey { node: NodeId(1), session: 1 };
@@ -460,7 +461,7 @@ impl Bank {
         let mut state = BTreeMap::new();
         for (_, records) in &self.chain {
             for (oid, record) in records {
-                if let Some(read) = wire::references(record).next() {
+                if let Some(read) = shelf::refs(record).unwrap().next() {
                     assert_eq!(value(record), state[&read], "{read} as it was then");
                 }
                 state.insert(*oid, value(record));

@@ -9,6 +9,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use roaring::RoaringTreemap;
 
 use super::close::{CloseReason, Limits, Malformed};
+use crate::shelf;
 use crate::types::Oid;
 
 /// The only version there is.
@@ -119,7 +120,7 @@ pub fn take_commit_data(
 }
 
 /// The records of a commit, as sent and in the order sent: length:4, oid:8, record, the length counting oid and
-/// record. What is returned for each is the record, which begins with the oid again.
+/// record. What is returned for each is the record, which begins with the oid again, and may be stored.
 pub fn split_records(data: &Bytes, limits: &Limits) -> Result<Vec<(Oid, Bytes)>, CloseReason> {
     let mut records = Vec::new();
     let mut seen = RoaringTreemap::new();
@@ -160,32 +161,8 @@ fn split_record(data: &Bytes, at: usize) -> Result<(Oid, Bytes, usize), Malforme
     }
     let next = at + 4 + len as usize;
     let record = data.slice(header..next);
-    check_record(oid, &record)?;
+    shelf::check_record(oid, &record).map_err(|why| Malformed::Record { oid, why })?;
     Ok((oid, record, next))
-}
-
-/// Whether this may be stored under `oid`: oid:8 again, datalen:4, data, references:8*.
-pub fn check_record(oid: Oid, record: &[u8]) -> Result<(), Malformed> {
-    if oid == Oid::CHAIN {
-        return Err(Malformed::Reserved(oid));
-    }
-    let inner = be64(record).map(Oid).ok_or(Malformed::Short(oid))?;
-    if inner != oid {
-        return Err(Malformed::InnerOid { outer: oid, inner });
-    }
-    let len = be32(&record[8..]).ok_or(Malformed::Short(oid))?;
-    let references = record[12..].get(len as usize..).ok_or(Malformed::DataLength { oid, len })?;
-    if references.len() % 8 != 0 {
-        return Err(Malformed::References(oid));
-    }
-    Ok(())
-}
-
-/// The oids a record refers to, as stored. Empty for what is no record: those never get this far.
-pub fn references(record: &[u8]) -> impl Iterator<Item = Oid> + '_ {
-    let data_len = record.get(8..).and_then(be32).unwrap_or(u32::MAX) as usize;
-    let tail = record.get(12..).and_then(|rest| rest.get(data_len..)).unwrap_or(&[]);
-    tail.chunks_exact(8).map(|oid| Oid(be64(oid).expect("chunk of 8")))
 }
 
 /// count:4 and the oids, ascending: the answer to `S` and the first answer to `C`.
@@ -222,6 +199,7 @@ fn be64(bytes: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shelf::RecordError;
 
     fn take(bytes: &[u8]) -> (Result<Option<Command>, CloseReason>, usize) {
         let mut buffer = BytesMut::from(bytes);
@@ -296,9 +274,9 @@ mod tests {
         let records = split(&data).unwrap();
         assert_eq!(records[0].0, Oid(7));
         assert_eq!(&records[0].1[..], &data[12..12 + 22]);
-        assert_eq!(references(&records[0].1).collect::<Vec<_>>(), [Oid(3)]);
+        assert_eq!(shelf::refs(&records[0].1).unwrap().collect::<Vec<_>>(), [Oid(3)]);
         assert_eq!((records[1].0, records[1].1.len()), (Oid(0), 12));
-        assert_eq!(references(&records[1].1).count(), 0);
+        assert_eq!(shelf::refs(&records[1].1).unwrap().count(), 0);
         assert_eq!(split(b"").unwrap(), []);
     }
 
@@ -308,20 +286,21 @@ mod tests {
         for cut in 1..good.len() {
             assert!(split(&good[..cut]).is_err(), "cut at {cut}");
         }
-        let oid = Oid(7);
-        let inner = Malformed::InnerOid { outer: oid, inner: Oid(8) };
-        assert_eq!(split(&sent(7, 8, 0, b"", b"")), Err(inner));
-        assert_eq!(split(&sent(7, 7, 3, b"hi", b"")), Err(Malformed::DataLength { oid, len: 3 }));
-        let huge = Malformed::DataLength { oid, len: u32::MAX };
-        assert_eq!(split(&sent(7, 7, u32::MAX, b"hi", b"")), Err(huge));
-        assert_eq!(split(&sent(7, 7, 2, b"hi", b"1234")), Err(Malformed::References(oid)));
-        let reserved = sent(u64::MAX, u64::MAX, 0, b"", b"");
-        assert_eq!(split(&reserved), Err(Malformed::Reserved(Oid::CHAIN)));
-        assert_eq!(split(&[good.clone(), good].concat()), Err(Malformed::Twice(oid)));
+        let why = |bytes: &[u8]| match split(bytes) {
+            Err(Malformed::Record { why, .. }) => why,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(why(&sent(7, 8, 0, b"", b"")), RecordError::OtherOid(Oid(8)));
+        assert_eq!(why(&sent(7, 7, 3, b"hi", b"")), RecordError::DataLength);
+        assert_eq!(why(&sent(7, 7, u32::MAX, b"hi", b"")), RecordError::DataLength);
+        assert_eq!(why(&sent(7, 7, 2, b"hi", b"1234")), RecordError::References);
+        assert_eq!(why(&sent(u64::MAX, u64::MAX, 0, b"", b"")), RecordError::Reserved);
+        assert_eq!(why(&sent(7, 7, 0, b"", &[0xff; 8])), RecordError::RefersToReserved);
+        assert_eq!(split(&[good.clone(), good].concat()), Err(Malformed::Twice(Oid(7))));
         let mut short = 10u32.to_be_bytes().to_vec();
         short.extend(7u64.to_be_bytes());
         short.extend([0, 0]);
-        assert_eq!(split(&short), Err(Malformed::Short(oid)));
+        assert_eq!(why(&short), RecordError::Short);
         let mut below = 7u32.to_be_bytes().to_vec();
         below.extend([0; 20]);
         assert!(matches!(split(&below), Err(Malformed::Length { len: 7, .. })));

@@ -302,7 +302,9 @@ impl Controller {
                 view.timing.silence_ms
             );
             (Reason::MasterSilent, why)
-        } else if let Some(beat) = view.beat(master).filter(|beat| !beat.failing.is_empty()) {
+        } else if let Some(beat) = view.beat(master).filter(|beat| !beat.failing.is_empty())
+            && voters.iter().any(|id| *id != master && is_sound(view, *id))
+        {
             (Reason::MasterFailing, format!("{who} says: {}", beat.failing))
         } else {
             return false;
@@ -442,6 +444,13 @@ impl Controller {
             out.push(Decision::Alarm(why));
         }
     }
+}
+
+/// Could this node go on where a failing master can't?
+fn is_sound(view: &View<'_>, id: NodeId) -> bool {
+    let may = view.state.member(id).is_some_and(|member| member.may_be_master);
+    let beat = view.beat(id).filter(|_| view.is_alive(id));
+    may && beat.is_some_and(|beat| beat.in_step && beat.failing.is_empty() && !beat.leaving)
 }
 
 fn name(view: &View<'_>, id: NodeId) -> String {

@@ -26,6 +26,8 @@ pub struct Report {
     /// No object was ever stored in its file.
     pub blank: bool,
     pub may_be_master: bool,
+    /// It can't go on for long: anybody else is better.
+    pub failing: bool,
 }
 
 impl Report {
@@ -74,13 +76,15 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
     });
     let preferred = |id: NodeId, report: &Report| {
         let asked = Some(id) == fence.target;
-        // For a planned change the one asked for may fetch the last moments from the holder.
-        let planned = asked && fence.reason == Reason::Promote;
+        // For a planned change the one asked for may fetch the last moments from the holder; so may anybody when the
+        // holder is to be relieved.
+        let planned = (asked && fence.reason == Reason::Promote)
+            || (fence.reason == Reason::MasterFailing && !report.failing);
         let member = state.member(id);
         let priority = member.map_or(0, |member| member.priority);
         let present = state.mastership().is_some_and(|before| before.master == id);
         let order = if planned { order(&greatest.tip) } else { order(&report.position.tip) };
-        (order, asked, priority, present, std::cmp::Reverse(id))
+        (order, !report.failing, asked, priority, present, std::cmp::Reverse(id))
     };
     let Some((winner, report)) = candidates.max_by_key(|(id, report)| preferred(**id, report))
     else {
@@ -221,6 +225,7 @@ fn elect(
         floor: Some(put_position(floor)),
         floor_holder: holder.0,
         why: format!("{} of {}", name(state, winner), compared.join(", ")),
+        reported: counted.keys().map(|id| id.0).collect(),
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use crate::proto::control::{Beat, PeerView};
 use crate::types::{NodeId, Now};
 
@@ -20,6 +22,10 @@ pub struct Peer {
     /// When anything was heard of it; the start of this process if nothing was.
     pub heard: Now,
     pub beat: Option<(Beat, Now)>,
+    /// Greatest epoch it said it had promised durably.
+    pub promised: u64,
+    /// Greatest seq it had durably in the history of an epoch's master: (epoch, seq).
+    pub acked: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -59,7 +65,21 @@ impl Health {
 
     pub fn on_beat(&mut self, id: NodeId, beat: Beat, now: Now) {
         if let Some(peer) = self.peers.get_mut(&id) {
+            peer.promised = peer.promised.max(beat.promise_durable);
+            if beat.open
+                && let Some(tip) = beat.position.as_ref().and_then(|at| at.tip.as_ref())
+            {
+                peer.acked = peer.acked.max((beat.promised, tip.seq));
+            }
             peer.beat = Some((beat, now));
+        }
+    }
+
+    /// It has `seq` durably, in the history of `epoch`'s master.
+    pub fn on_acked(&mut self, id: NodeId, epoch: u64, seq: u64) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.promised = peer.promised.max(epoch);
+            peer.acked = peer.acked.max((epoch, seq));
         }
     }
 
@@ -106,6 +126,10 @@ impl Health {
             node: id.0,
             refused: peer.refused,
             silent_ms: now.since_ms(peer.heard),
+            promised: peer.promised,
+            acked_epoch: peer.acked.0,
+            acked_seq: peer.acked.1,
+            disk_uuid: Bytes::new(),
         };
         self.peers.iter().map(view).collect()
     }
@@ -173,7 +197,10 @@ mod tests {
     }
 
     fn beat_about(node: u64, refused: bool, silent_ms: u64) -> Beat {
-        Beat { views: vec![PeerView { node, refused, silent_ms }], ..Beat::default() }
+        Beat {
+            views: vec![PeerView { node, refused, silent_ms, ..PeerView::default() }],
+            ..Beat::default()
+        }
     }
 
     #[test]

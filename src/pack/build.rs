@@ -32,6 +32,9 @@ pub struct Build {
 }
 
 enum Stage {
+    /// Of a file that nobody writes to: opening it, reading all of it.
+    Start(String),
+    Read(Box<History>),
     Mark(Mark),
     /// What the root reaches as of F.
     Walk(Box<Base>, Walk),
@@ -56,7 +59,8 @@ enum Stage {
 struct Base {
     history: Box<History>,
     records: Records,
-    kept: RoaringTreemap,
+    /// None: what the root reaches is kept, and nothing else.
+    kept: Option<RoaringTreemap>,
     removed: RoaringTreemap,
     out: Output,
     /// Where the objects are in the new file.
@@ -69,8 +73,20 @@ impl Build {
         Build { generation, to, stage: Stage::Mark(Mark::between(file, p, f)) }
     }
 
+    /// The base is to be built from all of `file`, which nobody writes to; it may be a plain one of stock Durus. The
+    /// generation is the one after the file's. There is one walk instead of two: nothing is kept that the root does not
+    /// reach.
+    pub fn whole(file: String, to: String) -> Build {
+        Build { generation: Generation(0), to, stage: Stage::Start(file) }
+    }
+
     pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
         let permille = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Start(file) => {
+                self.stage = Stage::Read(Box::new(History::new(disk, &file, None)?));
+                0
+            }
+            Stage::Read(history) => self.read(history, disk)?,
             Stage::Mark(mark) => self.mark(mark, disk)?,
             Stage::Walk(base, walk) => self.walk(base, walk)?,
             Stage::Rest(base, rest) => self.rest(base, rest)?,
@@ -86,13 +102,31 @@ impl Build {
         Ok(Step::More { permille })
     }
 
+    fn read(&mut self, mut history: Box<History>, disk: &dyn Disk) -> Result<u32, JobError> {
+        if !history.step()? {
+            let (part, whole) = history.position();
+            self.stage = Stage::Read(history);
+            return Ok(between(0, 500, part, whole));
+        }
+        if !history.index.contains(Oid::ROOT) {
+            return Err(JobError::NoRoot { p: history.tip().0.seq });
+        }
+        self.generation = history.generation().next();
+        self.begin_walk(Base::begin(history, None, RoaringTreemap::new(), disk, &self.to)?);
+        Ok(500)
+    }
+
+    fn begin_walk(&mut self, base: Base) {
+        let mut walk = Walk::default();
+        walk.add(Oid::ROOT, &base.history.index);
+        self.stage = Stage::Walk(Box::new(base), walk);
+    }
+
     fn mark(&mut self, mut mark: Mark, disk: &dyn Disk) -> Result<u32, JobError> {
         match mark.step(disk)? {
             Step::Done(JobOutcome::Marked(marked)) => {
-                let base = Box::new(Base::begin(marked, disk, &self.to)?);
-                let mut walk = Walk::default();
-                walk.add(Oid::ROOT, &base.history.index);
-                self.stage = Stage::Walk(base, walk);
+                let Marked { kept, dead, history, .. } = marked;
+                self.begin_walk(Base::begin(history, Some(kept), dead, disk, &self.to)?);
                 Ok(500)
             }
             Step::More { permille } => {
@@ -108,9 +142,8 @@ impl Build {
         while objects < STEP_OBJECTS && bytes < STEP_BYTES {
             let next = walk.next(&base.history.index, &mut base.records)?;
             let Some((oid, raw)) = next else {
-                assert!(walk.seen.is_subset(&base.kept), "the root reaches what is not kept");
-                let rest = Box::new((&base.kept - &walk.seen).into_iter());
-                self.stage = Stage::Rest(base, rest);
+                let rest = base.rest_after(&walk.seen);
+                self.stage = Stage::Rest(base, Box::new(rest.into_iter()));
                 return Ok(800);
             };
             base.index.insert(oid, base.out.end());
@@ -207,8 +240,13 @@ impl Build {
 }
 
 impl Base {
-    fn begin(marked: Marked, disk: &dyn Disk, to: &str) -> Result<Base, JobError> {
-        let Marked { kept, dead: removed, history, .. } = marked;
+    fn begin(
+        history: Box<History>,
+        kept: Option<RoaringTreemap>,
+        removed: RoaringTreemap,
+        disk: &dyn Disk,
+        to: &str,
+    ) -> Result<Base, JobError> {
         let mut out = Output { file: disk.create(to)?, at: 0, buf: Vec::new() };
         out.push(PREFIX)?;
         out.push(&[0; 8])?;
@@ -216,8 +254,24 @@ impl Base {
         Ok(Base { history, records, kept, removed, out, index: OidMap::new() })
     }
 
+    /// What is to be written besides what the walk has `seen`.
+    fn rest_after(&mut self, seen: &RoaringTreemap) -> RoaringTreemap {
+        match &self.kept {
+            Some(kept) => {
+                assert!(seen.is_subset(kept), "the root reaches what is not kept");
+                kept - seen
+            }
+            None => {
+                let exist = self.history.index.iter().map(|(oid, _)| oid.0);
+                self.removed = exist.filter(|oid| !seen.contains(*oid)).collect();
+                RoaringTreemap::new()
+            }
+        }
+    }
+
     fn progress(&self) -> u32 {
-        between(500, 800, self.index.len(), self.kept.len())
+        let kept = self.kept.as_ref().map_or(self.history.index.len(), RoaringTreemap::len);
+        between(500, 800, self.index.len(), kept)
     }
 
     fn seal(
@@ -244,7 +298,13 @@ impl Base {
         disk.sync_dir()?;
         let offset = self.out.end();
         let tip = Tip { epoch: cut.epoch, seq: cut.seq, offset, chain: seal.chain };
-        Ok(Built { base_hash: seal.chain, base_len: offset, tip, removed: self.removed })
+        Ok(Built {
+            generation,
+            base_hash: seal.chain,
+            base_len: offset,
+            tip,
+            removed: self.removed,
+        })
     }
 }
 

@@ -66,7 +66,7 @@ impl Mark {
     pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
         let permille = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Start => {
-                let history = History::new(disk, &self.file, self.p)?;
+                let history = History::new(disk, &self.file, Some(self.p))?;
                 self.stage = Stage::Read(Box::new(history));
                 0
             }

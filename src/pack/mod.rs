@@ -20,7 +20,7 @@ use roaring::RoaringTreemap;
 
 use crate::shelf::{Opened, Opening, ShelfError};
 use crate::storage::{Disk, DiskError};
-use crate::types::{Chain, Oid, Seq, Tip};
+use crate::types::{Chain, Generation, Oid, Seq, Tip};
 
 pub use build::Build;
 pub use mark::{Mark, Marked};
@@ -62,6 +62,7 @@ pub enum JobOutcome {
 /// A new base, whole and durable under its temporary name.
 #[derive(Clone, Debug)]
 pub struct Built {
+    pub generation: Generation,
     /// Chain of its seal.
     pub base_hash: Chain,
     /// Bytes of the file: base, offset map and seal.

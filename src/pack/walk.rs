@@ -7,14 +7,16 @@ use std::sync::Arc;
 use roaring::RoaringTreemap;
 
 use super::{JobError, STEP_BYTES};
-use crate::shelf::{self, Found, OidMap, Progress, Scan, ShelfError, u64_at};
+use crate::shelf::{self, Found, OidMap, Progress, Scan, ShelfError, Torn, u64_at};
 use crate::storage::{Disk, DiskFile};
-use crate::types::{Oid, Seq, Tip};
+use crate::types::{Generation, Oid, Seq, Tip};
 
-/// Bytes read around a record. Walks are mostly in the order of the file, so the next ones are often among them.
-const WINDOW: u64 = 16 << 10;
+/// Bytes read at a time. What a walk visits next is mostly near in the file, if not next to it.
+const BLOCK: u64 = 16 << 10;
+/// Blocks that are remembered, by the low bits of their number: 8 MiB.
+const BLOCKS: usize = 512;
 /// A buffer that a large record has made larger than this is given back.
-const WINDOW_KEEP_MAX: usize = 1 << 20;
+const LONG_KEEP_MAX: usize = 1 << 20;
 
 /// A file, read and proved from its beginning up to some seq.
 pub(super) struct History {
@@ -24,22 +26,23 @@ pub(super) struct History {
     pub index: OidMap,
     /// Once `watch` was called: every oid that was stored or referred to since.
     pub touched: Option<RoaringTreemap>,
-    wanted: Seq,
+    /// None: all of the file, which then may be a plain one of stock Durus.
+    wanted: Option<Seq>,
 }
 
 impl History {
-    pub fn new(disk: &dyn Disk, name: &str, until: Seq) -> Result<History, JobError> {
+    pub fn new(disk: &dyn Disk, name: &str, until: Option<Seq>) -> Result<History, JobError> {
         let file = disk.open(name)?;
-        let scan = Scan::new(file.clone(), Some(until))?;
+        let scan = Scan::new(file.clone(), until)?;
         Ok(History { file, scan, index: OidMap::new(), touched: None, wanted: until })
     }
 
     /// From now on what is touched is noted, and reading goes on to `until`, in the file as long as it is now.
     pub fn aim(&mut self, until: Seq) -> Result<(), JobError> {
-        if self.touched.is_none() || self.wanted != until {
+        if self.touched.is_none() || self.wanted != Some(until) {
             self.touched.get_or_insert_default();
-            self.wanted = until;
-            self.scan.go_on(Some(until))?;
+            self.wanted = Some(until);
+            self.scan.go_on(self.wanted)?;
         }
         Ok(())
     }
@@ -47,6 +50,11 @@ impl History {
     /// The end of the last transaction that was read, and its time.
     pub fn tip(&self) -> (Tip, u64) {
         (self.scan.sealed().map_or_else(Tip::default, |(_, tip)| tip), self.scan.time_us())
+    }
+
+    /// The generation of what was read; 0 for a plain file.
+    pub fn generation(&self) -> Generation {
+        self.scan.sealed().map_or(Generation(0), |(info, _)| info.generation)
     }
 
     /// Bytes read and bytes in the file.
@@ -86,20 +94,30 @@ impl History {
                 if let Some(offset) = end.foreign {
                     return Err(ShelfError::ForeignTail { name: name(), offset }.into());
                 }
-                if self.scan.sealed().is_none() {
+                if let (None, Some(Torn { offset, len })) = (self.wanted, end.torn) {
+                    return Err(ShelfError::Torn { name: name(), offset, len }.into());
+                }
+                if self.wanted.is_some() && self.scan.sealed().is_none() {
                     return Err(ShelfError::Plain { name: name() }.into());
                 }
             }
         }
-        if self.tip().0.seq != self.wanted {
-            return Err(JobError::NoSuchSeq { name: name(), wanted: self.wanted });
+        match self.wanted {
+            Some(wanted) if self.tip().0.seq != wanted => {
+                Err(JobError::NoSuchSeq { name: name(), wanted })
+            }
+            _ => Ok(true),
         }
-        Ok(true)
     }
 
     /// Access to the records of what was read.
     pub fn records(&self) -> Records {
-        Records { file: self.file.clone(), end: self.position().0, buf: Vec::new(), start: 0 }
+        Records {
+            file: self.file.clone(),
+            end: self.position().0,
+            blocks: vec![Block::default(); BLOCKS],
+            long: Vec::new(),
+        }
     }
 }
 
@@ -107,56 +125,68 @@ impl History {
 pub(super) struct Records {
     file: Arc<dyn DiskFile>,
     end: u64,
-    buf: Vec<u8>,
-    start: u64,
+    blocks: Vec<Block>,
+    /// A record that does not lie in one block.
+    long: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Block {
+    number: u64,
+    /// Empty if there is nothing here yet.
+    bytes: Vec<u8>,
 }
 
 impl Records {
     /// The record of `oid` as it is in the file, from its length field on.
     pub fn raw(&mut self, oid: Oid, offset: u64) -> Result<&[u8], JobError> {
-        let changed = || JobError::Changed { name: self.file.name().to_owned(), oid, offset };
-        let (start, end) = (self.start, self.end);
-        let room = end.checked_sub(offset).ok_or_else(changed)?;
-        let whole = |buf: &[u8]| {
-            let at = usize::try_from(offset.checked_sub(start)?).ok()?;
-            let len = u64_at(buf, at)?.checked_add(8)?;
-            buf.get(at..)?.get(..usize::try_from(len).ok()?).map(|_| (at, len as usize))
+        let file = self.file.clone();
+        let changed = || JobError::Changed { name: file.name().to_owned(), oid, offset };
+        let room = self.end.checked_sub(offset).ok_or_else(changed)?;
+        let number = offset / BLOCK;
+        let at = (offset % BLOCK) as usize;
+        let nth = self.block(number)?;
+        let len = match u64_at(&self.blocks[nth].bytes, at) {
+            Some(len) => len,
+            None if room >= 8 => {
+                let mut head = [0; 8];
+                self.file.read_at(offset, &mut head)?;
+                u64::from_be_bytes(head)
+            }
+            None => return Err(changed()),
         };
-        let (at, len) = match whole(&self.buf) {
-            Some(found) => found,
+        let whole = len.checked_add(8).filter(|whole| *whole <= room).ok_or_else(changed)?;
+        let raw = match self.blocks[nth].bytes.get(at..).filter(|rest| rest.len() as u64 >= whole) {
+            Some(rest) => &rest[..whole as usize],
             None => {
-                self.read(offset, WINDOW.min(room))?;
-                let len = u64_at(&self.buf, 0).and_then(|len| len.checked_add(8));
-                let changed =
-                    || JobError::Changed { name: self.file.name().to_owned(), oid, offset };
-                let len = len.filter(|len| *len <= room).ok_or_else(changed)?;
-                if len > self.buf.len() as u64 {
-                    self.read(offset, len)?;
+                if self.long.capacity() > LONG_KEEP_MAX {
+                    self.long = Vec::new();
                 }
-                (0, len as usize)
+                self.long.resize(whole as usize, 0);
+                self.file.read_at(offset, &mut self.long)?;
+                &self.long[..]
             }
         };
-        let raw = &self.buf[at..at + len];
         let sound = raw.len() >= 16
             && u64_at(raw, 8) == Some(oid.0)
             && shelf::check_record(oid, &raw[16..]).is_ok();
-        match sound {
-            true => Ok(raw),
-            false => Err(JobError::Changed { name: self.file.name().to_owned(), oid, offset }),
-        }
+        if sound { Ok(raw) } else { Err(changed()) }
     }
 
-    fn read(&mut self, offset: u64, len: u64) -> Result<(), JobError> {
-        if self.buf.capacity() > WINDOW_KEEP_MAX && len <= WINDOW {
-            self.buf = Vec::new();
+    /// Where the block is among those that are remembered.
+    fn block(&mut self, number: u64) -> Result<usize, JobError> {
+        let nth = number as usize % BLOCKS;
+        let block = &mut self.blocks[nth];
+        if block.number != number || block.bytes.is_empty() {
+            let start = number * BLOCK;
+            block.number = number;
+            block.bytes.resize(BLOCK.min(self.end - start) as usize, 0);
+            if let Err(error) = self.file.read_at(start, &mut block.bytes) {
+                block.bytes.clear();
+                return Err(error.into());
+            }
         }
-        self.buf.resize(len as usize, 0);
-        self.start = offset;
-        let read = self.file.read_at(offset, &mut self.buf);
-        if read.is_err() {
-            self.buf.clear();
-        }
-        Ok(read?)
+        Ok(nth)
     }
 }
 

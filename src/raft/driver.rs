@@ -204,6 +204,13 @@ impl Driver {
         self.node.step(message).map_err(|error| refused(error.to_string()))
     }
 
+    /// Does the message ask for a vote, or to campaign for some?
+    pub fn is_about_votes(message: &RaftMessage) -> bool {
+        [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote, MessageType::MsgTimeoutNow]
+            .iter()
+            .any(|kind| *kind as u32 == message.msg_type)
+    }
+
     /// Appends a command to the log. That it will be committed is not sure before it comes back from `poll`.
     pub fn propose(&mut self, command: Vec<u8>) -> Result<(), DriverError> {
         if !self.is_leader() {

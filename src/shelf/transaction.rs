@@ -135,14 +135,16 @@ pub enum TxError {
 pub enum RecordError {
     #[error("shorter than its fixed part")]
     Short,
-    #[error("is said to be of oid {0}, and says so of itself otherwise")]
+    #[error("says it is of oid {0}")]
     OtherOid(Oid),
     #[error("its data length runs past its end")]
     DataLength,
     #[error("its references are no multiple of 8 bytes")]
     References,
-    #[error("uses the oid that is reserved for chains")]
+    #[error("its oid is reserved for chains")]
     Reserved,
+    #[error("refers to the oid that is reserved for chains")]
+    RefersToReserved,
 }
 
 /// Makes the bytes of a transaction that follows `prev`. Each record is as its client sent it, beginning with its
@@ -249,16 +251,20 @@ pub fn split_transactions(bytes: &[u8]) -> impl Iterator<Item = Result<&[u8], Tx
     })
 }
 
-/// May this record, beginning with its own oid, be stored under `oid`?
+/// May this record, beginning with its own oid, be stored under `oid`? This is the one rule for every way in: a client's
+/// commit, what a peer says a client's commit is, and a file.
 pub fn check_record(oid: Oid, record: &[u8]) -> Result<(), RecordError> {
     let mut refs = refs(record)?;
     let own = Oid(u64_at(record, 0).unwrap_or_default());
     if own != oid {
-        return Err(RecordError::OtherOid(oid));
+        return Err(RecordError::OtherOid(own));
     }
-    // A reference to the reserved oid would make stock Durus pack the chain record, into a map of 2^64 slots.
-    if oid == Oid::CHAIN || refs.any(|oid| oid == Oid::CHAIN) {
+    if oid == Oid::CHAIN {
         return Err(RecordError::Reserved);
+    }
+    // It would make stock Durus pack the chain record, into a map of 2^64 slots.
+    if refs.any(|oid| oid == Oid::CHAIN) {
+        return Err(RecordError::RefersToReserved);
     }
     Ok(())
 }

@@ -74,7 +74,7 @@ fn transactions_are_split_by_their_lengths() {
 fn records_a_client_may_not_store() {
     let good = record(5, b"data", &[1, 2]);
     assert_eq!(check_record(Oid(5), &good), Ok(()));
-    assert_eq!(check_record(Oid(6), &good), Err(RecordError::OtherOid(Oid(6))));
+    assert_eq!(check_record(Oid(6), &good), Err(RecordError::OtherOid(Oid(5))));
     assert_eq!(check_record(Oid(5), &good[..good.len() - 1]), Err(RecordError::References));
     assert_eq!(check_record(Oid(5), &good[..14]), Err(RecordError::DataLength));
     assert_eq!(check_record(Oid(5), &good[..11]), Err(RecordError::Short));
@@ -85,7 +85,7 @@ fn records_a_client_may_not_store() {
     let chain = record(u64::MAX, b"", &[]);
     assert_eq!(check_record(Oid::CHAIN, &chain), Err(RecordError::Reserved));
     let refers = record(5, b"", &[u64::MAX]);
-    assert_eq!(check_record(Oid(5), &refers), Err(RecordError::Reserved));
+    assert_eq!(check_record(Oid(5), &refers), Err(RecordError::RefersToReserved));
 }
 
 #[test]

@@ -20,6 +20,10 @@ pub const CURRENT: &str = "current.durus";
 /// until it has everything committed again. It is there before the damaged bytes are cut off.
 pub const RECOVERING: &str = "recovering";
 
+/// A file of this name says that the disk is an older image of itself: what it promised and acknowledged since is lost,
+/// so it must never take part again.
+pub const AMNESIAC: &str = "amnesiac";
+
 /// One change. Done means durable.
 pub enum DiskTask {
     /// Writes `bytes` at `offset` and syncs; neighbours in the queue share the sync.

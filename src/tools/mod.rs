@@ -1,4 +1,5 @@
 //! Commands beside `node` and `ctl`.
 
+pub mod bench;
 pub mod playground;
 pub mod shelf;

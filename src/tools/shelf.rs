@@ -1,7 +1,7 @@
 //! `packmaster shelf`: work on database files, without a cluster.
 //!
-//! `verify` and `log` only look: they take no lock, and so work on the file of a running node too. `adopt` writes, and
-//! holds the lock that a stock Durus server would hold. Standard output is data, standard error is talk.
+//! `verify` and `log` only look: they take no lock, and so work on the file of a running node too. `adopt` and `pack`
+//! write, and hold the lock that a stock Durus server would hold. Standard output is data, standard error is talk.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -21,6 +21,8 @@ use crate::types::{Seq, Tip};
 
 /// Bytes read between two looks at the progress bar.
 const STEP_BYTES: u64 = 16 << 20;
+
+mod pack;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -55,6 +57,9 @@ enum Verb {
         #[arg(long)]
         cut_torn: bool,
     },
+    /// Drop what the root does not reach, from a file that no server uses; the old file stays as FILE.prepack
+    #[command(after_help = "Example: packmaster shelf pack site.durus")]
+    Pack { file: PathBuf },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -70,6 +75,7 @@ pub fn run(args: Args) -> ExitCode {
         Verb::Verify { file } => verify(&file),
         Verb::Log { file, limit, output } => log(&file, limit, output),
         Verb::Adopt { file, cut_torn } => adopt(&file, cut_torn),
+        Verb::Pack { file } => pack::pack(&file),
     };
     match result {
         Ok(whole) => ExitCode::from(u8::from(!whole)),

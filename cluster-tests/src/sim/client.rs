@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::ledger::MAGIC;
 use super::parse::{Object, be32, be64, object};
 use super::rng::Rng;
+use crate::history::{self, Event, Session, Time, What};
 
 pub const COUNTERS: usize = 5;
 const HEADS: usize = 2;
@@ -35,29 +36,33 @@ pub enum Outcome {
 pub struct Sent {
     pub session: usize,
     pub reads: Vec<(u64, Tag)>,
+    pub writes: Vec<u64>,
     pub outcome: Outcome,
+    pub asked: Time,
     /// As found on the disks when it was acknowledged.
     pub seq: u64,
 }
 
-pub enum Seen {
-    /// Everything up to here was acknowledged to somebody before the session asked.
-    Synced {
-        floor: u64,
-    },
-    Load {
-        oid: u64,
-        tag: Tag,
-    },
-    Acked {
-        tag: Tag,
-    },
+impl Sent {
+    /// For the judge. What a node has acknowledged is acknowledged, even if the client was gone before it heard.
+    pub fn event(&self, tag: Tag) -> Event {
+        let (outcome, answered) = match self.outcome {
+            _ if self.seq > 0 => (history::Outcome::Acknowledged, 2 * self.seq),
+            Outcome::Refused => (history::Outcome::Conflict, history::NEVER),
+            _ => (history::Outcome::Unknown, history::NEVER),
+        };
+        let (reads, writes) = (self.reads.clone(), self.writes.clone());
+        let what = What::Commit(history::Commit { tag, reads, writes, outcome });
+        Event { asked: self.asked, answered, what }
+    }
 }
 
 #[derive(Default)]
 pub struct Book {
+    /// Oids under which a transaction made new objects.
+    pub made: BTreeMap<Tag, Vec<u64>>,
     pub sent: BTreeMap<Tag, Sent>,
-    pub sessions: Vec<Vec<Seen>>,
+    pub sessions: Vec<Session>,
     /// The newest seq that was acknowledged to a client.
     pub acked_seq: u64,
     pub acked: u64,
@@ -67,6 +72,19 @@ pub struct Book {
     pub closed: u64,
     pub invalid_loads: u64,
     pub missing_loads: u64,
+}
+
+impl Book {
+    /// The judge's clock. In one thread, what was acknowledged so far tells before from after: a transaction is
+    /// answered at twice its seq, which is before everything that is asked once it is.
+    pub fn clock(&self) -> Time {
+        2 * self.acked_seq + 1
+    }
+
+    fn note(&mut self, session: usize, asked: Time, what: What) {
+        let event = Event { asked, answered: self.clock(), what };
+        self.sessions[session].events.push(event);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,7 +141,8 @@ pub struct Client {
     writes: Vec<(u64, Object)>,
     tag: Tag,
     count: u64,
-    floor: u64,
+    /// When the present question was asked, by the book's clock.
+    asked: Time,
     /// Bulk loads still to be answered.
     bulk: Vec<u64>,
     /// What is said next, whatever the plan.
@@ -132,8 +151,8 @@ pub struct Client {
     hand: Option<u64>,
     /// Loads in a row of an object that should be there and was not.
     missing: u32,
-    /// Only what proves that commits work.
-    pub probing: bool,
+    /// Only what proves that commits work, on this node.
+    pub probing: Option<usize>,
     pub packs: bool,
     pub commits_here: u64,
     /// Says nothing new any more.
@@ -165,12 +184,12 @@ impl Client {
             writes: Vec::new(),
             tag: [0; 16],
             count: 0,
-            floor: 0,
+            asked: 0,
             bulk: Vec::new(),
             todo: None,
             hand: None,
             missing: 0,
-            probing: false,
+            probing: None,
             packs: false,
             commits_here: 0,
             quiet: false,
@@ -181,7 +200,8 @@ impl Client {
 
     pub fn connected(&mut self, node: usize, conn: u64, book: &mut Book) -> Vec<u8> {
         let session = book.sessions.len();
-        book.sessions.push(Vec::new());
+        let name = format!("session {session} of c{} at n{}", self.id, node + 1);
+        book.sessions.push(Session { name, events: Vec::new() });
         self.connection = Some(Connection { node, conn, session, received: Vec::new() });
         self.cache.clear();
         self.pool.clear();
@@ -191,7 +211,6 @@ impl Client {
         self.bulk.clear();
         self.missing = 0;
         self.commits_here = 0;
-        self.floor = book.acked_seq;
         self.wait = Wait::Version;
         vec![b'V', 0, 0, 0, 1]
     }
@@ -289,8 +308,8 @@ impl Client {
                 self.loaded(oid, answer, session, book)?;
             }
             Wait::Sync => {
-                self.told(answer);
-                book.sessions[session].push(Seen::Synced { floor: self.floor });
+                let invalid = self.told(answer).into_iter().collect();
+                book.note(session, self.asked, What::Synced { invalid });
             }
             Wait::CommitStart => self.commit_started(answer, session, book),
             Wait::CommitEnd => self.commit_ended(answer[0], session, book)?,
@@ -326,17 +345,19 @@ impl Client {
                 }
                 let tag = super::ledger::tag_of(&object.data)
                     .ok_or_else(|| format!("oid {oid} holds something no client wrote"))?;
-                book.sessions[session].push(Seen::Load { oid, tag });
+                book.note(session, self.asked, What::Loaded { oid, tag: Some(tag) });
                 self.cache.insert(oid, (tag, object));
                 self.missing = 0;
             }
             b'I' => {
                 book.invalid_loads += 1;
+                book.note(session, self.asked, What::Invalid { oid });
                 self.give_up();
             }
             b'K' if oid == 0 => self.begin_root(),
             b'K' => {
                 book.missing_loads += 1;
+                book.note(session, self.asked, What::Missing { oid });
                 self.missing += 1;
                 if self.missing > 20 {
                     return Err(format!(
@@ -363,7 +384,8 @@ impl Client {
 
     fn commit_started(&mut self, answer: &[u8], session: usize, book: &mut Book) {
         let changed = self.told(answer);
-        book.sessions[session].push(Seen::Synced { floor: 0 });
+        let invalid = changed.iter().copied().collect();
+        book.note(session, self.asked, What::Begun { invalid });
         let touched = |oid: &u64| {
             self.reads.contains_key(oid) || self.writes.iter().any(|(own, _)| own == oid)
         };
@@ -383,7 +405,8 @@ impl Client {
                 sent.outcome = Outcome::Acked;
                 book.acked += 1;
                 self.commits_here += 1;
-                book.sessions[session].push(Seen::Acked { tag: self.tag });
+                let event = sent.event(self.tag);
+                book.sessions[session].events.push(event);
                 for (oid, object) in std::mem::take(&mut self.writes) {
                     self.cache.insert(oid, (self.tag, object));
                     self.pool.retain(|own| *own != oid);
@@ -402,9 +425,13 @@ impl Client {
     }
 
     fn commit_data(&mut self, book: &mut Book) -> Vec<u8> {
+        let made = self.writes.iter().map(|(oid, _)| *oid).filter(|oid| self.pool.contains(oid));
+        book.made.insert(self.tag, made.collect());
         let session = self.connection.as_ref().expect("connected").session;
         let reads = self.reads.iter().map(|(oid, tag)| (*oid, *tag)).collect();
-        book.sent.insert(self.tag, Sent { session, reads, outcome: Outcome::Open, seq: 0 });
+        let writes = self.writes.iter().map(|(oid, _)| *oid).collect();
+        let (outcome, asked) = (Outcome::Open, book.clock());
+        book.sent.insert(self.tag, Sent { session, reads, writes, outcome, asked, seq: 0 });
         let mut data = Vec::new();
         for (oid, object) in &self.writes {
             let record = record(*oid, object);
@@ -435,6 +462,7 @@ impl Client {
         if self.wait != Wait::Nothing || self.connection.is_none() {
             return Next::Think;
         }
+        self.asked = book.clock();
         match self.todo.take() {
             Some(Todo::Data) => {
                 let data = self.commit_data(book);
@@ -453,7 +481,7 @@ impl Client {
             if self.quiet {
                 return Next::Leave;
             }
-            if rng.chance(15) && !self.probing {
+            if rng.chance(15) && self.probing.is_none() {
                 return Next::Leave;
             }
             if self.packs && rng.chance(20) {
@@ -463,8 +491,11 @@ impl Client {
             self.plan = Some(self.choose(rng));
             self.reads.clear();
             self.writes.clear();
-            if self.probing || rng.chance(600) || self.cache.is_empty() || self.missing > 0 {
-                self.floor = book.acked_seq;
+            if self.probing.is_some()
+                || rng.chance(600)
+                || self.cache.is_empty()
+                || self.missing > 0
+            {
                 self.wait = Wait::Sync;
                 return Next::Say(b"S".to_vec());
             }
@@ -473,7 +504,7 @@ impl Client {
     }
 
     fn choose(&self, rng: &mut Rng) -> Plan {
-        if self.probing {
+        if self.probing.is_some() {
             return Plan::Count { a: rng.index(COUNTERS), b: None, read: rng.index(COUNTERS) };
         }
         match rng.below(12) {

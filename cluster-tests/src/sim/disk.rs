@@ -6,16 +6,24 @@
 //!
 //! A handle belongs to the life of a process: in the hands of a dead one it fails. A *fuse* ends a life in the
 //! middle of an operation: after so many more changes every call fails.
+//!
+//! What else goes wrong is in rooms of its own: `loss` (what a power failure leaves), `trouble` (errors, no space), and
+//! `damage` (rot, writes gone astray, older images, an empty disk in its place).
 
-use std::collections::{BTreeMap, BTreeSet};
+mod damage;
+mod loss;
+mod trouble;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
-use super::rng::Rng;
+pub use damage::{Image, Part};
+use trouble::Troubles;
+pub use trouble::{Error, Room};
 
 const SECTOR: usize = 512;
-const FREE_BYTES: u64 = 1 << 40;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -41,6 +49,8 @@ pub struct Inode {
     written: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<FileOp>,
+    /// A sync failed: what is read may be in memory only, until the process is gone.
+    unsure: bool,
     /// Lowest durable byte that changed since the checkers looked.
     pub changed_from: u64,
 }
@@ -60,7 +70,6 @@ pub enum Loss {
     Any,
 }
 
-#[derive(Default)]
 pub struct Platter {
     life: u64,
     fuse: Option<u32>,
@@ -72,13 +81,36 @@ pub struct Platter {
     inodes_made: u64,
     changed: BTreeSet<u64>,
     names_changed: bool,
+    names_unsure: bool,
+    troubles: Troubles,
+    /// Newest synced writes, for those that go astray.
+    synced: VecDeque<damage::Synced>,
 }
 
 /// What outlives processes.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Medium(Arc<Mutex<Platter>>);
 
 impl Medium {
+    /// An empty disk; `seed` is for what its errors leave behind.
+    pub fn new(seed: u64) -> Medium {
+        Medium(Arc::new(Mutex::new(Platter {
+            life: 0,
+            fuse: None,
+            broken: false,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            dir_ops: Vec::new(),
+            inodes: BTreeMap::new(),
+            inodes_made: 0,
+            changed: BTreeSet::new(),
+            names_changed: false,
+            names_unsure: false,
+            troubles: Troubles::new(seed),
+            synced: VecDeque::new(),
+        })))
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,9 +118,7 @@ impl Medium {
     /// For a new process; handles of the one before are dead.
     pub fn mount(&self) -> Arc<SimDisk> {
         let mut platter = self.lock();
-        platter.life += 1;
-        platter.fuse = None;
-        platter.broken = false;
+        platter.unmount();
         let life = platter.life;
         drop(platter);
         Arc::new(SimDisk { medium: self.clone(), life })
@@ -101,6 +131,7 @@ impl Platter {
         self.life += 1;
         self.fuse = None;
         self.broken = false;
+        self.calm();
     }
 
     /// So many more changes, then nothing works.
@@ -143,37 +174,7 @@ impl Platter {
         (changes, std::mem::take(&mut self.names_changed))
     }
 
-    /// The power fails: what was not synced may be lost.
-    pub fn power_fails(&mut self, rng: &mut Rng, loss: Loss) -> String {
-        let mut lost = 0;
-        for (number, inode) in &mut self.inodes {
-            if inode.pending.is_empty() {
-                continue;
-            }
-            let pending = std::mem::take(&mut inode.pending);
-            lost += pending.len();
-            let before = inode.durable.clone();
-            match loss {
-                Loss::Ordered => keep_first(&mut inode.durable, &pending, rng),
-                Loss::Any => keep_any(&mut inode.durable, &pending, rng),
-            }
-            let same = before.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
-            inode.changed_from = inode.changed_from.min(same as u64);
-            inode.written = inode.durable.clone();
-            self.changed.insert(*number);
-        }
-        let ops = std::mem::take(&mut self.dir_ops);
-        let names = ops.len();
-        let ordered = rng.chance(500);
-        let first = rng.index(ops.len() + 1);
-        for (index, op) in ops.into_iter().enumerate() {
-            let keep = if ordered { index < first } else { rng.chance(500) };
-            if keep {
-                apply_name(&mut self.durable_names, op);
-            }
-        }
-        self.names = self.durable_names.clone();
-        self.names_changed = true;
+    fn forget_unnamed(&mut self) {
         let used: BTreeSet<u64> = self
             .names
             .values()
@@ -183,7 +184,6 @@ impl Platter {
             })
             .collect();
         self.inodes.retain(|number, _| used.contains(number));
-        format!("{lost} unsynced writes and {names} changes of names at stake ({loss:?})")
     }
 
     fn change(&mut self, verb: &'static str, name: &str) -> Result<(), DiskError> {
@@ -246,51 +246,6 @@ fn apply(content: &mut Vec<u8>, op: &FileOp) {
             content[*offset..end].copy_from_slice(data);
         }
         FileOp::Truncate { len } => content.resize(*len, 0),
-    }
-}
-
-fn keep_first(content: &mut Vec<u8>, pending: &[FileOp], rng: &mut Rng) {
-    let kept = rng.index(pending.len() + 1);
-    for op in &pending[..kept] {
-        apply(content, op);
-    }
-    if let Some(FileOp::Write { offset, data }) = pending.get(kept)
-        && rng.chance(700)
-    {
-        // Up to the end of some sector of the file.
-        let sectors = (offset + data.len()) / SECTOR - offset / SECTOR;
-        let end = match rng.index(sectors + 1) {
-            0 => 0,
-            n => ((offset / SECTOR + n) * SECTOR - offset).min(data.len()),
-        };
-        apply(content, &FileOp::Write { offset: *offset, data: data[..end].to_vec() });
-        if rng.chance(300) {
-            // The length was kept, the data was not.
-            let end = offset + data.len();
-            if content.len() < end {
-                content.resize(end, 0);
-            }
-        }
-    }
-}
-
-fn keep_any(content: &mut Vec<u8>, pending: &[FileOp], rng: &mut Rng) {
-    for op in pending {
-        match (rng.below(3), op) {
-            (0, _) => {}
-            (1, FileOp::Write { offset, data }) => {
-                let mut at = 0;
-                while at < data.len() {
-                    let end = (((offset + at) / SECTOR + 1) * SECTOR - offset).min(data.len());
-                    if rng.chance(500) {
-                        let part = data[at..end].to_vec();
-                        apply(content, &FileOp::Write { offset: offset + at, data: part });
-                    }
-                    at = end;
-                }
-            }
-            _ => apply(content, op),
-        }
     }
 }
 
@@ -396,9 +351,15 @@ impl Disk for SimDisk {
     fn sync_dir(&self) -> Result<(), DiskError> {
         let mut platter = self.lock("sync", ".")?;
         platter.change("sync", ".")?;
-        platter.dir_ops.clear();
-        platter.durable_names = platter.names.clone();
         platter.names_changed = true;
+        if platter.strikes(Error::Sync) {
+            platter.fail_sync_dir();
+            return Err(trouble::failed("sync", "."));
+        }
+        platter.dir_ops.clear();
+        if !platter.names_unsure {
+            platter.durable_names = platter.names.clone();
+        }
         Ok(())
     }
 
@@ -421,33 +382,34 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self) -> Result<u64, DiskError> {
-        Ok(FREE_BYTES)
+        Ok(self.lock("measure", ".")?.free_bytes())
     }
 }
 
 impl SimFile {
-    fn with<T>(
+    fn enter(
         &self,
         verb: &'static str,
         changes: bool,
-        work: impl FnOnce(&mut Inode) -> T,
-    ) -> Result<T, DiskError> {
+    ) -> Result<MutexGuard<'_, Platter>, DiskError> {
         let mut platter = self.medium.lock();
         if platter.life != self.life {
             return Err(dead(verb, &self.name));
         }
-        if changes {
-            platter.change(verb, &self.name)?;
-        } else {
-            platter.alive(verb, &self.name)?;
+        match changes {
+            true => platter.change(verb, &self.name)?,
+            false => platter.alive(verb, &self.name)?,
         }
-        let missing = || DiskError::Missing { verb, name: self.name.clone() };
-        let inode = platter.inodes.get_mut(&self.number).ok_or_else(missing)?;
-        let done = work(inode);
-        if inode.changed_from != u64::MAX {
-            platter.changed.insert(self.number);
+        match platter.inodes.contains_key(&self.number) {
+            true => Ok(platter),
+            false => Err(DiskError::Missing { verb, name: self.name.clone() }),
         }
-        Ok(done)
+    }
+
+    fn put(&self, platter: &mut Platter, op: FileOp) {
+        let inode = platter.inodes.get_mut(&self.number).expect("entered");
+        apply(&mut inode.written, &op);
+        inode.pending.push(op);
     }
 }
 
@@ -457,47 +419,76 @@ impl DiskFile for SimFile {
     }
 
     fn len(&self) -> Result<u64, DiskError> {
-        self.with("measure", false, |inode| inode.written.len() as u64)
+        let platter = self.enter("measure", false)?;
+        Ok(platter.inodes[&self.number].written.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let wanted = buf.len() as u64;
-        let found = self.with("read", false, |inode| {
-            let rest = inode.written.get(offset as usize..)?;
-            buf.copy_from_slice(rest.get(..buf.len())?);
-            Some(())
-        })?;
+        let mut platter = self.enter("read", false)?;
+        if platter.strikes(Error::Read) {
+            return Err(trouble::failed("read", &self.name));
+        }
+        let len = platter.inodes[&self.number].written.len() as u64;
+        let end = offset.checked_add(wanted).filter(|end| *end <= len);
         let short = || DiskError::Short { name: self.name.clone(), offset, wanted };
-        found.ok_or_else(short)
+        end.ok_or_else(short)?;
+        let from = match platter.strikes(Error::AstrayRead) {
+            true => platter.astray(offset, len - wanted),
+            false => offset,
+        } as usize;
+        buf.copy_from_slice(&platter.inodes[&self.number].written[from..from + buf.len()]);
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        self.with("write", true, |inode| {
-            let op = FileOp::Write { offset: offset as usize, data: data.to_vec() };
-            apply(&mut inode.written, &op);
-            inode.pending.push(op);
-        })
+        let mut platter = self.enter("write", true)?;
+        let len = platter.inodes[&self.number].written.len();
+        let grows = offset as usize + data.len() > len;
+        let (part, result) = if platter.strikes(Error::Write) {
+            (platter.part_of(data), Err(trouble::failed("write", &self.name)))
+        } else if grows && platter.is_full() {
+            (platter.part_of(data), Err(trouble::no_space("write", &self.name)))
+        } else {
+            (data, Ok(()))
+        };
+        if !part.is_empty() || result.is_ok() {
+            self.put(&mut platter, FileOp::Write { offset: offset as usize, data: part.to_vec() });
+        }
+        result
     }
 
     fn truncate(&self, len: u64) -> Result<(), DiskError> {
-        self.with("truncate", true, |inode| {
-            let op = FileOp::Truncate { len: len as usize };
-            apply(&mut inode.written, &op);
-            inode.pending.push(op);
-        })
+        let mut platter = self.enter("truncate", true)?;
+        self.put(&mut platter, FileOp::Truncate { len: len as usize });
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), DiskError> {
-        self.with("sync", true, |inode| {
-            for op in std::mem::take(&mut inode.pending) {
-                let from = match &op {
-                    FileOp::Write { offset, .. } => (*offset).min(inode.durable.len()),
-                    FileOp::Truncate { len } => (*len).min(inode.durable.len()),
-                };
-                inode.changed_from = inode.changed_from.min(from as u64);
-                apply(&mut inode.durable, &op);
+        let mut platter = self.enter("sync", true)?;
+        let fails = platter.strikes(Error::Sync);
+        let platter = &mut *platter;
+        let inode = platter.inodes.get_mut(&self.number).expect("entered");
+        for op in std::mem::take(&mut inode.pending) {
+            if fails && !platter.troubles.keeps() {
+                continue;
             }
-            debug_assert_eq!(inode.durable, inode.written);
-        })
+            let from = match &op {
+                FileOp::Write { offset, .. } => (*offset).min(inode.durable.len()),
+                FileOp::Truncate { len } => (*len).min(inode.durable.len()),
+            };
+            inode.changed_from = inode.changed_from.min(from as u64);
+            platter.changed.insert(self.number);
+            if let FileOp::Write { offset, data } = &op {
+                damage::remember(&mut platter.synced, self.number, *offset, data, &inode.durable);
+            }
+            apply(&mut inode.durable, &op);
+        }
+        inode.unsure |= fails;
+        debug_assert!(inode.unsure || inode.durable == inode.written);
+        match fails {
+            true => Err(trouble::failed("sync", &self.name)),
+            false => Ok(()),
+        }
     }
 }

@@ -1,5 +1,9 @@
 //! What goes wrong, and when: drawn from the seed, a bit at a time, while the run goes on.
+//!
+//! What is promised holds while a majority of the disks keep what was synced to them. So at the start of a run a
+//! minority of the nodes is chosen whose disks may be damaged, rolled back or replaced; everything else happens to all.
 
+use super::disk::{Error, Part};
 use super::rng::Rng;
 
 #[derive(Clone, Debug)]
@@ -20,7 +24,7 @@ pub struct Options {
     pub wait_max_ms: u64,
 }
 
-/// Kinds of faults, for `Options::favour`.
+/// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
 pub mod weight {
     pub const CRASH: usize = 0;
     pub const CRASH_IN_DISK: usize = 1;
@@ -31,6 +35,10 @@ pub mod weight {
     pub const SLOW_DISK: usize = 7;
     pub const PROMOTE: usize = 8;
     pub const PACK: usize = 9;
+    pub const DISK_ERROR: usize = 15;
+    pub const ROT: usize = 18;
+    pub const IMAGE: usize = 20;
+    pub const ROLLBACK: usize = 21;
 }
 
 impl Default for Options {
@@ -45,6 +53,29 @@ impl Default for Options {
             every_us: None,
             wait_max_ms: 6000,
         }
+    }
+}
+
+impl Options {
+    /// What the seed alone decides: a failing seed's number is all one needs.
+    pub fn of_seed(seed: u64) -> Options {
+        // Not the numbers of the run itself.
+        let mut rng = Rng::new(seed ^ 0x6f70_7469_6f6e_7300);
+        let nodes = match rng.below(20) {
+            0 | 1 => 1,
+            2..=4 => 5,
+            _ => 3,
+        };
+        let clients = match nodes {
+            1 => rng.between(1, 4),
+            _ => rng.between(2, 7),
+        };
+        let faults_ms = match rng.below(8) {
+            0 => rng.between(1000, 4000),
+            7 => rng.between(10_000, 16_000),
+            _ => rng.between(4000, 9000),
+        };
+        Options { nodes, clients: clients as usize, faults_ms, ..Options::default() }
     }
 }
 
@@ -75,8 +106,10 @@ pub enum Fault {
         ways: Vec<(usize, usize)>,
         us: u64,
     },
+    /// Connections break with messages in them; what is sent again may arrive twice.
     Lossy {
         permille: u64,
+        twice_permille: u64,
         us: u64,
     },
     Laggy {
@@ -106,21 +139,108 @@ pub enum Fault {
         node: usize,
         down_us: u64,
     },
+    StopAll {
+        down_us: u64,
+    },
     KillClient {
         client: usize,
     },
+    /// One operation of the disk goes wrong, after so many of its kind.
+    DiskError {
+        node: usize,
+        error: Error,
+        after: u32,
+    },
+    /// Little room is left, and after `nearly_us` none.
+    DiskFull {
+        node: usize,
+        nearly_us: u64,
+        us: u64,
+    },
+    /// The wall clock jumps.
+    ClockJump {
+        node: usize,
+        us: i64,
+    },
+    /// The power fails, and meanwhile a bit of what was synced flips.
+    Rot {
+        node: usize,
+        part: Part,
+        down_us: u64,
+    },
+    /// The power fails, and a synced write is found to have gone elsewhere.
+    AstrayWrite {
+        node: usize,
+        down_us: u64,
+    },
+    /// Somebody makes an image of the disk.
+    Image {
+        node: usize,
+    },
+    /// Somebody puts the image back.
+    Rollback {
+        node: usize,
+    },
+    /// Somebody puts an empty disk in its place.
+    Replace {
+        node: usize,
+    },
 }
+
+impl Fault {
+    /// For the report.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fault::Crash { power: false, .. } => "kill",
+            Fault::Crash { power: true, .. } => "power failure",
+            Fault::CrashInDisk { .. } => "crash in a disk operation",
+            Fault::CrashAll { .. } => "crash of all",
+            Fault::Stall { .. } => "process paused",
+            Fault::Cut { .. } => "partition",
+            Fault::Lossy { .. } => "lossy network",
+            Fault::Laggy { .. } => "slow network",
+            Fault::SlowDisk { .. } => "slow disk",
+            Fault::Promote { .. } => "promote",
+            Fault::Pack { .. } => "pack",
+            Fault::PackCancel { .. } => "pack cancel",
+            Fault::Hold { .. } => "pause",
+            Fault::Stop { .. } => "stop",
+            Fault::StopAll { .. } => "restart of all",
+            Fault::KillClient { .. } => "client killed",
+            Fault::DiskError { error: Error::Read, .. } => "disk: failed read",
+            Fault::DiskError { error: Error::AstrayRead, .. } => "disk: misdirected read",
+            Fault::DiskError { error: Error::Write, .. } => "disk: failed write",
+            Fault::DiskError { error: Error::Sync, .. } => "disk: failed fsync",
+            Fault::DiskFull { .. } => "disk: full",
+            Fault::ClockJump { us, .. } if *us < 0 => "clock went backwards",
+            Fault::ClockJump { .. } => "clock went forwards",
+            Fault::Rot { part: Part::Data, .. } => "disk: bit flip in the file",
+            Fault::Rot { part: Part::Other, .. } => "disk: bit flip in another generation's file",
+            Fault::Rot { part: Part::RaftLog, .. } => "disk: bit flip in the Raft log",
+            Fault::Rot { part: Part::Promise, .. } => "disk: bit flip in the promise",
+            Fault::AstrayWrite { .. } => "disk: misdirected write",
+            Fault::Image { .. } => "disk: image made",
+            Fault::Rollback { .. } => "disk: rolled back",
+            Fault::Replace { .. } => "disk: replaced",
+        }
+    }
+}
+
+/// How often each is drawn, before a run has its own emphasis.
+const WEIGHTS: [u64; 23] = [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1];
 
 /// The character of a run.
 pub struct Schedule {
     every_us: u64,
-    weights: [u64; 14],
+    weights: [u64; WEIGHTS.len()],
+    /// Nodes whose disks may be damaged: a minority.
+    pub unlucky: Vec<usize>,
 }
 
 impl Schedule {
     pub fn new(rng: &mut Rng, options: &Options) -> Schedule {
         let every_us = [120_000, 300_000, 800_000, 2_500_000][rng.index(4)];
-        let mut weights = [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 1, 2, 4, 6];
+        let mut weights = WEIGHTS;
         // Every run has its own emphasis, and leaves some things out.
         for weight in &mut weights {
             *weight = match rng.below(6) {
@@ -133,14 +253,25 @@ impl Schedule {
             weights[*which] = *weight;
         }
         let every_us = options.every_us.unwrap_or(every_us);
+        let nodes = options.nodes;
         if weights.iter().sum::<u64>() == 0 {
             weights[0] = 1;
         }
-        Schedule { every_us, weights }
+        let mut unlucky = Vec::new();
+        while unlucky.len() < (nodes - 1) / 2 {
+            let node = rng.index(nodes);
+            if !unlucky.contains(&node) {
+                unlucky.push(node);
+            }
+        }
+        if rng.chance(400) {
+            unlucky.clear();
+        }
+        Schedule { every_us, weights, unlucky }
     }
 
-    /// The next fault, and how long until then.
-    pub fn next(&self, rng: &mut Rng, nodes: usize, clients: usize) -> (u64, Fault) {
+    /// The next fault, and how long until the one after it. None: this time nothing.
+    pub fn next(&self, rng: &mut Rng, nodes: usize, clients: usize) -> (u64, Option<Fault>) {
         let wait = rng.between(self.every_us / 10, 2 * self.every_us);
         let mut at = rng.below(self.weights.iter().sum());
         let mut which = 0;
@@ -150,6 +281,7 @@ impl Schedule {
         }
         let node = rng.index(nodes);
         let other = rng.index(nodes);
+        let unlucky = self.unlucky.get(rng.index(self.unlucky.len())).copied();
         let power = rng.chance(500);
         let down_us = match rng.below(4) {
             0 => rng.between(1_000, 20_000),
@@ -166,7 +298,11 @@ impl Schedule {
             2 => Fault::CrashAll { power },
             3 => Fault::Stall { node, us: short_us },
             4 => Fault::Cut { ways: ways(rng, node, other, nodes), us: short_us },
-            5 => Fault::Lossy { permille: rng.between(5, 250), us: short_us },
+            5 => {
+                let permille = rng.between(5, 301);
+                let twice_permille = rng.between(0, 150);
+                Fault::Lossy { permille, twice_permille, us: short_us }
+            }
             6 => Fault::Laggy { us_max: rng.between(5_000, 150_000), us: short_us },
             7 => Fault::SlowDisk { node, factor: rng.between(5, 150), us: short_us },
             8 => Fault::Promote { to: node, by: other },
@@ -174,9 +310,38 @@ impl Schedule {
             10 => Fault::PackCancel { by: node },
             11 => Fault::Hold { by: node, us: short_us },
             12 => Fault::Stop { node, down_us },
-            _ => Fault::KillClient { client: rng.index(clients) },
+            13 => Fault::StopAll { down_us: down_us.min(1_000_000) },
+            14 => Fault::KillClient { client: rng.index(clients) },
+            15 => {
+                let errors = [Error::Read, Error::AstrayRead, Error::Write, Error::Sync];
+                let error = errors[rng.index(errors.len())];
+                Fault::DiskError { node, error, after: rng.below(12) as u32 }
+            }
+            16 => {
+                let nearly_us = if power { rng.between(1, 3_000_000) } else { 0 };
+                Fault::DiskFull { node, nearly_us, us: short_us }
+            }
+            17 => {
+                let size = [1_000, 100_000, 3_000_000, 7_200_000_000][rng.index(4)];
+                let us = rng.between(1, size) as i64;
+                Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
+            }
+            _ => {
+                let Some(node) = unlucky else { return (wait, None) };
+                match which {
+                    18 => {
+                        let parts = [Part::Data, Part::Other, Part::RaftLog, Part::Promise];
+                        let part = parts[rng.index(parts.len())];
+                        Fault::Rot { node, part, down_us }
+                    }
+                    19 => Fault::AstrayWrite { node, down_us },
+                    20 => Fault::Image { node },
+                    21 => Fault::Rollback { node },
+                    _ => Fault::Replace { node },
+                }
+            }
         };
-        (wait, fault)
+        (wait, Some(fault))
     }
 }
 

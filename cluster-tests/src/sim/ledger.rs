@@ -3,47 +3,59 @@
 //! Nothing here looks into a node. Files are read again as they become durable; every transaction seen in one is kept
 //! for ever by its chain, so that any history can be walked back, also through generations whose files are gone.
 //! What is violated is said by a panic, which the run turns into a report.
+//!
+//! Where each property is checked:
+//!
+//! | property | when | where |
+//! | --- | --- | --- |
+//! | EpochUnique | at every append that is sent | `messages::on_append` |
+//! | PromiseMonotone | at every change of a disk, and at every report and beat | `look`, `messages` |
+//! | NoAckBelowPromise | at every acknowledgement | `messages::on_ack` |
+//! | ChainMatch | at every transaction that becomes durable anywhere | `placed` |
+//! | ChainEpochMonotone | the same, in each file | `file::read_on` |
+//! | LeaderCompleteness | when a master's epoch start becomes durable | `is_complete` |
+//! | CommittedNeverTruncated | at every change of a disk; at every word on what is committed | `keeps_committed`, `claim` |
+//! | CommitNeedsOwnEpoch | at every append that commits something new | `messages::on_append` |
+//! | AckedIsDurable | at every acknowledgement, commit, and answer to a client; at the end | `messages`, `on_acknowledged`, `history` |
+//! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
+//! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
+//! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
+//! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
+//! | OidUnique | at the end | `oids` |
+//!
+//! A node's own committed position may be ahead of its own durable one: others made it committed.
+
+mod file;
+mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use packmaster::proto::control::PeerMessage;
-use packmaster::proto::control::peer_message::Kind as Message;
-use packmaster::proto::replication as pb;
-use packmaster::proto::replication::client_reply::Answer;
-
-use super::disk::{Entry, Inode, Medium, Platter};
+use super::disk::{Entry, Medium};
 use super::parse::{self, Hash, Kind, Object, Tx};
+use file::{File, is_cut, is_kept, read_on};
 
-/// One generation file on one disk, as a power failure would leave it.
-#[derive(Default)]
-struct File {
-    parsed_to: usize,
-    /// Of the whole file.
-    len: usize,
-    seal: Option<Hash>,
-    generation: u64,
-    cut: u64,
-    /// After the seal: seq, end, chain.
-    txs: Vec<(u64, usize, Hash)>,
-    commit_ids: BTreeSet<[u8; 16]>,
-}
-
-impl File {
-    fn tip(&self) -> Option<Hash> {
-        self.txs.last().map(|tx| tx.2).or(self.seal)
-    }
-
-    fn at(&self, seq: u64) -> Option<Hash> {
-        if seq == self.cut {
-            return self.seal;
-        }
-        let index = seq.checked_sub(self.cut + 1)? as usize;
-        self.txs.get(index).map(|tx| tx.2)
-    }
+/// What became of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fate {
+    #[default]
+    Sound,
+    /// Something synced is gone or changed; the node must notice, and repair it or stay away.
+    Damaged,
+    /// As a whole it is what it was some time ago.
+    RolledBack,
+    /// Another, empty disk.
+    Replaced,
 }
 
 #[derive(Default)]
 struct DiskView {
+    fate: Fate,
+    /// What it had before it was damaged, as (seq, data hash), and below which seq it had everything.
+    had: BTreeSet<(u64, Hash)>,
+    had_below: u64,
+    /// The newest committed transaction it had: it must go on having it.
+    held: u64,
     files: BTreeMap<u64, File>,
     /// Durable names of generation files, and the durable link.
     named: BTreeMap<String, u64>,
@@ -66,6 +78,9 @@ pub struct Ledger {
     pub committed_top: Option<(u64, Hash)>,
     /// Tags of clients' transactions: where seen.
     pub tags: BTreeMap<[u8; 16], BTreeSet<(u64, Hash)>>,
+    /// What was written at an epoch's seq, in whatever generation.
+    placed: BTreeMap<(u64, u64), Hash>,
+    pub sometimes: BTreeMap<&'static str, u64>,
 }
 
 /// What clients of the simulation write into every record: who wrote it.
@@ -111,7 +126,7 @@ impl Ledger {
                 _ => None,
             };
             assert!(
-                view.current.is_some() || !had_current,
+                view.current.is_some() || !had_current || view.fate != Fate::Sound,
                 "violated OneRename: node {} has no current file any more",
                 node + 1
             );
@@ -129,6 +144,7 @@ impl Ledger {
             view.promise = promise;
         }
         let numbers: BTreeSet<u64> = view.named.values().copied().collect();
+        let mut starts = Vec::new();
         for number in numbers {
             let fresh = !view.files.contains_key(&number);
             let from =
@@ -141,8 +157,9 @@ impl Ledger {
             let before = file.txs.clone();
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
             file.len = inode.durable().len();
-            if let Some((seq, ..)) =
-                before.iter().find(|tx| is_cut(file, inode, tx) && !is_kept(&platter, &tx.2))
+            let is_lost = |tx: &&(u64, usize, Hash)| is_cut(file, tx) && !is_kept(&platter, &tx.2);
+            if view.fate == Fate::Sound
+                && let Some((seq, ..)) = before.iter().find(is_lost)
             {
                 panic!(
                     "violated NothingErased: node {} cut seq {seq} from its file, and no orphan has it",
@@ -158,191 +175,106 @@ impl Ledger {
                         self.tags.entry(tag).or_default().insert((tx.seq, tx.data_hash));
                     }
                 }
+                if !matches!(tx.kind, Kind::Seal { .. }) {
+                    let known = *self.placed.entry((tx.epoch, tx.seq)).or_insert(tx.data_hash);
+                    assert_eq!(
+                        known,
+                        tx.data_hash,
+                        "violated ChainMatch: node {} has another transaction at epoch {} seq {} than was \
+                         written there",
+                        node + 1,
+                        tx.epoch,
+                        tx.seq
+                    );
+                }
+                let fresh = !self.txs.contains_key(&tx.chain);
+                if fresh && tx.kind == Kind::EpochStart {
+                    starts.push(tx.chain);
+                }
                 self.txs.entry(tx.chain).or_insert(tx);
             }
         }
+        drop(platter);
+        starts.into_iter().for_each(|start| self.is_complete(start));
+        self.keeps_committed(node);
     }
 
-    /// What a node says to another, at the moment it says it.
-    pub fn on_send(&mut self, from: usize, message: &PeerMessage) {
-        match &message.kind {
-            Some(Message::Append(append)) => self.on_append(from, append),
-            Some(Message::AppendReply(reply)) if reply.matched => self.on_ack(from, reply),
-            Some(Message::Fetch(fetch)) => self.on_fetch(from, fetch),
-            Some(Message::ClientReply(reply)) => self.on_client_reply(from, reply),
-            Some(Message::FenceReport(report)) => {
-                let promise = self.disks[from].promise;
-                assert!(
-                    promise >= report.epoch,
-                    "violated PromiseMonotone: node {} reports for epoch {} with {promise} on its disk",
-                    from + 1,
-                    report.epoch
-                );
-                let position = report.position.as_ref().expect("a position");
-                let tip = position.tip.as_ref().expect("a tip");
-                assert!(
-                    self.disk_has(from, &position.base_hash, tip.seq, &tip.chain),
-                    "violated durable position: node {} reports seq {} that is not on its disk",
-                    from + 1,
-                    tip.seq
-                );
-            }
-            _ => {}
-        }
-    }
-
-    fn on_append(&mut self, from: usize, append: &pb::Append) {
-        let me = (from as u64 + 1, append.boot);
-        let master = *self.masters.entry(append.epoch).or_insert(me);
-        assert_eq!(
-            master, me,
-            "violated EpochUnique: two masters (node, boot) in epoch {}",
-            append.epoch
-        );
-        let commit = append.commit.as_ref().expect("a commit position");
-        if commit.chain.len() == 20 && commit.seq > 0 {
-            let chain: Hash = commit.chain[..].try_into().expect("20 bytes");
-            self.claim(from, append.epoch, commit.seq, chain);
-        }
-    }
-
-    /// `node`, master of `epoch`, says that everything up to `seq` in the history of `chain` is committed.
-    fn claim(&mut self, node: usize, epoch: u64, seq: u64, chain: Hash) {
-        if self.committed_top.is_some_and(|(_, top)| top == chain) {
-            return;
-        }
-        let Some(tx) = self.txs.get(&chain) else {
-            panic!(
-                "violated AckedIsDurable: node {} calls seq {seq} committed, which was never durable anywhere",
-                node + 1
-            );
-        };
-        assert_eq!(tx.seq, seq, "node {} calls a chain committed under another seq", node + 1);
-        let top = self.committed_top.map_or(0, |(seq, _)| seq);
-        let mut new = Vec::new();
-        let mut at = tx;
-        // Down to what is known, collecting; a seal stands for the transaction at its cut.
-        loop {
-            let data = match at.kind {
-                Kind::Seal { previous, .. } => {
-                    if at.seq == 0 {
-                        break;
-                    }
-                    at = self.txs.get(&previous).expect("the generation before was seen");
-                    continue;
-                }
-                _ => at.data_hash,
+    /// The history that an epoch begins on has everything that was committed before.
+    fn is_complete(&self, start: Hash) {
+        let Some((top, _)) = self.committed_top else { return };
+        let epoch = self.txs[&start].epoch;
+        let mut at = &self.txs[&start];
+        // An epoch start that was re-chained into a newer generation stands on that generation's seal.
+        while at.seq > top || matches!(at.kind, Kind::Seal { .. }) {
+            let before = match at.kind {
+                Kind::Seal { previous, .. } => previous,
+                _ => at.prev,
             };
-            if at.seq <= top {
-                let known = self.committed.get(&at.seq);
-                assert_eq!(
-                    known,
-                    Some(&data),
-                    "violated ChainMatch/CommittedNeverTruncated: node {} calls seq {seq} committed, \
-                     whose history differs at seq {} from what was committed before",
-                    node + 1,
-                    at.seq
-                );
-                break;
+            match self.txs.get(&before) {
+                Some(tx) => at = tx,
+                None => return,
             }
-            new.push((at.seq, data, at.commit_id, at.chain));
-            at = self.txs.get(&at.prev).expect("the one before was seen");
         }
-        if let Some((_, data, ..)) = new.first() {
-            // The master of an earlier epoch may have told nobody what it had committed; but it knows, and so does who
-            // has heard of its pack.
-            let told_nobody =
-                self.masters.get(&tx.epoch).is_some_and(|(id, _)| *id == node as u64 + 1);
+        let newer = self.committed.range(at.seq..).next_back().map_or(0, |(seq, _)| *seq);
+        let complete = self.committed.get(&at.seq) == Some(&at.data_hash);
+        // The same start may come later, in another file: then more is committed by now.
+        let own = self.committed_top.is_some_and(|(_, chain)| self.txs[&chain].epoch >= epoch);
+        assert!(
+            own || (complete && newer == at.seq),
+            "violated LeaderCompleteness: epoch {epoch} begins after seq {} without seq {newer}, which is committed",
+            at.seq
+        );
+    }
+
+    /// No disk loses what it had of the committed history, unless it was damaged.
+    fn keeps_committed(&mut self, node: usize) {
+        let Some((top, _)) = self.committed_top else { return };
+        let view = &self.disks[node];
+        if view.fate != Fate::Sound {
+            return;
+        }
+        if let Some(data) = self.committed.get(&view.held) {
             assert!(
-                tx.epoch == epoch || told_nobody || matches!(tx.kind, Kind::Seal { .. }),
-                "violated CommitNeedsOwnEpoch: node {} calls seq {seq} of epoch {} committed in epoch {epoch}",
+                self.has(node, view.held, data),
+                "violated CommittedNeverTruncated: node {} had committed seq {}, and has it no more",
                 node + 1,
-                tx.epoch
-            );
-            let holders = (0..self.disks.len()).filter(|node| self.has(*node, seq, data)).count();
-            assert!(
-                holders > self.disks.len() / 2,
-                "violated AckedIsDurable: node {} calls seq {seq} committed, which {holders} disks have",
-                node + 1
+                view.held
             );
         }
-        for (seq, data, id, _) in &new {
-            self.committed.insert(*seq, *data);
-            if id != &[0; 16]
-                && let Some(other) = self.committed_ids.insert(*id, *seq)
-            {
-                panic!("violated ExactlyOnce: commit id {id:02x?} at seq {other} and at seq {seq}");
+        let Some(current) = view.current.and_then(|number| view.files.get(&number)) else { return };
+        let newest = current.txs.last().map_or(current.cut, |tx| tx.0).min(top);
+        let tx = current.at(newest).map(|chain| &self.txs[&chain]);
+        if tx.is_some_and(|tx| self.committed.get(&newest) == Some(&tx.data_hash)) {
+            self.disks[node].held = view.held.max(newest);
+        }
+    }
+
+    /// Has there been a master?
+    pub fn has_begun(&self) -> bool {
+        self.committed_top.is_some()
+    }
+
+    pub fn has_master(&self, epoch: u64) -> bool {
+        self.masters.contains_key(&epoch)
+    }
+
+    /// Something is about to happen to the disk that no crash does. What it has now counts as acknowledged for good.
+    pub fn disk_damaged(&mut self, node: usize, fate: Fate) {
+        let view = &mut self.disks[node];
+        if let Some(current) = view.current.and_then(|number| view.files.get(&number)) {
+            view.had_below = view.had_below.max(current.cut);
+        }
+        for file in view.files.values() {
+            for (seq, _, chain) in &file.txs {
+                view.had.insert((*seq, self.txs[chain].data_hash));
             }
         }
-        if seq >= top {
-            self.committed_top = Some((seq, chain));
+        if view.fate == Fate::Sound || fate != Fate::Damaged {
+            view.fate = fate;
         }
-    }
-
-    fn on_ack(&mut self, from: usize, reply: &pb::AppendReply) {
-        let promise = self.disks[from].promise;
-        assert_eq!(
-            promise,
-            reply.epoch,
-            "violated NoAckBelowPromise: node {} acknowledges in epoch {} with promise {promise} on its disk",
-            from + 1,
-            reply.epoch
-        );
-        let tip = reply.durable.as_ref().expect("a tip");
-        assert!(
-            self.disk_has(from, &reply.base_hash, tip.seq, &tip.chain),
-            "violated AckedIsDurable: node {} acknowledges seq {} that is not on its disk",
-            from + 1,
-            tip.seq
-        );
-        // A torn append is cut off before a node says anything.
-        let rest = self.disks[from]
-            .files
-            .values()
-            .find(|file| file.seal.is_some_and(|seal| seal[..] == *reply.base_hash))
-            .map_or(0, |file| file.len - file.parsed_to);
-        assert!(
-            rest == 0,
-            "violated WholeTransactions: node {} acknowledges, and its file ends in {rest} bytes of something else",
-            from + 1
-        );
-    }
-
-    /// Whoever answers clients as the master of an epoch has opened it: a majority has a transaction of it.
-    fn on_client_reply(&self, from: usize, reply: &pb::ClientReply) {
-        if matches!(reply.answer, None | Some(Answer::RegisterFirst(_))) {
-            return;
+        if fate != Fate::Damaged {
+            view.promise = 0;
         }
-        let is_there = |view: &&DiskView| {
-            let mut tips = view.files.values().filter_map(File::tip);
-            tips.any(|tip| self.txs.get(&tip).is_some_and(|tx| tx.epoch >= reply.epoch))
-        };
-        let holders = self.disks.iter().filter(is_there).count();
-        assert!(
-            holders > self.disks.len() / 2,
-            "violated ServesOnlyWhenOpen: node {} answers in epoch {}, of which {holders} disks have a transaction",
-            from + 1,
-            reply.epoch
-        );
-    }
-
-    /// Whoever has a generation's cut in its own file needs nobody's copy of the base.
-    fn on_fetch(&self, from: usize, fetch: &pb::Fetch) {
-        let base: Option<Hash> = fetch.base_hash[..].try_into().ok();
-        let Some(Kind::Seal { generation, cut, previous }) =
-            base.and_then(|base| self.txs.get(&base)).map(|seal| seal.kind)
-        else {
-            return;
-        };
-        // From another offset on it is what its file lacks, of the generation it has moved to by now.
-        let view = &self.disks[from];
-        let current = view.current.filter(|_| fetch.offset == 0);
-        let Some(file) = current.and_then(|number| view.files.get(&number)) else { return };
-        assert!(
-            file.generation + 1 != generation || file.at(cut) != Some(previous),
-            "violated NoNeedlessCopy: node {} fetches the base of generation {generation}, and its own file has the cut",
-            from + 1
-        );
     }
 
     fn disk_has(&self, node: usize, base: &[u8], seq: u64, chain: &[u8]) -> bool {
@@ -355,6 +287,9 @@ impl Ledger {
     /// Does the disk have the transaction in its current or a newer file, or below its current file's cut?
     fn has(&self, node: usize, seq: u64, data: &Hash) -> bool {
         let view = &self.disks[node];
+        if seq <= view.had_below || view.had.contains(&(seq, *data)) {
+            return true;
+        }
         let Some(current) = view.current.and_then(|number| view.files.get(&number)) else {
             return false;
         };
@@ -430,69 +365,4 @@ pub fn tag_text(tag: &[u8; 16]) -> String {
     let client = u64::from_be_bytes(tag[..8].try_into().expect("8"));
     let count = u64::from_be_bytes(tag[8..].try_into().expect("8"));
     format!("c{client}#{count}")
-}
-
-/// Was this transaction taken out of the file: is the file shorter now, or another in its place? (What a damaged disk
-/// made unreadable was not taken out.)
-fn is_cut(file: &File, inode: &Inode, (seq, end, chain): &(u64, usize, Hash)) -> bool {
-    match file.at(*seq) {
-        Some(found) => found != *chain,
-        None => inode.durable().len() < *end,
-    }
-}
-
-/// Does an orphan file have the transaction that ends in this chain?
-fn is_kept(platter: &Platter, chain: &Hash) -> bool {
-    platter.durable_names().iter().any(|(name, entry)| match entry {
-        Entry::File(number) if name.starts_with("orphans/") => platter
-            .inode(*number)
-            .is_some_and(|inode| inode.durable().windows(chain.len()).any(|bytes| bytes == chain)),
-        _ => false,
-    })
-}
-
-type Found = Vec<(Tx, Option<BTreeMap<u64, Object>>)>;
-
-/// Parses what is new since byte `from`; a torn or broken tail is left for the node to judge.
-fn read_on(file: &mut File, bytes: &[u8], from: usize) -> Found {
-    let mut found = Vec::new();
-    if from < file.parsed_to {
-        while file.txs.last().is_some_and(|(_, end, _)| *end > from) {
-            file.txs.pop();
-        }
-        file.commit_ids.clear();
-        match file.txs.last() {
-            Some((_, end, _)) => file.parsed_to = *end,
-            None => *file = File::default(),
-        }
-    }
-    if file.seal.is_none() {
-        let Ok((objects, seal_at)) = parse::base(bytes) else { return found };
-        let Ok((tx, end)) = parse::transaction(bytes, seal_at, None) else { return found };
-        let Kind::Seal { generation, cut, .. } = tx.kind else { return found };
-        (file.seal, file.generation, file.cut, file.parsed_to) =
-            (Some(tx.chain), generation, cut, end);
-        found.push((tx, Some(objects)));
-    }
-    let mut last: Option<(u64, u64, u64)> = None;
-    while let Ok((tx, end)) = parse::transaction(bytes, file.parsed_to, file.tip()) {
-        let expected = file.txs.last().map_or(file.cut, |tx| tx.0) + 1;
-        assert_eq!(tx.seq, expected, "a hole in a durable file");
-        if let Some((seq, epoch, time)) = last {
-            assert!(tx.epoch >= epoch, "violated ChainEpochMonotone after seq {seq}");
-            assert!(tx.time_us >= time, "violated TimeMonotone: it goes back after seq {seq}");
-        }
-        last = Some((tx.seq, tx.epoch, tx.time_us));
-        if tx.commit_id != [0; 16] {
-            assert!(
-                file.commit_ids.insert(tx.commit_id),
-                "violated ExactlyOnce: a commit id twice in one file, again at seq {}",
-                tx.seq
-            );
-        }
-        file.txs.push((tx.seq, end, tx.chain));
-        file.parsed_to = end;
-        found.push((tx, None));
-    }
-    found
 }

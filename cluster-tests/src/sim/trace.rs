@@ -10,6 +10,8 @@ use slog::{Drain, KV, Level, Logger, OwnedKVList, Record, Serializer, o};
 
 /// Lines kept.
 const KEPT: usize = 20_000;
+/// Headlines kept.
+const HEADLINES: usize = 500;
 
 #[derive(Default)]
 struct Inner {
@@ -17,6 +19,8 @@ struct Inner {
     hash: u64,
     events: u64,
     lines: VecDeque<String>,
+    /// What a person reads first: faults, deaths, elections.
+    headlines: Vec<String>,
     /// What the nodes said, by message, and how often.
     said: std::collections::BTreeMap<String, u64>,
     echo: bool,
@@ -61,6 +65,16 @@ impl Trace {
         if inner.echo {
             eprintln!("{line}");
         }
+        let text = &line[12..];
+        let head = text.starts_with("FAULT")
+            || [" starts, ", " dies", ": damaged", " refuses to start", " goes on", "is mended"]
+                .iter()
+                .any(|word| text.contains(word))
+            || text.trim_start().starts_with("INFO open: ")
+            || text.trim_start().starts_with("CRIT");
+        if head && inner.headlines.len() < HEADLINES {
+            inner.headlines.push(line.clone());
+        }
         inner.lines.push_back(line);
         if inner.lines.len() > KEPT {
             inner.lines.pop_front();
@@ -75,6 +89,10 @@ impl Trace {
     pub fn last(&self, lines: usize) -> Vec<String> {
         let inner = self.lock();
         inner.lines.iter().skip(inner.lines.len().saturating_sub(lines)).cloned().collect()
+    }
+
+    pub fn headlines(&self) -> Vec<String> {
+        self.lock().headlines.clone()
     }
 
     /// How often the nodes logged a message that begins so.

@@ -13,6 +13,8 @@ use crate::types::{NodeId, Now};
 
 /// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
 const SOON_US: u64 = 1000;
+/// With less left on its disk, a master hands over while it still can.
+const FREE_BYTES_MIN: u64 = 8 << 20;
 /// A peer with a strange disk is complained about so often.
 const COMPLAIN_EVERY_MS: u64 = 10_000;
 
@@ -56,7 +58,13 @@ impl Beats {
 }
 
 impl Core {
-    pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) -> Result<(), String> {
+    pub(super) fn on_beat(
+        &mut self,
+        from: NodeId,
+        beat: Beat,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        self.on_view_of_me(from, &beat, out);
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
         self.controller_due_us = 0;
@@ -93,6 +101,17 @@ impl Core {
         }
     }
 
+    /// Why this node can't go on for long; empty if it can.
+    pub(super) fn failing(&self) -> String {
+        let free = self.beats.free_bytes;
+        match self.beats.free_looked_at {
+            Some(_) if free < FREE_BYTES_MIN => {
+                format!("its disk is nearly full: {free} bytes are left")
+            }
+            _ => String::new(),
+        }
+    }
+
     pub(super) fn own_beat(&self) -> Beat {
         let tip = self.shelf.tip();
         let lag_bytes = match &self.role {
@@ -107,9 +126,9 @@ impl Core {
             committed_seq: self.committed.0,
             open: self.is_open_master(),
             in_step: self.in_step(),
-            failing: String::new(),
+            failing: self.failing(),
             suspect: self.doubts(),
-            views: self.health.views(self.now),
+            views: self.views(),
             pack: self.pack_progress(),
             clients: self.sessions.len() as u64,
             file_bytes: tip.offset,
@@ -127,6 +146,7 @@ impl Core {
             seal_seq: self.shelf.cut().0,
             blank: self.shelf.is_blank(),
             tip_wall_us: self.shelf.last_time_us(),
+            promise_durable: self.promise_durable.0,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
     Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
 };
-use crate::raft::DriverError;
+use crate::raft::{Driver, DriverError};
 use crate::replication::quorum::majority;
 use crate::replication::wire;
 use crate::storage::DiskError;
@@ -30,7 +30,7 @@ const PROPOSE_AGAIN_MS: u64 = 300;
 
 impl Core {
     pub(super) fn on_raft_message(&mut self, message: RaftMessage) -> Result<(), String> {
-        if !self.suspect.is_empty() {
+        if !self.suspect.is_empty() || (self.is_unproved() && Driver::is_about_votes(&message)) {
             return Ok(());
         }
         match self.raft.step(&message) {
@@ -64,7 +64,10 @@ impl Core {
     pub(super) fn drive_raft(&mut self, out: &mut Vec<Action>) {
         let tick_us = self.setup.timing.raft_tick_ms * 1000;
         if self.now.mono_us >= self.raft_tick_due_us {
-            self.raft.tick();
+            // Without ticks it never campaigns.
+            if self.suspect.is_empty() && !self.is_unproved() {
+                self.raft.tick();
+            }
             // A late tick is one tick: a process that was stopped must not think that it waited.
             self.raft_tick_due_us = self.now.mono_us + tick_us;
         }
@@ -112,6 +115,7 @@ impl Core {
         if let Some(due) = self.raft_campaign_due_us
             && self.now.mono_us >= due
             && self.suspect.is_empty()
+            && !self.is_unproved()
         {
             self.raft.campaign();
             let again = CAMPAIGN_STEP_MS * 1000 * (voters.len() as u64 + 1);
@@ -243,6 +247,19 @@ impl Core {
         if self.control.oid_limit() > before.oid_limit() {
             self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
         }
+        if before.pack_again().is_none() && self.control.pack_again().is_some() {
+            slog::info!(self.log, "pack: an election called it off; it begins again by itself");
+        }
+        self.check_elected_on_me(out);
+        self.adopt_phase(before.mastership().map(|old| old.epoch), out);
+        self.on_pack_changed(out);
+    }
+
+    /// `known`: epoch of the election that was acted upon already.
+    pub(super) fn adopt_phase(&mut self, known: Option<Epoch>, out: &mut Vec<Action>) {
+        if self.is_unproved() {
+            return;
+        }
         match self.control.phase() {
             Phase::None => {}
             Phase::Fencing { epoch } => {
@@ -253,12 +270,11 @@ impl Core {
             }
             Phase::Elected { .. } => {
                 let elected = self.control.mastership().expect("somebody was elected").clone();
-                if before.mastership().map(|old| old.epoch) != Some(elected.epoch) {
+                if known != Some(elected.epoch) {
                     self.on_elected(&elected, out);
                 }
             }
         }
-        self.on_pack_changed(out);
     }
 
     fn on_elected(&mut self, elected: &Mastership, out: &mut Vec<Action>) {

@@ -53,6 +53,9 @@ impl Core {
         request: FenceRequest,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if self.is_unproved() {
+            return Ok(()); // asked again in a moment
+        }
         let epoch = Epoch(request.epoch);
         if epoch > self.promise_durable && epoch >= self.promised {
             self.fence_asked_by = Some((epoch, from));
@@ -80,13 +83,12 @@ impl Core {
     }
 
     fn report(&mut self, to: NodeId, out: &mut Vec<Action>) {
-        // An older promise became durable, and a newer one is on its way: that one will report.
-        let promised = self.promise_durable == self.promised;
-        if !promised && !mutants::broken(Mutant::PositionBeforePromise) {
-            return;
-        }
-        if self.cutting || self.durable.seq != self.shelf.tip().seq {
-            return; // the position is not settled: asked again in a moment
+        // A newer promise can be on its way to the disk when an older one arrives there: it is not to be told before.
+        let promising = self.promise_durable != self.promised
+            && !mutants::broken(Mutant::PositionBeforePromise);
+        let settled = !self.cutting && self.durable.seq == self.shelf.tip().seq;
+        if self.is_unproved() || promising || !settled {
+            return; // asked again in a moment
         }
         let next = self.next_complete();
         let report = FenceReport {
@@ -99,6 +101,7 @@ impl Core {
             blank: self.shelf.is_blank(),
             may_be_master: self.leaving.is_none()
                 && self.control.member(self.setup.id).is_some_and(|me| me.may_be_master),
+            failing: !self.failing().is_empty(),
         };
         self.send(to, Kind::FenceReport(report), out);
     }
@@ -143,6 +146,7 @@ impl Core {
             next,
             blank: report.blank,
             may_be_master: report.may_be_master,
+            failing: report.failing,
         };
         self.controller.on_report(from, report);
         self.controller_due_us = 0;

@@ -217,10 +217,12 @@ impl Core {
         let data = match plan.bytes_max {
             0 => Bytes::new(),
             max if prev.offset < self.shelf.tip().offset => {
-                match self.shelf.read_range(prev.offset, max) {
+                match self.read_back(prev.offset, max) {
                     Ok(data) => data,
                     Err(error) => {
-                        slog::error!(self.log, "can't read back what the slaves lack"; "error" => %error);
+                        slog::error!(self.log, "can't read back what the slaves lack: this node stops, and \
+                            verifies its file when it is started again"; "error" => &error);
+                        self.exit(&format!("disk failed: {error}"), true, out);
                         return;
                     }
                 }
@@ -246,6 +248,16 @@ impl Core {
             commit: Some(wire::put_tip(&commit)),
         };
         self.send(id, Kind::Append(append), out);
+    }
+
+    /// Whole transactions of our own file. They were whole when it was proved; a disk can give back something else.
+    fn read_back(&self, offset: u64, bytes_max: u64) -> Result<Bytes, String> {
+        let data = self.shelf.read_range(offset, bytes_max).map_err(|error| error.to_string())?;
+        for tx in shelf::split_transactions(&data) {
+            let parsed = tx.and_then(shelf::parse);
+            parsed.map_err(|error| format!("read {} at {offset}: {error}", self.shelf.name()))?;
+        }
+        Ok(data)
     }
 
     // ---- from the slaves ----
@@ -291,8 +303,10 @@ impl Core {
         if let Some(follower) = master.followers.get_mut(&from) {
             follower.matched(durable, now);
         }
+        let epoch = master.epoch;
         let counts = !recovering || mutants::broken(Mutant::RecoveringCounts);
         if counts && master.quorum.acked(from, durable.seq) {
+            self.health.on_acked(from, epoch.0, durable.seq.0);
             self.advance_commit(out);
         }
         Ok(())

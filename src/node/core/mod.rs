@@ -16,6 +16,7 @@ mod fence;
 pub mod io;
 mod master;
 mod packing;
+mod proof;
 mod pull;
 mod rebase;
 mod requests;
@@ -148,6 +149,8 @@ pub struct Core {
     loopback: VecDeque<PeerMessage>,
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,
+    /// Just started: takes no part before others had a chance to say what they know of this disk.
+    proof: Option<proof::Proof>,
     /// This disk has lost what it may have acknowledged: nothing here counts until all of it is back.
     recovering: bool,
     leaving: Option<Now>,
@@ -184,6 +187,7 @@ impl Core {
         // Each round can make the next one possible; a handful is enough, and the next input goes on from there.
         for _ in 0..8 {
             self.drive_raft(out);
+            self.drive_proof(out);
             self.drive_rebase(out);
             self.drive_pack(out);
             self.drive_master(out);
@@ -252,7 +256,7 @@ impl Core {
         let Some(kind) = message.kind else { return };
         let refused = match kind {
             Kind::Raft(message) => self.on_raft_message(message),
-            Kind::Beat(beat) => self.on_beat(from, beat),
+            Kind::Beat(beat) => self.on_beat(from, beat, out),
             Kind::FenceRequest(request) => self.on_fence_request(from, request, out),
             Kind::FenceReport(report) => self.on_fence_report(from, report),
             Kind::Propose(propose) => self.on_propose(propose),

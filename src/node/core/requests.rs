@@ -81,6 +81,9 @@ impl Core {
     // ---- from the sockets ----
 
     pub(super) fn on_client(&mut self, input: Input, out: &mut Vec<Action>) {
+        if !self.serving && !self.suspect.is_empty() {
+            return self.turn_away(input, out);
+        }
         if !self.serving {
             // Backpressure is the shell's: so much and no more is read from a client before we look at it.
             self.early_clients.push_back(input);
@@ -91,6 +94,22 @@ impl Core {
             Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
             Input::ClientClosed { conn } => self.on_client_closed(conn, out),
             _ => unreachable!("only clients' inputs come here"),
+        }
+    }
+
+    /// A node that stands aside never comes to serve: its clients are to go elsewhere.
+    pub(super) fn turn_away(&mut self, input: Input, out: &mut Vec<Action>) {
+        if let Input::ClientOpened { conn, .. } = input {
+            let reason = format!("this node stands aside: {}", self.suspect);
+            out.push(Action::ClientClose { conn, reason });
+        }
+    }
+
+    pub(super) fn turn_away_early(&mut self, out: &mut Vec<Action>) {
+        if !self.suspect.is_empty() {
+            for input in std::mem::take(&mut self.early_clients) {
+                self.turn_away(input, out);
+            }
         }
     }
 
@@ -188,6 +207,7 @@ impl Core {
     // ---- to the master ----
 
     pub(super) fn drive_requests(&mut self, out: &mut Vec<Action>) {
+        self.turn_away_early(out);
         let mut actions = Vec::new();
         self.sessions.tick(self.now, &mut actions);
         self.on_session_actions(actions, out);

@@ -286,7 +286,8 @@ impl Core {
         confirm: pb::Confirm,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        if self.suspect.is_empty() {
+        // Who may have forgotten a newer promise must not confirm an older mastership.
+        if self.suspect.is_empty() && !self.is_unproved() {
             let reply = pb::ConfirmReply {
                 epoch: self.promised.0,
                 boot: confirm.boot,

@@ -56,7 +56,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let append = checked(append).map_err(|error| format!("append: {error}"))?;
-        if !self.suspect.is_empty() || self.cutting {
+        if !self.suspect.is_empty() || self.cutting || self.is_unproved() {
             return Ok(());
         }
         if append.epoch < self.promised && !mutants::broken(Mutant::AppendBelowPromise) {

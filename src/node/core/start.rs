@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use slog::o;
 
+use super::proof::Proof;
 use super::{Core, Role, Setup, admin, beats, disk, packing, requests};
 use crate::control::{Member, Role as MemberRole, State};
 use crate::durus::{CommitChecker, Sessions};
@@ -19,12 +20,14 @@ use crate::mutants::{self, Mutant};
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::promise::{self, PromiseError};
-use crate::storage::task::{CURRENT, RECOVERING};
+use crate::storage::task::{AMNESIAC, CURRENT, RECOVERING};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, NodeId, Now, Seq};
 
 /// The first generation's file.
 pub const FIRST: &str = "g00000001.durus";
+/// What stands for the current file while that is fetched again.
+const BLANK: &str = "g00000001-blank.durus";
 /// So many of the newest transactions are read again, to recognise commits that are asked for twice.
 const REMEMBER_SEQS: u64 = 50_000;
 /// And not more bytes of them than this.
@@ -58,16 +61,24 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     }
     let promised = promise::read(&*disk)?.filter(|_| !mutants::broken(Mutant::PromiseForgotten));
     let promised = promised.unwrap_or(Epoch(0));
-    let shelf = open_current(&disk, &log, now)?;
+    let others = setup.members.len() > 1;
+    let shelf = open_current(&disk, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
     disk.sync_dir()?;
     let recovering = disk.exists(RECOVERING)?;
+    let suspect = match disk.exists(AMNESIAC)? {
+        true => "this disk does not hold what this node has promised".to_string(),
+        false => String::new(),
+    };
     let members = members(&setup)?;
     let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     let rank = voters.iter().position(|id| *id == setup.id).expect("checked by members()");
     // Different on every node, so that two seldom campaign at once.
     let election_ticks = setup.timing.raft_election_ticks as usize + 3 * rank;
+    // A disk that has never promised anything has nothing to forget, and a node alone has nobody to ask.
+    let blank = recovered.fresh && promised == Epoch(0);
+    let proof = (!blank && voters.len() > 1).then(|| Proof::new(now));
     let raft = Driver::new(setup.id, &voters, recovered, election_ticks, &log)?;
     let checker =
         remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;
@@ -122,7 +133,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         admin: admin::Forwards::default(),
         early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
-        suspect: String::new(),
+        suspect,
+        proof,
         recovering,
         leaving: None,
         exited: false,
@@ -159,7 +171,12 @@ fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
 }
 
 /// The current file, verified, its torn tail cut aside; a new one in an empty directory.
-fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Shelf, StartError> {
+fn open_current(
+    disk: &Arc<dyn Disk>,
+    log: &slog::Logger,
+    now: Now,
+    others: bool,
+) -> Result<Shelf, StartError> {
     let name = match disk.read_link(CURRENT)? {
         Some(name) => name,
         None => {
@@ -174,14 +191,22 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
             FIRST.to_string()
         }
     };
-    let (Opened { shelf, torn }, damage) = at(&name, Shelf::open_proved(&**disk, &name))?;
+    let opened = Shelf::open_proved(&**disk, &name);
+    if let Err(damage @ (ShelfError::Corrupt { .. } | ShelfError::NotShelf { .. })) = &opened
+        && others
+        && promise::read(&**disk)?.is_some()
+    {
+        // It has taken part: the others have the file.
+        slog::crit!(log, "the file's base is damaged: it is kept aside, and fetched from the others; until then this \
+            node neither votes nor acknowledges"; "damage" => %damage);
+        return begin_anew(&**disk, &name, now);
+    }
+    let (Opened { shelf, torn }, damage) = at(&name, opened)?;
     if let Some(damage) = damage.as_ref().filter(|_| !mutants::broken(Mutant::CorruptionCutAsTorn))
     {
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
             votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
-        // First this: a crash after the cut must not make a node that looks sound.
-        disk.create(RECOVERING)?.sync()?;
-        disk.sync_dir()?;
+        mark_recovering(&**disk)?;
     }
     let Some(torn) = torn else { return Ok(shelf) };
     drop(shelf);
@@ -196,6 +221,30 @@ fn open_current(disk: &Arc<dyn Disk>, log: &slog::Logger, now: Now) -> Result<Sh
         None => Ok(shelf),
         Some(torn) => Err(StartError::Setup(format!("{name} is torn again at {}", torn.offset))),
     }
+}
+
+/// First this: a crash after a cut must not make a node that looks sound.
+fn mark_recovering(disk: &dyn Disk) -> Result<(), DiskError> {
+    disk.create(RECOVERING)?.sync()?;
+    disk.sync_dir()
+}
+
+/// With a blank file, onto which nothing can be rebased but what is fetched.
+fn begin_anew(disk: &dyn Disk, damaged: &str, now: Now) -> Result<Shelf, StartError> {
+    mark_recovering(disk)?;
+    if damaged == BLANK {
+        disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
+    } else if disk.exists(BLANK)? {
+        disk.remove(BLANK)?;
+    }
+    let shelf = at(BLANK, Shelf::create(disk, BLANK))?;
+    disk.set_link(CURRENT, BLANK)?;
+    disk.sync_dir()?;
+    if damaged != BLANK {
+        disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
+        disk.sync_dir()?;
+    }
+    Ok(shelf)
 }
 
 /// A file that was brought along: a plain Durus file becomes ours by appending a seal.

@@ -1,0 +1,156 @@
+//! Errors of a disk under a running process, and no space.
+//!
+//! An error is armed and strikes one operation of its kind. A failed write has written a part; after a failed sync
+//! nobody knows which of the unsynced writes are on the medium, and what a process goes on to read comes from memory:
+//! the next process reads what the medium has. The node must not retry; it dies, and that is allowed to a process that
+//! was hurt, and to no other.
+
+use std::io;
+
+use super::{Platter, SECTOR, apply_name};
+use crate::sim::rng::Rng;
+use packmaster::storage::DiskError;
+
+const FREE_BYTES: u64 = 1 << 40;
+/// Left on a full disk, for what has its room already.
+const FREE_BYTES_FULL: u64 = 4096;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Error {
+    Read,
+    /// Bytes of another place, without an error.
+    AstrayRead,
+    Write,
+    Sync,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    Enough,
+    /// It says so, and still takes what it is given.
+    Little,
+    None,
+}
+
+pub(super) struct Troubles {
+    /// Strike after so many more operations of their kind.
+    armed: Vec<(Error, u32)>,
+    room: Room,
+    /// What struck the present process.
+    hurt: Option<&'static str>,
+    dice: Rng,
+}
+
+impl Troubles {
+    pub(super) fn new(seed: u64) -> Troubles {
+        Troubles { armed: Vec::new(), room: Room::Enough, hurt: None, dice: Rng::new(seed) }
+    }
+
+    /// Does an unsynced write survive a failed sync?
+    pub(super) fn keeps(&mut self) -> bool {
+        self.dice.chance(500)
+    }
+}
+
+impl Platter {
+    pub fn arm(&mut self, error: Error, after: u32) {
+        self.troubles.armed.push((error, after));
+    }
+
+    pub fn set_room(&mut self, room: Room) {
+        self.troubles.room = room;
+    }
+
+    pub(super) fn is_full(&mut self) -> bool {
+        let full = self.troubles.room == Room::None;
+        if full {
+            self.troubles.hurt = Some("no space");
+        }
+        full
+    }
+
+    /// Nothing more will strike.
+    pub fn disarm(&mut self) {
+        self.troubles.armed.clear();
+        self.troubles.room = Room::Enough;
+    }
+
+    /// What struck the present process, if anything did.
+    pub fn hurt(&self) -> Option<&'static str> {
+        self.troubles.hurt
+    }
+
+    /// Nothing is armed any more, and what was unsure is now what the medium has.
+    pub(super) fn calm(&mut self) {
+        self.troubles.armed.clear();
+        self.troubles.hurt = None;
+        for inode in self.inodes.values_mut() {
+            if std::mem::take(&mut inode.unsure) {
+                inode.written.clone_from(&inode.durable);
+                inode.pending.clear();
+            }
+        }
+        if std::mem::take(&mut self.names_unsure) {
+            self.dir_ops.clear();
+            self.names = self.durable_names.clone();
+            self.forget_unnamed();
+        }
+    }
+
+    pub(super) fn free_bytes(&self) -> u64 {
+        match self.troubles.room {
+            Room::Enough => FREE_BYTES,
+            Room::Little | Room::None => FREE_BYTES_FULL,
+        }
+    }
+
+    pub(super) fn strikes(&mut self, error: Error) -> bool {
+        let Some(at) = self.troubles.armed.iter().position(|(armed, _)| *armed == error) else {
+            return false;
+        };
+        if self.troubles.armed[at].1 > 0 {
+            self.troubles.armed[at].1 -= 1;
+            return false;
+        }
+        self.troubles.armed.remove(at);
+        self.troubles.hurt = Some(match error {
+            Error::Read => "a failed read",
+            Error::AstrayRead => "a read gone astray",
+            Error::Write => "a failed write",
+            Error::Sync => "a failed sync",
+        });
+        true
+    }
+
+    /// Another place than `offset`, some sectors away; not beyond `last`.
+    pub(super) fn astray(&mut self, offset: u64, last: u64) -> u64 {
+        let sectors = self.troubles.dice.between(1, 9) * SECTOR as u64;
+        match self.troubles.dice.chance(500) {
+            true => offset.saturating_sub(sectors),
+            false => (offset + sectors).min(last),
+        }
+    }
+
+    pub(super) fn part_of<'a>(&mut self, data: &'a [u8]) -> &'a [u8] {
+        &data[..self.troubles.dice.index(data.len() + 1)]
+    }
+
+    pub(super) fn fail_sync_dir(&mut self) {
+        self.names_unsure = true;
+        for op in std::mem::take(&mut self.dir_ops) {
+            if self.troubles.keeps() {
+                apply_name(&mut self.durable_names, op);
+            }
+        }
+    }
+}
+
+pub(super) fn failed(verb: &'static str, name: &str) -> DiskError {
+    let source = io::Error::other("input/output error (simulated)");
+    DiskError::Io { verb, name: name.to_owned(), source }
+}
+
+pub(super) fn no_space(verb: &'static str, name: &str) -> DiskError {
+    let source = io::Error::new(io::ErrorKind::StorageFull, "no space left (simulated)");
+    DiskError::Io { verb, name: name.to_owned(), source }
+}

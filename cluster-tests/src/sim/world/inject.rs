@@ -1,0 +1,253 @@
+//! Faults, done.
+
+use packmaster::node::core::Input;
+use packmaster::proto::admin::admin_request::Verb;
+use packmaster::proto::admin::{AdminRequest, Pack, PackVerb, Promote, SetPause};
+
+use super::{Event, World};
+use crate::sim::disk::Room;
+use crate::sim::faults::Fault;
+use crate::sim::ledger::Fate;
+
+/// Whoever puts an old image or a new disk in does so while the cluster is well, and watches it for so long. That
+/// is the assumption under which such a node can be known: somebody who remembers it is there to be heard.
+const WATCHED_US: u64 = 3_000_000;
+
+impl World {
+    pub(super) fn next_fault(&mut self) {
+        if self.mending {
+            return;
+        }
+        let (wait, fault) =
+            self.schedule.next(&mut self.rng, self.hosts.len(), self.options.clients);
+        self.at(wait, Event::Fault);
+        let Some(fault) = fault.filter(|_| self.now >= self.calm_until) else { return };
+        if self.inject(&fault) {
+            World::add(&mut self.faults, fault.name(), 1);
+        }
+    }
+
+    /// False if it makes no sense now.
+    fn inject(&mut self, fault: &Fault) -> bool {
+        let node = match *fault {
+            Fault::Crash { node, .. }
+            | Fault::CrashInDisk { node, .. }
+            | Fault::Stall { node, .. }
+            | Fault::Stop { node, .. }
+            | Fault::DiskError { node, .. } => node,
+            Fault::Rot { .. }
+            | Fault::AstrayWrite { .. }
+            | Fault::Image { .. }
+            | Fault::Rollback { .. }
+            | Fault::Replace { .. } => return self.damage(fault),
+            _ => return self.inject_anywhere(fault),
+        };
+        if self.hosts[node].process.is_none() {
+            return false;
+        }
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        match *fault {
+            Fault::Crash { power, down_us, .. } => self.dies(node, power, down_us),
+            Fault::CrashInDisk { changes, power, down_us, .. } => {
+                self.hosts[node].doom = Some((changes, power, down_us));
+            }
+            Fault::Stall { us, .. } => {
+                if !self.hosts[node].stalled {
+                    self.hosts[node].stalled = true;
+                    self.at(us, Event::Resume { node });
+                }
+            }
+            Fault::Stop { down_us, .. } => self.stop(node, down_us),
+            Fault::DiskError { error, after, .. } => {
+                self.hosts[node].medium.lock().arm(error, after);
+            }
+            _ => unreachable!("sorted above"),
+        }
+        true
+    }
+
+    fn inject_anywhere(&mut self, fault: &Fault) -> bool {
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        match *fault {
+            Fault::CrashAll { power } => {
+                for node in 0..self.hosts.len() {
+                    if self.hosts[node].process.is_some() {
+                        let down_us = self.rng.between(1000, 500_000);
+                        self.dies(node, power, down_us);
+                    }
+                }
+            }
+            Fault::StopAll { down_us } => {
+                for node in 0..self.hosts.len() {
+                    if self.hosts[node].process.is_some() {
+                        self.stop(node, down_us);
+                    }
+                }
+            }
+            Fault::Cut { ref ways, us } => ways.iter().for_each(|way| self.cut(*way, us)),
+            Fault::Lossy { permille, twice_permille, us } => {
+                (self.loss_permille, self.twice_permille) = (permille, twice_permille);
+                self.at(us, Event::NoLoss);
+            }
+            Fault::Laggy { us_max, us } => {
+                self.lag_us = us_max;
+                self.at(us, Event::NoLag);
+            }
+            Fault::SlowDisk { node, factor, us } => {
+                self.hosts[node].slow = factor;
+                self.at(us, Event::FastDisk { node });
+            }
+            Fault::DiskFull { node, nearly_us, us } => {
+                self.hosts[node].medium.lock().set_room(Room::Little);
+                self.at(nearly_us, Event::NoRoom { node });
+                self.at(nearly_us + us, Event::RoomAgain { node });
+            }
+            Fault::ClockJump { node, us } => self.hosts[node].skew_us += us,
+            Fault::Promote { to, by } => {
+                let promote = Promote {
+                    node: format!("n{}", to + 1),
+                    force: self.rng.chance(200),
+                    ..Promote::default()
+                };
+                self.ask(by, Verb::Promote(promote));
+            }
+            Fault::Pack { by } => self.ask(by, Verb::Pack(Pack { verb: PackVerb::Start.into() })),
+            Fault::PackCancel { by } => {
+                self.ask(by, Verb::Pack(Pack { verb: PackVerb::Cancel.into() }));
+            }
+            Fault::Hold { by, us } => {
+                self.ask(by, Verb::SetPause(SetPause { paused: true }));
+                self.at(us, Event::Unhold { by });
+            }
+            Fault::KillClient { client } => {
+                if self.clients[client].connection.is_some() {
+                    self.hang_up(client);
+                }
+            }
+            _ => unreachable!("sorted above"),
+        }
+        true
+    }
+
+    fn stop(&mut self, node: usize, down_us: u64) {
+        self.hosts[node].stop_down_us = down_us;
+        self.put(node, Input::Stop);
+    }
+
+    /// What is done to disks that may be damaged.
+    fn damage(&mut self, fault: &Fault) -> bool {
+        let (Fault::Rot { node, .. }
+        | Fault::AstrayWrite { node, .. }
+        | Fault::Image { node }
+        | Fault::Rollback { node }
+        | Fault::Replace { node }) = *fault
+        else {
+            unreachable!("sorted above")
+        };
+        // Before the first election all disks are needed, and one that is out can't get worse.
+        if !self.ledger.has_begun() || self.hosts[node].out.is_some() {
+            return false;
+        }
+        if let Fault::Image { .. } = fault {
+            let image = self.hosts[node].medium.lock().image();
+            self.hosts[node].image = Some(image);
+            return true;
+        }
+        if let Fault::Rollback { .. } | Fault::Replace { .. } = fault {
+            return self.swap_disk(node, fault);
+        }
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        let down_us = match *fault {
+            Fault::Rot { down_us, .. } | Fault::AstrayWrite { down_us, .. } => down_us,
+            _ => unreachable!("sorted above"),
+        };
+        if self.hosts[node].process.is_some() {
+            self.dies(node, true, down_us);
+        }
+        self.ledger.disk_damaged(node, Fate::Damaged);
+        let medium = self.hosts[node].medium.clone();
+        let what = match *fault {
+            Fault::Rot { part, .. } => medium.lock().rot(part, &mut self.rng),
+            _ => medium.lock().astray_write(&mut self.rng),
+        };
+        let Some(what) = what else { return false };
+        self.hosts[node].damaged = true;
+        self.trace.line(format_args!("n{}: damaged: {what}", node + 1));
+        self.look(node);
+        true
+    }
+
+    /// An older image, or an empty disk. The node is not to take part any more.
+    fn swap_disk(&mut self, node: usize, fault: &Fault) -> bool {
+        let image = self.hosts[node].image.take();
+        if let Fault::Rollback { .. } = fault {
+            let Some(image) = &image else { return false };
+            // The image must be older than something that can be known.
+            let promised = image.promise();
+            let forgotten = self.elections.iter().any(|(epoch, reported)| {
+                *epoch > promised
+                    && reported.contains(&(node as u64 + 1))
+                    && self.ledger.has_master(*epoch)
+            });
+            if !forgotten {
+                return false;
+            }
+        }
+        self.trace.line(format_args!("FAULT {fault:?}"));
+        self.calm();
+        if self.hosts[node].process.is_some() {
+            self.dies(node, true, WATCHED_US / 2);
+        }
+        match (fault, image) {
+            (Fault::Rollback { .. }, Some(image)) => {
+                self.ledger.disk_damaged(node, Fate::RolledBack);
+                self.hosts[node].medium.lock().restore(&image);
+                self.hosts[node].out = Some("its disk is an older image".into());
+            }
+            _ => {
+                self.ledger.disk_damaged(node, Fate::Replaced);
+                self.hosts[node].medium.lock().wipe();
+                self.hosts[node].disk_uuid[1] ^= 0x55;
+                self.hosts[node].out = Some("it has another disk".into());
+            }
+        }
+        self.hosts[node].damaged = true;
+        self.look(node);
+        true
+    }
+
+    /// The others are well, and stay so for a while.
+    fn calm(&mut self) {
+        self.calm_until = self.now + 2 * WATCHED_US;
+        self.make_well();
+    }
+
+    pub(super) fn resume(&mut self, node: usize) {
+        if !self.hosts[node].stalled {
+            return;
+        }
+        self.hosts[node].stalled = false;
+        self.trace.line(format_args!("n{} goes on", node + 1));
+        for event in std::mem::take(&mut self.hosts[node].deferred) {
+            // Its clock has gone on: what came meanwhile is let in first.
+            match event {
+                Event::Wake { .. } => {}
+                other => {
+                    let after = self.rng.below(2000);
+                    self.at(after, other);
+                }
+            }
+        }
+        if let Some(process) = &mut self.hosts[node].process {
+            process.wake_at = None;
+        }
+        self.wake_soon(node, 10_000);
+    }
+
+    pub(super) fn ask(&mut self, by: usize, verb: Verb) {
+        self.requests += 1;
+        let request = self.requests;
+        let message = AdminRequest { id: request, asked_by: "somebody".into(), verb: Some(verb) };
+        self.put(by, Input::Admin { request, message });
+    }
+}

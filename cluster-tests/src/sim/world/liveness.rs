@@ -1,0 +1,125 @@
+//! The end of a run: everything is mended, every node's client must be able to commit, then all is still and equal.
+
+use std::collections::BTreeSet;
+
+use packmaster::proto::admin::SetPause;
+use packmaster::proto::admin::admin_request::Verb;
+
+use super::{Event, World};
+use crate::sim::client::Client;
+use crate::sim::parse;
+
+/// Once everything is mended: until a client on every node has committed.
+const COMMIT_WITHIN_US: u64 = 20_000_000;
+/// And from then on until all is still and equal. A pack may wait 10 s for a straggler.
+const REST_WITHIN_US: u64 = 60_000_000;
+
+impl World {
+    pub(super) fn mend(&mut self) {
+        self.trace.line(format_args!("everything is mended;{}", self.ledger.describe()));
+        self.mending = true;
+        self.make_well();
+        self.ask(0, Verb::SetPause(SetPause { paused: false }));
+    }
+
+    /// Every node runs, every line is open.
+    pub(super) fn make_well(&mut self) {
+        self.loss_permille = 0;
+        self.twice_permille = 0;
+        self.lag_us = 0;
+        for node in 0..self.hosts.len() {
+            self.hosts[node].slow = 1;
+            self.hosts[node].doom = None;
+            self.hosts[node].medium.lock().disarm();
+            self.resume(node);
+            if !self.hosts[node].powered {
+                self.hosts[node].powered = true;
+            }
+            for to in 0..self.hosts.len() {
+                self.uncut((node, to));
+            }
+            if self.hosts[node].process.is_none() {
+                let down = self.hosts[node].downs;
+                self.at(10_000, Event::Start { node, down });
+            }
+        }
+    }
+
+    pub(super) fn check_liveness(&mut self) {
+        for client in &mut self.clients {
+            client.quiet = true;
+            client.packs = false;
+        }
+        let first = self.clients.len();
+        for node in 0..self.hosts.len() {
+            if self.takes_part(node) {
+                let mut client = Client::new(1000 + node as u64);
+                client.probing = Some(node);
+                self.clients.push(client);
+                self.turn(self.clients.len() - 1, 1000);
+            }
+        }
+        let end = self.now + COMMIT_WITHIN_US;
+        let committed = |world: &mut World| {
+            world.clients[first..].iter().all(|client| {
+                // A damaged node may find only now that it can't go on.
+                let home = client.probing.expect("they probe");
+                client.commits_here >= 2 || !world.takes_part(home)
+            })
+        };
+        if !self.until(end, committed) {
+            let waiting: Vec<String> = self.clients[first..]
+                .iter()
+                .map(|client| {
+                    let node = client.connection.as_ref().map(|connection| connection.node + 1);
+                    format!(
+                        "{} commits on node {node:?}, waits for {}",
+                        client.commits_here,
+                        client.waits_for()
+                    )
+                })
+                .collect();
+            panic!(
+                "violated Liveness: {} s after the faults ended not every node's client has committed: {waiting:?};{}",
+                COMMIT_WITHIN_US / 1_000_000,
+                self.ledger.describe()
+            );
+        }
+        let waited_ms = (self.now + COMMIT_WITHIN_US - end) / 1000;
+        self.trace.line(format_args!("every node's client has committed after {waited_ms} ms"));
+        for client in &mut self.clients {
+            client.quiet = true;
+        }
+        let end = self.now + REST_WITHIN_US;
+        let mut look_at = self.now;
+        let rested = |world: &mut World| {
+            if world.now < look_at {
+                return false;
+            }
+            look_at = world.now + 100_000;
+            world.clients.iter().all(|client| client.connection.is_none()) && world.is_equal()
+        };
+        if !self.until(end, rested) {
+            panic!(
+                "violated Liveness: {} s after the last commit the nodes are not equal:{} clients {:?}",
+                REST_WITHIN_US / 1_000_000,
+                self.ledger.describe(),
+                self.clients
+                    .iter()
+                    .filter(|client| client.connection.is_some())
+                    .map(|client| (client.id, client.waits_for()))
+                    .collect::<Vec<_>>()
+            );
+        }
+    }
+
+    pub(super) fn is_equal(&mut self) -> bool {
+        let mut contents = BTreeSet::new();
+        for host in self.hosts.iter().filter(|host| host.out.is_none()) {
+            let platter = host.medium.lock();
+            let Some(inode) = platter.durable_file("current.durus") else { return false };
+            contents.insert(parse::sha(&[inode.durable()]));
+        }
+        contents.len() == 1
+    }
+}

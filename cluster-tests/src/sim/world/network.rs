@@ -1,0 +1,162 @@
+//! Between nodes. A connection is a lane: messages on it keep their order, unless it breaks.
+
+use packmaster::node::core::{Input, lane};
+use packmaster::proto::control::PeerMessage;
+use packmaster::types::NodeId;
+use prost::Message as _;
+
+use super::words::words;
+use super::{Event, Flight, World};
+
+impl World {
+    pub(super) fn send(&mut self, from: usize, to: usize, message: PeerMessage) {
+        self.ledger.on_send(from, &message);
+        self.trace.note((from * 8 + to) as u64, message.encoded_len() as u64);
+        if let Some(text) = words(&message) {
+            self.trace.line(format_args!("n{} -> n{}: {text}", from + 1, to + 1));
+        }
+        let link = self.link(from, to);
+        if !link.up {
+            return;
+        }
+        let (to_life, era) = (link.to_life, link.era);
+        let lane = lane(&message) as usize;
+        if self.link(from, to).broken[lane] {
+            // Waits for the new connection, if it is lucky.
+            if self.rng.chance(500) {
+                return;
+            }
+        } else if self.loss_permille > 0 && self.rng.chance(self.loss_permille) {
+            // The connection of this lane broke with the message in it; it is made again.
+            self.link(from, to).broken[lane] = true;
+            let after = self.rng.delay(500, 30_000);
+            self.at(after, Event::LaneAgain { from, to, era, lane });
+            return;
+        }
+        let fragile = self.rng.chance(500);
+        let copy = self.twice_permille > 0 && self.rng.chance(self.twice_permille);
+        let flight = Flight { from, to, to_life, era, fragile, message };
+        if self.link(from, to).cut {
+            self.link(from, to).held.push(flight);
+            return;
+        }
+        if copy {
+            let after = self.rng.between(100, 80_000);
+            let message = flight.message.clone();
+            self.at(after, Event::Deliver(Flight { from, to, to_life, era, fragile, message }));
+        }
+        self.fly(flight);
+    }
+
+    pub(super) fn fly(&mut self, flight: Flight) {
+        let delay = self.rng.delay(30, 3000) + self.rng.below(self.lag_us + 1);
+        let number = lane(&flight.message) as usize;
+        let now = self.now;
+        let link = self.link(flight.from, flight.to);
+        let at = (now + delay).max(link.last[number] + 1);
+        link.last[number] = at;
+        self.at(at - now, Event::Deliver(flight));
+    }
+
+    pub(super) fn deliver(&mut self, flight: Flight) {
+        let Flight { from, to, to_life, era, fragile, message } = flight;
+        if self.hosts[to].life != to_life || self.hosts[to].process.is_none() {
+            return;
+        }
+        let link = self.link(from, to);
+        if link.era != era && fragile {
+            return;
+        }
+        if link.cut {
+            link.held.push(Flight { from, to, to_life, era, fragile, message });
+            return;
+        }
+        let from_disk = self.hosts[from].disk_uuid;
+        self.put(to, Input::Peer { from: NodeId(from as u64 + 1), from_disk, message });
+    }
+
+    /// `from` finds that its connections to `to` are gone.
+    pub(super) fn link_lost(&mut self, from: usize, to: usize, era: u64) {
+        let link = self.link(from, to);
+        if !link.up || link.era != era {
+            return;
+        }
+        link.up = false;
+        link.era += 1;
+        link.held.clear();
+        let life = self.hosts[from].life;
+        if self.hosts[from].process.is_some() {
+            self.dial(from, life, to);
+        }
+    }
+
+    /// The connection of a lane was made again.
+    pub(super) fn lane_again(&mut self, from: usize, to: usize, era: u64, lane: usize) {
+        let control = lane == 0;
+        let link = self.link(from, to);
+        if link.era == era {
+            link.broken[lane] = false;
+        }
+        if link.up && link.era == era {
+            let peer = NodeId(to as u64 + 1);
+            if control {
+                self.put(from, Input::PeerDown { peer, refused: false });
+            }
+            self.put(from, Input::PeerUp { peer });
+        }
+    }
+
+    pub(super) fn dial(&mut self, from: usize, life: u64, to: usize) {
+        if self.hosts[from].life != life
+            || self.hosts[from].process.is_none()
+            || self.link(from, to).up
+        {
+            return;
+        }
+        let peer = NodeId(to as u64 + 1);
+        let open = !self.link(from, to).cut && !self.link(to, from).cut;
+        let (there, stalled, powered, to_life) = {
+            let host = &self.hosts[to];
+            (host.process.is_some(), host.stalled, host.powered, host.life)
+        };
+        if open && there && !stalled {
+            let link = self.link(from, to);
+            let again = link.to_life != 0;
+            link.up = true;
+            link.era += 1;
+            link.broken = [false; 3];
+            link.to_life = to_life;
+            if again {
+                self.put(from, Input::PeerDown { peer, refused: false });
+            }
+            self.put(from, Input::PeerUp { peer });
+            return;
+        }
+        let refused = open && !there && powered;
+        self.put(from, Input::PeerDown { peer, refused });
+        let after = self.rng.between(20_000, 250_000);
+        self.at(after, Event::Dial { from, life, to });
+    }
+
+    pub(super) fn cut(&mut self, way: (usize, usize), us: u64) {
+        if way.0 == way.1 {
+            return;
+        }
+        self.link(way.0, way.1).cut = true;
+        let era = self.link(way.0, way.1).era;
+        // The sender's kernel gives up in the end.
+        let gives_up = self.rng.between(100_000, 3_000_000);
+        if gives_up < us {
+            self.at(gives_up, Event::LinkLost { from: way.0, to: way.1, era });
+        }
+        self.at(us, Event::Uncut { way });
+    }
+
+    pub(super) fn uncut(&mut self, way: (usize, usize)) {
+        let link = self.link(way.0, way.1);
+        link.cut = false;
+        for flight in std::mem::take(&mut link.held) {
+            self.fly(flight);
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Processes: how one starts, is stepped as the real run loop does it, and ends.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use packmaster::durus::Limits;
+use packmaster::node::core::{Action, Input, Setup, Timing, start};
+use packmaster::proto::control::command::Kind as Command;
+use packmaster::proto::control::{self, Member, RaftRecord, Reason};
+use packmaster::storage::task::perform;
+use packmaster::types::{BootId, NodeId, Now};
+use prost::Message as _;
+
+use super::words::describe;
+use super::{Event, Host, Process, World};
+
+impl World {
+    pub(super) fn setup(&mut self, node: usize) -> Setup {
+        let members = (0..self.hosts.len())
+            .map(|index| Member {
+                id: index as u64 + 1,
+                name: format!("n{}", index + 1),
+                durus: format!("n{}:2972", index + 1),
+                peer: format!("n{}:2970", index + 1),
+                http: format!("n{}:2971", index + 1),
+                role: "voter".into(),
+                priority: self.priorities[index],
+                may_be_master: true,
+                ..Member::default()
+            })
+            .collect();
+        let disk = self.hosts[node].medium.mount();
+        self.hosts[node].disk = Some(disk.clone());
+        Setup {
+            id: NodeId(node as u64 + 1),
+            boot: BootId(self.rng.number() | 1),
+            disk_uuid: self.hosts[node].disk_uuid,
+            cluster: "simulated".into(),
+            version: "simulated".into(),
+            members,
+            timing: Timing::default(),
+            limits: Limits {
+                wait_max_ms: self.options.wait_max_ms,
+                command_timeout_ms: 4000,
+                ..Limits::default()
+            },
+            keep_generations: self.keep_generations,
+            disk,
+            log: self.trace.logger(),
+        }
+    }
+
+    pub(super) fn start(&mut self, node: usize) {
+        if self.hosts[node].refused {
+            return;
+        }
+        self.hosts[node].powered = true;
+        self.hosts[node].life += 1;
+        let life = self.hosts[node].life;
+        self.trace.line(format_args!("n{} starts, life {life}", node + 1));
+        let setup = self.setup(node);
+        let fuse = (!self.mending && self.options.faults && self.rng.chance(60))
+            .then(|| self.rng.below(30) as u32);
+        self.hosts[node].medium.lock().set_fuse(fuse);
+        let now = Now { mono_us: 1, wall_us: self.hosts[node].wall_us(self.now) };
+        let started = start(setup, now);
+        let broken = self.hosts[node].medium.lock().is_broken();
+        self.hosts[node].medium.lock().set_fuse(None);
+        let hurt = self.hosts[node].medium.lock().hurt();
+        let started = match started {
+            _ if broken => {
+                self.trace.line(format_args!("n{} dies while it starts", node + 1));
+                self.count("crash at start");
+                None
+            }
+            Ok(started) => Some(started),
+            Err(error) if hurt.is_some() => {
+                let hurt = hurt.expect("checked");
+                self.trace.line(format_args!("n{} can't start ({hurt}): {error}", node + 1));
+                self.count("start failed on a disk error");
+                None
+            }
+            Err(error) if self.hosts[node].damaged => {
+                self.trace.line(format_args!("n{} refuses to start: {error}", node + 1));
+                self.count("damaged node refused to start");
+                self.hosts[node].refused = true;
+                self.hosts[node].out = Some(error.to_string());
+                None
+            }
+            Err(error) => panic!("violated restart: node {} can't start again: {error}", node + 1),
+        };
+        let Some((core, raft_log)) = started else {
+            let power = self.rng.chance(500);
+            self.dies(node, power, 50_000);
+            return;
+        };
+        self.hosts[node].process = Some(Process {
+            core,
+            raft_log,
+            started_us: self.now,
+            inbox: VecDeque::new(),
+            wake_at: None,
+            tasks: Vec::new(),
+            disk_busy: false,
+            records: VecDeque::new(),
+            raft_busy: false,
+            jobs: BTreeMap::new(),
+            conns: BTreeMap::new(),
+        });
+        self.look(node);
+        for peer in 0..self.hosts.len() {
+            if peer != node {
+                let after = self.rng.delay(300, 20_000);
+                self.at(after, Event::Dial { from: node, life, to: peer });
+                // What they send to the process before is answered by a reset.
+                let era = self.link(peer, node).era;
+                let after = self.rng.delay(500, 60_000);
+                self.at(after, Event::LinkReset { from: peer, to: node, era });
+                // Its own connections ring the others' bells.
+                let their_life = self.hosts[peer].life;
+                let after = self.rng.delay(500, 30_000);
+                self.at(after, Event::Dial { from: peer, life: their_life, to: node });
+            }
+        }
+        self.wake_soon(node, 0);
+    }
+
+    /// The process ends here and now. `power`: the machine loses what was not synced.
+    pub(super) fn dies(&mut self, node: usize, power: bool, down_us: u64) {
+        let host = &mut self.hosts[node];
+        host.doom = None;
+        host.stalled = false;
+        host.deferred.clear();
+        host.slow = 1;
+        host.life += 1;
+        host.downs += 1;
+        let down = host.downs;
+        let process = host.process.take();
+        host.disk = None;
+        let mut platter = host.medium.lock();
+        platter.unmount();
+        let lost = power.then(|| platter.power_fails(&mut self.rng, self.loss));
+        drop(platter);
+        self.hosts[node].powered = !power;
+        self.trace.line(format_args!(
+            "n{} dies{}",
+            node + 1,
+            lost.map(|lost| format!(" by a power failure: {lost}")).unwrap_or_default()
+        ));
+        self.look(node);
+        for peer in (0..self.hosts.len()).filter(|peer| *peer != node) {
+            let mine = self.link(node, peer);
+            mine.up = false;
+            mine.era += 1;
+            mine.held.clear();
+            let era = self.link(peer, node).era;
+            let after = match power {
+                true => self.rng.between(500_000, 3_000_000),
+                false => self.rng.between(100, 3000),
+            };
+            self.at(after, Event::LinkLost { from: peer, to: node, era });
+        }
+        if let Some(process) = process {
+            for (conn, client) in process.conns {
+                let after = match power {
+                    true => self.rng.between(10_000, 2_000_000),
+                    false => self.rng.between(100, 2000),
+                };
+                self.at(after, Event::ToClient { client, conn, bytes: None });
+            }
+        }
+        if power {
+            let on = self.rng.below(down_us + 1);
+            self.at(on, Event::PowerOn { node, down });
+        }
+        self.at(down_us, Event::Start { node, down });
+    }
+
+    pub(super) fn look(&mut self, node: usize) {
+        let medium = self.hosts[node].medium.clone();
+        self.ledger.look(node, &medium);
+    }
+
+    pub(super) fn put(&mut self, node: usize, input: Input) {
+        if let Some(process) = &mut self.hosts[node].process {
+            process.inbox.push_back(input);
+            let after = self.rng.delay(5, 600);
+            self.wake_soon(node, after);
+        }
+    }
+
+    pub(super) fn wake_soon(&mut self, node: usize, after_us: u64) {
+        let at = self.now + after_us;
+        let life = self.hosts[node].life;
+        let Some(process) = &mut self.hosts[node].process else { return };
+        if process.wake_at.is_none_or(|known| known > at || known <= self.now) {
+            process.wake_at = Some(at);
+            self.at(after_us, Event::Wake { node, life });
+        }
+    }
+
+    /// The run loop's round: everything that waits, then a tick if it is time, then what is to be done.
+    pub(super) fn wake(&mut self, node: usize) {
+        let now = self.now;
+        let wall_us = self.hosts[node].wall_us(now);
+        let started_us = self.process(node).started_us;
+        let mono_us = 1 + self.hosts[node].mono_after(now - started_us);
+        let trace = self.trace.clone();
+        let process = self.hosts[node].process.as_mut().expect("checked");
+        if process.wake_at != Some(now) {
+            return;
+        }
+        process.wake_at = None;
+        let at = Now { mono_us, wall_us };
+        let mut out = Vec::new();
+        while let Some(input) = process.inbox.pop_front() {
+            process.core.step(at, input, &mut out);
+        }
+        if out.len() > 10_000 {
+            let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+            for action in &out {
+                let kind = match action {
+                    Action::Send { to, message } => {
+                        format!(
+                            "to {to} {}",
+                            format!("{message:?}").chars().take(60).collect::<String>()
+                        )
+                    }
+                    Action::ClientSend { .. } => "client send".into(),
+                    Action::Disk { .. } => "disk".into(),
+                    _ => "other".into(),
+                };
+                *kinds.entry(kind).or_default() += 1;
+            }
+            kinds.retain(|_, count| *count > 100);
+            trace.line(format_args!("n{} wants {} things at once: {kinds:?}", node + 1, out.len()));
+            panic!("violated Liveness: node {} wants {} things at once", node + 1, out.len());
+        }
+        if at.mono_us >= process.core.deadline() {
+            process.core.step(at, Input::Tick, &mut out);
+        }
+        let wait = process.core.deadline().saturating_sub(mono_us);
+        let wait = self.hosts[node].until_mono(wait.min(2_000_000));
+        self.wake_soon(node, wait.clamp(20, 1_000_000));
+        let life = self.hosts[node].life;
+        for action in out {
+            if self.hosts[node].life != life {
+                break;
+            }
+            self.act(node, action);
+        }
+    }
+
+    pub(super) fn act(&mut self, node: usize, action: Action) {
+        let life = self.hosts[node].life;
+        match action {
+            Action::Send { to, message } => self.send(node, to.0 as usize - 1, message),
+            Action::ClientSend { conn, bytes } => self.client_send(node, conn, bytes),
+            Action::ClientClose { conn, reason } => {
+                let Some(client) = self.process(node).conns.remove(&conn.0) else { return };
+                self.trace.line(format_args!(
+                    "n{} closes c{}: {reason}",
+                    node + 1,
+                    self.clients[client].id
+                ));
+                let after = self.rng.delay(50, 2000);
+                self.at(after, Event::ToClient { client, conn: conn.0, bytes: None });
+            }
+            Action::AdminReply { reply, .. } => {
+                self.trace.line(format_args!(
+                    "n{} replies: {:?} {}",
+                    node + 1,
+                    reply.outcome(),
+                    reply.message
+                ));
+            }
+            Action::Disk { task, work } => {
+                self.trace.line(format_args!("n{} disk {task}: {}", node + 1, describe(&work)));
+                self.process(node).tasks.push((task, work));
+                self.disk_next(node);
+            }
+            Action::RaftPersist { number, record } => {
+                self.note_commands(&record);
+                self.process(node).records.push_back((number, record));
+                self.raft_next(node);
+            }
+            Action::Job { job, work } => {
+                self.process(node).jobs.insert(job, work);
+                let after = self.rng.delay(100, 20_000);
+                self.at(after, Event::JobStep { node, life, job });
+            }
+            Action::CancelJob { job } => {
+                self.process(node).jobs.remove(&job);
+            }
+            Action::Exit { reason, failed } => {
+                let hurt = self.hosts[node].medium.lock().hurt();
+                assert!(
+                    !failed || hurt.is_some(),
+                    "violated: node {} gives up, and nothing hurt it: {reason}",
+                    node + 1
+                );
+                if failed {
+                    let hurt = hurt.expect("checked");
+                    self.trace.line(format_args!("n{} dies of {hurt}: {reason}", node + 1));
+                    self.count(match hurt {
+                        "a failed sync" => "death of an fsync error",
+                        "no space" => "death of a full disk",
+                        _ => "death of another disk error",
+                    });
+                    let (power, down_us) =
+                        (self.rng.chance(300), self.rng.between(10_000, 1_500_000));
+                    return self.dies(node, power, down_us);
+                }
+                self.trace.line(format_args!("n{} exits: {reason}", node + 1));
+                self.finish(node);
+                let down_us = self.hosts[node].stop_down_us;
+                self.dies(node, false, down_us);
+            }
+        }
+    }
+
+    /// An orderly end: what is queued for the disks is still done.
+    pub(super) fn finish(&mut self, node: usize) {
+        let Some(disk) = self.hosts[node].disk.clone() else { return };
+        let process = self.process(node);
+        let tasks = std::mem::take(&mut process.tasks);
+        perform(&*disk, tasks);
+        while let Some((_, record)) = process.records.pop_front() {
+            if let Err(error) = process.raft_log.append(&record) {
+                assert!(disk_hurt(&self.hosts[node]), "the Raft log takes a record: {error}");
+                break;
+            }
+        }
+        self.look(node);
+    }
+
+    pub(super) fn note_commands(&mut self, record: &RaftRecord) {
+        for entry in &record.entries {
+            if !self.commands.insert((entry.term, entry.index)) {
+                continue;
+            }
+            let Ok(command) = control::Command::decode(&entry.data[..]) else { continue };
+            let what = match command.kind {
+                Some(Command::Fence(fence)) => {
+                    self.fences.push((self.now, fence.reason() == Reason::Promote));
+                    match fence.reason() {
+                        Reason::Promote => "election: promote",
+                        Reason::MasterDead => "election: closed connections",
+                        Reason::MasterSilent => "election: silence",
+                        Reason::MasterRestarted => "election: the master restarted",
+                        Reason::MasterFailing => "election: the master is failing",
+                        Reason::GenerationSwitch => "election: generation switch",
+                        Reason::NotOpened => "election: not opened",
+                        Reason::HandOver => "election: hand over at a stop",
+                        _ => "election: the first",
+                    }
+                }
+                Some(Command::Elect(elect)) => {
+                    self.ledger.on_elect(&elect);
+                    self.elections.push((elect.epoch, elect.reported));
+                    continue;
+                }
+                Some(Command::PackStart(_)) => "pack started",
+                Some(Command::PackSeal(_)) => "pack sealed",
+                Some(Command::PackCancel(cancel)) => match cancel.asked_by.as_str() {
+                    "automatic" => "pack cancelled by itself",
+                    _ => "pack cancelled by request",
+                },
+                _ => continue,
+            };
+            self.count(what);
+        }
+    }
+}
+
+fn disk_hurt(host: &Host) -> bool {
+    host.medium.lock().hurt().is_some()
+}

@@ -1,0 +1,84 @@
+//! What people read in a trace.
+
+use packmaster::proto::control::PeerMessage;
+use packmaster::proto::control::peer_message::Kind as Message;
+use packmaster::storage::task::DiskTask;
+
+pub(super) fn describe(work: &DiskTask) -> String {
+    match work {
+        DiskTask::Append { file, offset, bytes } => {
+            format!("append {} bytes at {offset} to {}", bytes.len(), file.name())
+        }
+        DiskTask::Promise { epoch } => format!("promise {epoch}"),
+        DiskTask::CutBack { file, offset, .. } => format!("cut {} back to {offset}", file.name()),
+        DiskTask::Flip { target } => format!("flip to {target}"),
+        DiskTask::Create { name } => format!("create {name}"),
+        DiskTask::Rename { from, to } => format!("rename {from} to {to}"),
+        DiskTask::Remove { names } => format!("remove {names:?}"),
+    }
+}
+
+/// A message in a line; None for what comes all the time.
+pub(super) fn words(message: &PeerMessage) -> Option<String> {
+    let tip = |tip: &Option<packmaster::proto::replication::Tip>| {
+        tip.as_ref().map_or("-".into(), |tip| {
+            let chain: String =
+                tip.chain.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+            format!("{}/{}@{}:{chain}", tip.epoch, tip.seq, tip.offset)
+        })
+    };
+    Some(match message.kind.as_ref()? {
+        Message::Beat(_) | Message::Confirm(_) | Message::ConfirmReply(_) => return None,
+        Message::Raft(raft) if raft.entries.is_empty() && !raft.reject => return None,
+        Message::Raft(raft) => format!(
+            "raft type {} term {} index {} {} entries, commit {}{}",
+            raft.msg_type,
+            raft.term,
+            raft.index,
+            raft.entries.len(),
+            raft.commit,
+            if raft.reject { " REJECT" } else { "" }
+        ),
+        Message::Append(append) => format!(
+            "append epoch {} g{} prev {} {} bytes commit {}{}",
+            append.epoch,
+            append.generation,
+            tip(&append.prev),
+            append.transactions.len(),
+            tip(&append.commit),
+            if append.want_reply { " reply" } else { "" }
+        ),
+        Message::AppendReply(reply) => format!(
+            "append reply epoch {} g{} durable {} {}{} {} points",
+            reply.epoch,
+            reply.generation,
+            tip(&reply.durable),
+            if reply.matched { "matched" } else { "no match" },
+            if reply.hello { " hello" } else { "" },
+            reply.points.len()
+        ),
+        Message::FenceReport(report) => format!(
+            "fence report epoch {} at {:?} next {} {}",
+            report.epoch,
+            report.position.as_ref().map(|p| (p.generation, tip(&p.tip))),
+            report.next_generation,
+            report.suspect
+        ),
+        Message::FetchReply(reply) => {
+            format!("fetch reply {} at {}: {} bytes", reply.id, reply.offset, reply.data.len())
+        }
+        Message::ClientRequest(request) => {
+            let ask = format!("{:?}", request.ask);
+            format!(
+                "request {} epoch {}: {}",
+                request.id,
+                request.epoch,
+                ask.chars().take(100).collect::<String>()
+            )
+        }
+        other => {
+            let text = format!("{other:?}");
+            text.chars().take(220).collect()
+        }
+    })
+}

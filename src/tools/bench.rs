@@ -1,0 +1,343 @@
+//! `packmaster bench`: how fast a Durus server is, ours or a stock one.
+//!
+//! N clients, each on a connection and a thread of its own, do one thing as fast as they are answered; what is measured
+//! is the time from a request to its whole answer. It makes its own objects first, and nothing refers to them: the next
+//! pack drops them. Standard output is the result, standard error is talk.
+
+use std::process::ExitCode;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+mod client;
+
+use client::{Client, Committed, record, root};
+
+/// Objects stored in one commit while the set is made.
+const MAKE_BATCH: usize = 500;
+/// Oids in one request, at most.
+const OIDS_MAX: usize = 255;
+/// Latencies above this are counted as this, in microseconds.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The objects it makes are referred to by nothing: the next pack drops them.
+Exit status: 0 done; 1 a client failed, or nobody could be reached; 2 usage.
+Example: packmaster bench --workload commit --clients 16 --address 127.0.0.1:2972,127.0.0.1:2973")]
+pub struct Args {
+    /// Where to connect: HOST:PORT, or the path of a Unix socket; the clients take turns among several
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1:2972")]
+    address: Vec<String>,
+    /// What the clients do
+    #[arg(long, value_enum, default_value_t = Workload::Mixed)]
+    workload: Workload,
+    /// How many clients at once
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    clients: u32,
+    /// Objects that are made first, and then loaded or stored again
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    objects: u32,
+    /// Bytes of text in an object
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=16 << 20))]
+    size: u32,
+    /// Objects in one bulk load
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    bulk: u32,
+    /// Objects in one commit
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    per_commit: u32,
+    /// How long to measure, such as 10s
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    time: Duration,
+    /// What standard output is for
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Workload {
+    /// One object a request
+    Load,
+    /// Many objects a request
+    Bulk,
+    /// Store objects again; every client has its own, so there are no conflicts
+    Commit,
+    /// Nine loads, then a commit
+    Mixed,
+}
+
+impl Workload {
+    fn name(self) -> &'static str {
+        match self {
+            Workload::Load => "load",
+            Workload::Bulk => "bulk",
+            Workload::Commit => "commit",
+            Workload::Mixed => "mixed",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For scripts
+    Json,
+}
+
+/// What the clients have done, all of them together in the end.
+struct Done {
+    latency_us: Histogram<u64>,
+    objects: u64,
+    bytes: u64,
+    conflicts: u64,
+}
+
+impl Done {
+    fn new() -> Result<Done> {
+        let latency_us = Histogram::new_with_max(LATENCY_US_MAX, 3)?;
+        Ok(Done { latency_us, objects: 0, bytes: 0, conflicts: 0 })
+    }
+
+    fn add(&mut self, other: &Done) -> Result<()> {
+        self.latency_us.add(&other.latency_us)?;
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.conflicts += other.conflicts;
+        Ok(())
+    }
+}
+
+pub fn run(args: Args) -> ExitCode {
+    match bench(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &Args) -> Result<()> {
+    if args.objects < args.clients {
+        bail!("--objects {} is less than --clients {}", args.objects, args.clients);
+    }
+    let mut clients = Vec::new();
+    for (_, address) in (0..args.clients).zip(args.address.iter().cycle()) {
+        let connected = Client::connect(address);
+        clients.push(connected.with_context(|| format!("connect to {address}"))?);
+    }
+    let oids = make_objects(args, &mut clients[0])?;
+    for client in &mut clients {
+        // What the others have stored is no news to it any more.
+        client.sync()?;
+    }
+    let (done, seconds) = measure(args, clients, &oids)?;
+    print(args, &done, seconds);
+    Ok(())
+}
+
+fn make_objects(args: &Args, client: &mut Client) -> Result<Vec<u64>> {
+    let bar = ProgressBar::new(u64::from(args.objects)).with_style(
+        ProgressStyle::with_template("making objects {bar:40} {pos}/{len}")
+            .context("the progress bar's template")?,
+    );
+    if client.load(0)?.is_none() {
+        // A new database: the root comes first, as a stock Connection does it.
+        if client.new_oids(1)? != [0] {
+            bail!(
+                "the database has no root and gives out other oids first; open it with a Durus client once"
+            );
+        }
+        store(client, &[(0, root())])?;
+    }
+    let mut oids = Vec::with_capacity(args.objects as usize);
+    while oids.len() < args.objects as usize {
+        let mut batch = Vec::new();
+        let wanted = MAKE_BATCH.min(args.objects as usize - oids.len());
+        while batch.len() < wanted {
+            batch.extend(client.new_oids(OIDS_MAX.min(wanted - batch.len()) as u8)?);
+        }
+        let size = args.size as usize;
+        let records: Vec<_> = batch.iter().map(|oid| (*oid, record(*oid, size, &[]))).collect();
+        store(client, &records)?;
+        oids.extend(batch);
+        bar.set_position(oids.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(oids)
+}
+
+fn store(client: &mut Client, records: &[(u64, Vec<u8>)]) -> Result<()> {
+    match client.commit(records)? {
+        Committed::Yes => Ok(()),
+        Committed::Conflict => bail!("the objects could not be stored: a conflict"),
+    }
+}
+
+/// Everybody works until the time is over; also returns how many seconds that were.
+fn measure(args: &Args, clients: Vec<Client>, oids: &[u64]) -> Result<(Done, f64)> {
+    let stop = AtomicBool::new(false);
+    let requests = AtomicU64::new(0);
+    let all = Barrier::new(clients.len() + 1);
+    let bar = ProgressBar::new(args.time.as_millis() as u64).with_style(
+        ProgressStyle::with_template("{bar:40} {percent}% {msg}")
+            .context("the progress bar's template")?,
+    );
+    let mut total = Done::new()?;
+    let mut seconds = 0.0;
+    std::thread::scope(|scope| -> Result<()> {
+        let (stop, requests, all) = (&stop, &requests, &all);
+        let count = clients.len();
+        let workers: Vec<_> = clients
+            .into_iter()
+            .enumerate()
+            .map(|(nth, client)| {
+                // A client's own objects: nobody else stores them.
+                let own: Vec<u64> = oids.iter().copied().skip(nth).step_by(count).collect();
+                scope.spawn(move || {
+                    let mut worker = Worker { args, client, oids, own, seed: nth as u64 + 1 };
+                    all.wait();
+                    worker.work(stop, requests)
+                })
+            })
+            .collect();
+        all.wait();
+        let began = Instant::now();
+        while began.elapsed() < args.time && !workers.iter().any(|worker| worker.is_finished()) {
+            std::thread::sleep(Duration::from_millis(50).min(args.time));
+            bar.set_position(began.elapsed().as_millis() as u64);
+            let rate = requests.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
+            bar.set_message(format!("{rate:.0} requests/s"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        seconds = began.elapsed().as_secs_f64();
+        for worker in workers {
+            let done = worker.join().expect("a bug in the bench's own client");
+            total.add(&done.context("a client failed")?)?;
+        }
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    Ok((total, seconds))
+}
+
+struct Worker<'a> {
+    args: &'a Args,
+    client: Client,
+    oids: &'a [u64],
+    own: Vec<u64>,
+    seed: u64,
+}
+
+impl Worker<'_> {
+    fn work(&mut self, stop: &AtomicBool, requests: &AtomicU64) -> Result<Done> {
+        let mut done = Done::new()?;
+        let mut nth = 0_u64;
+        while !stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            match self.args.workload {
+                Workload::Load => self.load(&mut done)?,
+                Workload::Bulk => self.bulk(&mut done)?,
+                Workload::Commit => self.commit(nth, &mut done)?,
+                Workload::Mixed if nth % 10 == 9 => self.commit(nth, &mut done)?,
+                Workload::Mixed => self.load(&mut done)?,
+            }
+            let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(LATENCY_US_MAX);
+            done.latency_us.record(us.clamp(1, LATENCY_US_MAX))?;
+            requests.fetch_add(1, Ordering::Relaxed);
+            nth += 1;
+        }
+        Ok(done)
+    }
+
+    fn load(&mut self, done: &mut Done) -> Result<()> {
+        let oid = self.oids[self.random()];
+        done.bytes += self.client.load(oid)?.unwrap_or(0);
+        done.objects += 1;
+        Ok(())
+    }
+
+    fn bulk(&mut self, done: &mut Done) -> Result<()> {
+        let from = self.random();
+        let around = self.oids.iter().cycle().skip(from).take(self.args.bulk as usize);
+        let oids: Vec<u64> = around.copied().collect();
+        done.bytes += self.client.load_many(&oids)?;
+        done.objects += oids.len() as u64;
+        Ok(())
+    }
+
+    fn commit(&mut self, nth: u64, done: &mut Done) -> Result<()> {
+        let per_commit = self.args.per_commit.min(self.own.len() as u32) as usize;
+        let from = nth as usize * per_commit;
+        let records: Vec<_> = (from..from + per_commit)
+            .map(|place| self.own[place % self.own.len()])
+            .map(|oid| (oid, record(oid, self.args.size as usize, &[])))
+            .collect();
+        match self.client.commit(&records)? {
+            Committed::Yes => {
+                done.objects += records.len() as u64;
+                done.bytes += records.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
+            }
+            Committed::Conflict => done.conflicts += 1,
+        }
+        Ok(())
+    }
+
+    /// A place among all objects. (Marsaglia's xorshift: repeatable, and random enough for this.)
+    fn random(&mut self) -> usize {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        (self.seed % self.oids.len() as u64) as usize
+    }
+}
+
+fn print(args: &Args, done: &Done, seconds: f64) {
+    let latency = &done.latency_us;
+    let requests = latency.len();
+    let at = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1000.0;
+    let rate = |count: u64| count as f64 / seconds;
+    if args.output == Output::Json {
+        let result = json!({
+            "version": 1, "workload": args.workload.name(), "clients": args.clients, "address": args.address,
+            "size_bytes": args.size, "bulk": args.bulk, "per_commit": args.per_commit, "seconds": seconds,
+            "requests": requests, "requests_per_second": rate(requests), "objects_per_second": rate(done.objects),
+            "bytes_per_second": rate(done.bytes), "conflicts": done.conflicts,
+            "latency_ms": {
+                "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999),
+                "max": latency.max() as f64 / 1000.0, "mean": latency.mean() / 1000.0,
+            },
+        });
+        println!("{result}");
+        return;
+    }
+    println!(
+        "{}: {} clients on {}, objects of {} bytes, {seconds:.1} s",
+        args.workload.name(),
+        args.clients,
+        args.address.join(", "),
+        args.size
+    );
+    println!(
+        "{:.0} requests/s, {:.0} objects/s, {:.1} MB/s, {} conflicts",
+        rate(requests),
+        rate(done.objects),
+        rate(done.bytes) / 1e6,
+        done.conflicts
+    );
+    println!(
+        "latency in ms: median {:.3}, 90 % {:.3}, 99 % {:.3}, 99.9 % {:.3}, most {:.3}",
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(0.999),
+        latency.max() as f64 / 1000.0
+    );
+}
