@@ -237,6 +237,11 @@ impl Client {
         self.last_arrival - now
     }
 
+    /// An oid that was given to both and that neither has used. The root's is offered to anybody while there is no root.
+    pub fn shares_oid(&self, other: &Client) -> Option<u64> {
+        self.pool.iter().copied().find(|oid| *oid != 0 && other.pool.contains(oid))
+    }
+
     pub fn is_idle(&self) -> bool {
         self.wait == Wait::Nothing
     }

@@ -16,11 +16,43 @@ pub struct Options {
     pub echo: bool,
     /// False: nothing goes wrong.
     pub faults: bool,
+    /// Not left to the seed: how often a kind of fault (see `weight`) is drawn.
+    pub favour: Vec<(usize, u64)>,
+    /// The same: microseconds between two faults.
+    pub every_us: Option<u64>,
+    /// Milliseconds a client waits for an answer before its node gives it up.
+    pub wait_max_ms: u64,
+}
+
+/// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
+pub mod weight {
+    pub const CRASH: usize = 0;
+    pub const CRASH_IN_DISK: usize = 1;
+    pub const STALL: usize = 3;
+    pub const CUT: usize = 4;
+    pub const LOSSY: usize = 5;
+    pub const LAGGY: usize = 6;
+    pub const SLOW_DISK: usize = 7;
+    pub const PROMOTE: usize = 8;
+    pub const PACK: usize = 9;
+    pub const DISK_ERROR: usize = 15;
+    pub const ROT: usize = 18;
+    pub const IMAGE: usize = 20;
+    pub const ROLLBACK: usize = 21;
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 3, clients: 4, faults_ms: 8000, echo: false, faults: true }
+        Options {
+            nodes: 3,
+            clients: 4,
+            faults_ms: 8000,
+            echo: false,
+            faults: true,
+            favour: Vec::new(),
+            every_us: None,
+            wait_max_ms: 6000,
+        }
     }
 }
 
@@ -206,7 +238,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(rng: &mut Rng, nodes: usize) -> Schedule {
+    pub fn new(rng: &mut Rng, options: &Options) -> Schedule {
         let every_us = [120_000, 300_000, 800_000, 2_500_000][rng.index(4)];
         let mut weights = WEIGHTS;
         // Every run has its own emphasis, and leaves some things out.
@@ -217,6 +249,11 @@ impl Schedule {
                 _ => *weight,
             };
         }
+        for (which, weight) in &options.favour {
+            weights[*which] = *weight;
+        }
+        let every_us = options.every_us.unwrap_or(every_us);
+        let nodes = options.nodes;
         if weights.iter().sum::<u64>() == 0 {
             weights[0] = 1;
         }

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::disk::{Entry, Medium};
 use super::parse::{self, Hash, Kind, Object, Tx};
-use file::{File, read_on};
+use file::{File, is_cut, is_kept, read_on};
 
 /// What became of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -114,6 +114,7 @@ impl Ledger {
                     Entry::Link(_) => None,
                 })
                 .collect();
+            let had_current = view.current.is_some();
             view.current = match names.get("current.durus") {
                 Some(Entry::Link(target)) => match names.get(target) {
                     Some(Entry::File(number)) => Some(*number),
@@ -124,6 +125,11 @@ impl Ledger {
                 },
                 _ => None,
             };
+            assert!(
+                view.current.is_some() || !had_current || view.fate != Fate::Sound,
+                "violated OneRename: node {} has no current file any more",
+                node + 1
+            );
             let used: BTreeSet<u64> = view.named.values().copied().collect();
             view.files.retain(|number, _| used.contains(number));
         }
@@ -152,7 +158,18 @@ impl Ledger {
             }
             let file = view.files.entry(number).or_default();
             let Some(inode) = platter.inode(number) else { continue };
+            let before = file.txs.clone();
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
+            file.len = inode.durable().len();
+            let is_lost = |tx: &&(u64, usize, Hash)| is_cut(file, tx) && !is_kept(&platter, &tx.2);
+            if view.fate == Fate::Sound
+                && let Some((seq, ..)) = before.iter().find(is_lost)
+            {
+                panic!(
+                    "violated NothingErased: node {} cut seq {seq} from its file, and no orphan has it",
+                    node + 1
+                );
+            }
             for (tx, base) in found {
                 if let (Kind::Seal { .. }, Some(base)) = (tx.kind, base) {
                     self.bases.entry(tx.chain).or_insert(base);

@@ -214,7 +214,7 @@ impl World {
                 image: None,
             })
             .collect();
-        let schedule = Schedule::new(&mut rng, nodes);
+        let schedule = Schedule::new(&mut rng, options);
         let equal = rng.chance(500);
         let priorities = (0..nodes).map(|_| if equal { 0 } else { rng.below(3) as i64 }).collect();
         // Unsynced transactions with a hole between them look like damage, and cost what damage costs.

@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use super::disk::Purpose;
 use super::{Action, Core};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::{Beat, PeerView};
 use crate::storage::task::{AMNESIAC, DiskTask};
 use crate::types::{NodeId, Now};
@@ -42,7 +43,7 @@ impl Proof {
 impl Core {
     /// Takes no part yet.
     pub(super) fn is_unproved(&self) -> bool {
-        self.proof.is_some()
+        self.proof.is_some() && !mutants::broken(Mutant::AmnesiacTakesPart)
     }
 
     /// What this node knows of the others: what it heard itself, and what Raft says.
@@ -106,7 +107,7 @@ impl Core {
     }
 
     fn is_amnesiac(&mut self, why: &str, out: &mut Vec<Action>) {
-        if !self.suspect.is_empty() {
+        if !self.suspect.is_empty() || mutants::broken(Mutant::AmnesiacTakesPart) {
             return;
         }
         self.suspect = format!("this disk does not hold what this node has promised: {why}");

@@ -192,6 +192,7 @@ impl World {
                 let answered = self.clients[client].received(&bytes, &mut self.book);
                 let answered = answered
                     .unwrap_or_else(|why| panic!("client c{}: {why}", self.clients[client].id));
+                self.check_oids(client);
                 if answered {
                     let after = match self.rng.chance(40) {
                         true => self.rng.between(10_000, 400_000),
@@ -199,6 +200,25 @@ impl World {
                     };
                     self.turn(client, after);
                 }
+            }
+        }
+    }
+
+    /// No two sessions that are alive hold the same oid.
+    fn check_oids(&self, client: usize) {
+        let is_alive = |client: usize| {
+            self.clients[client].connection.as_ref().is_some_and(|connection| {
+                let process = self.hosts[connection.node].process.as_ref();
+                process.is_some_and(|process| process.conns.contains_key(&connection.conn))
+            })
+        };
+        for other in (0..self.clients.len()).filter(|other| *other != client) {
+            if let Some(oid) = self.clients[client].shares_oid(&self.clients[other])
+                && is_alive(client)
+                && is_alive(other)
+            {
+                let (one, two) = (self.clients[client].id, self.clients[other].id);
+                panic!("violated OidUnique: oid {oid} was given to c{one} and to c{two}");
             }
         }
     }

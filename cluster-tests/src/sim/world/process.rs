@@ -39,7 +39,11 @@ impl World {
             version: "simulated".into(),
             members,
             timing: Timing::default(),
-            limits: Limits { wait_max_ms: 6000, command_timeout_ms: 4000, ..Limits::default() },
+            limits: Limits {
+                wait_max_ms: self.options.wait_max_ms,
+                command_timeout_ms: 4000,
+                ..Limits::default()
+            },
             keep_generations: self.keep_generations,
             disk,
             log: self.trace.logger(),
