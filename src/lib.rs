@@ -8,6 +8,7 @@ pub mod control;
 pub mod ctl;
 pub mod durus;
 pub mod failover;
+pub mod mutants;
 pub mod node;
 pub mod pack;
 pub mod proto;

@@ -20,6 +20,7 @@ pub mod history;
 pub mod journal;
 pub mod load;
 pub mod models;
+pub mod mutants;
 pub mod net;
 pub mod ports;
 pub mod python;

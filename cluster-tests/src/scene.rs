@@ -14,7 +14,9 @@ use serde_json::Value;
 use crate::chaincheck::{assert_same_bytes, check_file};
 use crate::clock::monotonic;
 use crate::cluster::{Builder, Cluster};
-use crate::history::{self, Files, History, Recorded, Time};
+use crate::history::{
+    self, Files, History, Judged, Outcome, Recorded, Session, Step, Tag, Time, What,
+};
 use crate::python::{self, Workload};
 use crate::sim::rng::Rng;
 
@@ -211,7 +213,7 @@ impl Scene {
 }
 
 /// The clients' sessions against the files of all nodes, which are the same.
-fn judge(cluster: &Cluster, sessions: Vec<history::Session>) -> history::Judged {
+fn judge(cluster: &Cluster, sessions: Vec<Session>) -> Judged {
     let current: Vec<PathBuf> = cluster.nodes.iter().map(|node| node.file()).collect();
     let paths: Vec<&Path> = current.iter().map(PathBuf::as_path).collect();
     assert_same_bytes(&paths);
@@ -221,8 +223,29 @@ fn judge(cluster: &Cluster, sessions: Vec<history::Session>) -> history::Judged 
         files.read(&node.data);
     }
     let (initial, order) = files.order(tip);
-    let history = History { initial, order, sessions, mark: history::mark };
-    history::judge(&history).unwrap_or_else(|violation| panic!("{violation}"))
+    let mut history = History { initial, order, sessions, mark: history::mark };
+    let judged = history::judge(&history).unwrap_or_else(|violation| panic!("{violation}"));
+    // The same without what was acknowledged last must not pass.
+    let last = last_acknowledged(&history.sessions);
+    history.order.retain(|step| match step {
+        Step::Transaction { objects, .. } => {
+            objects.iter().all(|(_, object)| history::mark(&object.data).map(|m| m.tag) != last)
+        }
+        Step::Pack { .. } => true,
+    });
+    history::judge(&history).expect_err("a history that lacks an acknowledged transaction passed");
+    judged
+}
+
+fn last_acknowledged(sessions: &[Session]) -> Option<Tag> {
+    let events = sessions.iter().flat_map(|session| &session.events);
+    let acknowledged = events.filter_map(|event| match &event.what {
+        What::Commit(commit) if commit.outcome == Outcome::Acknowledged => {
+            Some((event.answered, commit.tag))
+        }
+        _ => None,
+    });
+    acknowledged.max().map(|(_, tag)| tag)
 }
 
 /// Between two acknowledgements to anybody, in nanoseconds.

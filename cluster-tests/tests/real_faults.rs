@@ -14,8 +14,10 @@ use cluster_tests::scene::{Place, Scene, aloud};
 /// The host in a network that is no node's.
 const OUTSIDE: usize = 3;
 const SMALL_DISK_MIB: u32 = 48;
-/// What is left of a disk that is nearly full: little enough that the node minds.
-const NEARLY_FULL: u64 = 1 << 20;
+/// Every generation is kept for the judge: room for minutes of packs.
+const SOAK_DISK_MIB: u32 = 1024;
+/// What is left of a disk that is nearly full: so little that the node minds, and more than one pack takes.
+const NEARLY_FULL: u64 = 6 << 20;
 /// A disk so slow that the node calls it stuck.
 const STUCK_MS: u64 = 6000;
 /// How soon a node whose disk is full or stuck is master no more.
@@ -330,7 +332,7 @@ fn soak() {
     if !small_disks("soak") {
         return;
     }
-    let builder = Builder::default().network(net).small_disks_mib(256).slow_disks();
+    let builder = Builder::default().network(net).small_disks_mib(SOAK_DISK_MIB).slow_disks();
     let mut scene = Scene::start("soak", builder, &in_a_network(), 7);
     let end = Instant::now() + Duration::from_secs(minutes * 60);
     while Instant::now() < end {

@@ -8,6 +8,7 @@ use super::state::{
     Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Pack, Phase, Reason,
     Role, State,
 };
+use crate::mutants::{self, Mutant};
 use crate::proto::control as pb;
 use crate::proto::control::command::Kind;
 use crate::types::{Epoch, Generation, NodeId, Oid, Seq};
@@ -293,6 +294,9 @@ impl State {
 
     /// An election other than the switch ends a pack: the new master knows no dead set.
     fn call_off(&mut self, at: u64) {
+        if mutants::broken(Mutant::PackSurvivesElection) {
+            return;
+        }
         let Some(pack) = self.pack.take() else { return };
         let why = format!("an election called off the pack to generation {}", pack.generation);
         let about = About { what: "pack called off", why: &why, ..Default::default() };
@@ -352,7 +356,8 @@ impl State {
         let pack =
             pack.ok_or_else(|| format!("no pack to generation {generation} is in progress"))?;
         let started = pack.started_epoch;
-        refuse_if(started != epoch, || format!("the pack is of epoch {started}, it is {epoch}"))?;
+        let other = started != epoch && !mutants::broken(Mutant::PackSurvivesElection);
+        refuse_if(other, || format!("the pack is of epoch {started}, it is {epoch}"))?;
         Ok(pack)
     }
 

@@ -6,6 +6,7 @@ use super::close::{CloseReason, Limits};
 use super::session::{Commit, Reading, Session, SessionAction, Sessions, View, Waiter, Waiting};
 use super::unseen::ChangeLog;
 use super::wire::{self, Command};
+use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Now, Oid};
 
 /// A record longer than this is sent as it is, not copied beside others.
@@ -218,6 +219,7 @@ impl Sessions {
     ) -> Result<(), CloseReason> {
         let session = self.sessions.get_mut(&conn).expect("an open session");
         let base = session.commit_base.take().expect("C was answered");
+        let base = if mutants::broken(Mutant::BaseMoved) { self.log.last() } else { base };
         if data.is_empty() {
             return Ok(());
         }
@@ -279,7 +281,8 @@ fn load(
     let mut answer = BytesMut::new();
     let mut total = 0;
     for oid in oids {
-        if session.unseen.contains(conn, *oid, log) {
+        let changed = session.unseen.contains(conn, *oid, log);
+        if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
             answer.extend_from_slice(&[wire::INVALID]);
             continue;
         }

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use super::oids::{Exists, OidPool, OidUse, SessionKey};
+use crate::mutants::{self, Mutant};
 use crate::shelf;
 use crate::types::{CommitId, Oid, Seq};
 
@@ -190,7 +191,8 @@ impl CommitChecker {
     }
 
     fn judge(&self, request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Verdict, String> {
-        if let Some(seq) = self.find(request.commit_id) {
+        let known = self.find(request.commit_id);
+        if let Some(seq) = known.filter(|_| !mutants::broken(Mutant::CommitIdNotChecked)) {
             let committed = seq <= ground.committed;
             return Ok(if committed {
                 Verdict::AlreadyCommitted(seq)
@@ -245,6 +247,8 @@ impl CommitChecker {
             return Some(Verdict::Conflict { why, dead: Vec::new() });
         }
         let from = self.changes.partition_point(|(seq, _)| *seq <= base);
+        let from =
+            if mutants::broken(Mutant::ChangesNotChecked) { self.changes.len() } else { from };
         let mut others = false;
         for (seq, oids) in self.changes.range(from..) {
             others = true;
@@ -285,15 +289,17 @@ fn well_formed(records: &[(Oid, Bytes)]) -> Result<RoaringTreemap, String> {
 
 /// The objects that this commit stores or refers to and that a pack drops, or has dropped without its client knowing.
 fn gone(request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Vec<Oid>, String> {
-    let removed = ground.removed.filter(|(told, _)| request.base < *told).map(|(_, oids)| oids);
-    if ground.dead.is_none() && removed.is_none() {
+    let untold = |told: Seq| request.base < told && !mutants::broken(Mutant::RemovedNotRefused);
+    let removed = ground.removed.filter(|(told, _)| untold(*told)).map(|(_, oids)| oids);
+    let dead = ground.dead.filter(|_| !mutants::broken(Mutant::DeadNotRefused));
+    if dead.is_none() && removed.is_none() {
         return Ok(Vec::new());
     }
     let mut gone = RoaringTreemap::new();
     for (oid, record) in request.records {
         let refs = shelf::refs(record).map_err(|why| format!("record of oid {oid}: {why}"))?;
         for oid in std::iter::once(*oid).chain(refs) {
-            if ground.dead.is_some_and(|dead| dead.contains(oid.0)) {
+            if dead.is_some_and(|dead| dead.contains(oid.0)) {
                 gone.insert(oid.0);
             }
             // A removed oid may be in use again.

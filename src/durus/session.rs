@@ -23,6 +23,7 @@ use roaring::RoaringTreemap;
 
 use super::close::{CloseReason, Limits};
 use super::unseen::{ChangeLog, Unseen};
+use crate::mutants::{self, Mutant};
 use crate::types::{BootId, CommitId, ConnId, Generation, Now, Oid, Seq};
 
 /// The node's own committed state, as loads see it. It does not change during a call.
@@ -341,6 +342,12 @@ impl Sessions {
                     waited_ms: now.since_ms(session.waiting_since),
                 },
             };
+            if matches!(session.waiting, Some(Waiting::Commit(_)))
+                && mutants::broken(Mutant::UnknownSaidAsDone)
+            {
+                let bytes = Bytes::from_static(&[super::wire::OKAY]);
+                out.push(SessionAction::Send { conn, bytes });
+            }
             self.close(conn, reason, out);
         }
     }

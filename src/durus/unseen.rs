@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use roaring::RoaringTreemap;
 
+use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Generation, Oid, Seq};
 
 /// Oids and transactions in the shared log before it is read out and emptied.
@@ -60,7 +61,7 @@ impl ChangeLog {
         let last = self.last;
         assert!(seq == last.next(), "transaction {seq} became visible after {last}");
         self.last = seq;
-        if heard && !oids.is_empty() {
+        if heard && !oids.is_empty() && !mutants::broken(Mutant::InvalidationLost) {
             self.oids += oids.len();
             self.changes.push_back(Change { seq, owner, oids: oids.into() });
         }

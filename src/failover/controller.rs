@@ -10,6 +10,7 @@ use super::election::{self, Report, Verdict};
 use super::health::{Health, Look, Opinions};
 use crate::admin::eligible::eligible;
 use crate::control::{Phase, State};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind;
 use crate::proto::control::{
     Beat, ControlState, FenceCommand, Opened, PackCancel, PackStart, Reason,
@@ -172,7 +173,9 @@ impl Controller {
         let epoch = fence.epoch;
         if self.fence.map(|(of, _)| of) != Some(epoch) {
             self.fence = Some((epoch, view.now));
-            self.reports.clear();
+            if !mutants::broken(Mutant::OldReportsCounted) {
+                self.reports.clear();
+            }
             self.asked.clear();
             self.outage.get_or_insert(view.now);
         }
@@ -181,7 +184,9 @@ impl Controller {
         }
         let since = self.fence.expect("just set").1;
         let voters = view.state.voters();
-        self.reports.retain(|id, report| report.epoch == epoch && voters.contains(id));
+        let fits =
+            |report: &Report| report.epoch == epoch || mutants::broken(Mutant::OldReportsCounted);
+        self.reports.retain(|id, report| fits(report) && voters.contains(id));
         for &voter in &voters {
             let counts = self.reports.get(&voter).is_some_and(|report| report.counts(view.state));
             let due = self.asked.get(&voter).is_none_or(|at| view.now.since_ms(*at) >= REASK_MS);

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use crate::control::{Fencing, State};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::{Elect, GenerationRecord, Reason};
 use crate::replication::quorum::majority;
 use crate::replication::wire::{Position, put_chain, put_position};
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId};
+use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
 
 /// What a voter said after its promise was durable.
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ pub struct Report {
 impl Report {
     /// A suspect voter does not count, and one that has yet to rebase will, when it has.
     pub fn counts(&self, state: &State) -> bool {
-        self.suspect.is_empty()
+        (self.suspect.is_empty() || mutants::broken(Mutant::SuspectCounted))
             && state
                 .generation()
                 .is_none_or(|current| self.position.same_file(current.number, current.base_hash))
@@ -57,7 +58,8 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
     if state.generation().is_none() {
         return judge_first(state, fence, &counted);
     }
-    if counted.len() < majority(voters.len()) {
+    let alone = !counted.is_empty() && mutants::broken(Mutant::FenceWithoutMajority);
+    if counted.len() < majority(voters.len()) && !alone {
         return Verdict::Wait;
     }
     if let Some(why) = two_histories(state, &counted) {
@@ -65,7 +67,7 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
     }
     let (holder, greatest) = counted
         .iter()
-        .max_by_key(|(id, report)| (report.position.tip.order(), std::cmp::Reverse(**id)))
+        .max_by_key(|(id, report)| (order(&report.position.tip), std::cmp::Reverse(**id)))
         .map(|(id, report)| (*id, report.position))
         .expect("a majority is not empty");
     let switch = agreed_switch(state, fence, &counted, voters.len());
@@ -81,7 +83,7 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
         let member = state.member(id);
         let priority = member.map_or(0, |member| member.priority);
         let present = state.mastership().is_some_and(|before| before.master == id);
-        let order = if planned { greatest.tip.order() } else { report.position.tip.order() };
+        let order = if planned { order(&greatest.tip) } else { order(&report.position.tip) };
         (order, !report.failing, asked, priority, present, std::cmp::Reverse(id))
     };
     let Some((winner, report)) = candidates.max_by_key(|(id, report)| preferred(**id, report))
@@ -91,6 +93,14 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
     let current = || state.generation().map(record_message);
     let generation = switch.or_else(current).expect("checked above");
     Verdict::Elect(elect(state, fence, *winner, report, generation, holder, &greatest, &counted))
+}
+
+/// Who has the greatest has every committed transaction.
+fn order(tip: &Tip) -> (Epoch, Seq) {
+    match mutants::broken(Mutant::GreatestSeqOnly) {
+        true => (Epoch(0), tip.seq),
+        false => tip.order(),
+    }
 }
 
 /// The very first election: everybody must have spoken, since a file that was brought along counts however few have it.

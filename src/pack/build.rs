@@ -11,6 +11,7 @@ use sha1::{Digest, Sha1};
 
 use super::walk::{History, Records, Walk};
 use super::{Built, JobError, JobOutcome, Mark, Marked, STEP_BYTES, STEP_OBJECTS, Step, between};
+use crate::mutants::{self, Mutant};
 use crate::shelf::{self, Kind, MapShape, OidMap, PREFIX, Reader, SealInfo, Stitch, TxMeta};
 use crate::storage::{Disk, DiskError, DiskFile};
 use crate::types::{Chain, CommitId, Generation, Oid, Seq, Tip};
@@ -291,7 +292,9 @@ impl Base {
         let seal = shelf::build(&before, &meta, &[]);
         self.out.push(&seal.bytes)?;
         self.out.flush()?;
-        self.out.file.sync()?;
+        if !mutants::broken(Mutant::BaseUnsynced) {
+            self.out.file.sync()?;
+        }
         disk.sync_dir()?;
         let offset = self.out.end();
         let tip = Tip { epoch: cut.epoch, seq: cut.seq, offset, chain: seal.chain };

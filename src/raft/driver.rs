@@ -22,6 +22,7 @@ use slog::{Logger, o};
 use super::convert;
 use super::log::Recovered;
 use super::mem::MemLog;
+use crate::mutants::{self, Mutant};
 use crate::proto::control::{RaftHardState, RaftMessage, RaftRecord};
 use crate::types::NodeId;
 
@@ -382,7 +383,8 @@ impl Driver {
         self.node.advance_apply_to(self.applied);
 
         let waits = self.outstanding.as_ref().is_some_and(|(_, batch)| batch.must);
-        if !waits && !self.pending.must {
+        let free = !waits && !self.pending.must;
+        if free || mutants::broken(Mutant::RaftSendsEarly) {
             let held = mem::take(&mut self.pending.held);
             self.pending.ready = 0;
             self.settle(number, 0, held);

@@ -14,6 +14,7 @@ use prost::Message;
 
 use super::format::{self, Contents, Damage};
 use super::image::LogImage;
+use crate::mutants::{self, Mutant};
 use crate::proto::control::{RaftEntry, RaftHardState, RaftRecord, RaftSnapshot};
 use crate::storage::{Disk, DiskError, DiskFile};
 
@@ -126,7 +127,9 @@ impl RaftLog {
         // the order is what tells a torn tail from corruption: see format
         for file in &self.files {
             file.write_at(self.end, &bytes)?;
-            file.sync()?;
+            if !mutants::broken(Mutant::RaftUnsynced) {
+                file.sync()?;
+            }
         }
         self.last_seq += 1;
         self.end += bytes.len() as u64;

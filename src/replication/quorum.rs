@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::mutants::{self, Mutant};
 use crate::types::{NodeId, Seq};
 
 /// How many voters must have a transaction before its client hears of it.
@@ -74,7 +75,10 @@ impl Quorum {
         acked.sort_unstable();
         let index = match durability {
             // The start of an epoch always takes a majority, or a later election could miss it.
-            Durability::Majority => acked.len().checked_sub(majority(acked.len()))?,
+            Durability::Majority => {
+                let one_less = usize::from(mutants::broken(Mutant::CommitBelowMajority));
+                acked.len().checked_sub(majority(acked.len()) - one_less)?
+            }
             Durability::All => 0,
             Durability::Local => {
                 let opened = *acked.get(acked.len().checked_sub(majority(acked.len()))?)?;
@@ -84,7 +88,8 @@ impl Quorum {
                 };
             }
         };
-        acked.get(index).copied().flatten().filter(|seq| *seq >= self.start)
+        let own = |seq: &Seq| *seq >= self.start || mutants::broken(Mutant::CommitByCounting);
+        acked.get(index).copied().flatten().filter(own)
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::promise;
 use super::{Disk, DiskError, DiskFile};
+use crate::mutants::{self, Mutant};
 use crate::types::Epoch;
 
 /// The link in the data directory that says which generation's file is current.
@@ -116,7 +117,9 @@ fn sync_written(
     for (number, file) in written.drain(..) {
         let known = synced.iter().position(|(other, _)| Arc::ptr_eq(other, &file));
         let at = known.unwrap_or_else(|| {
-            let failed = file.sync().err().map(|error| error.to_string());
+            let skipped = mutants::broken(Mutant::AckBeforeSync);
+            let result = if skipped { Ok(()) } else { file.sync() };
+            let failed = result.err().map(|error| error.to_string());
             synced.push((file, failed));
             synced.len() - 1
         });
@@ -147,8 +150,14 @@ fn perform_one(disk: &dyn Disk, task: DiskTask) -> Result<TaskDone, DiskError> {
             cut_back(disk, &*file, offset, &keep_as, &header)?;
         }
         DiskTask::Flip { target } => {
+            if mutants::broken(Mutant::FlipInTwoSteps) {
+                disk.remove(CURRENT)?;
+                disk.sync_dir()?;
+            }
             disk.set_link(CURRENT, &target)?;
-            disk.sync_dir()?;
+            if !mutants::broken(Mutant::FlipNotDurable) {
+                disk.sync_dir()?;
+            }
         }
         DiskTask::Create { name } => {
             let file = disk.create(&name)?;
@@ -184,6 +193,10 @@ fn cut_back(
     if end <= offset {
         return Ok(());
     }
+    if mutants::broken(Mutant::OrphanNotKept) {
+        file.truncate(offset)?;
+        return file.sync();
+    }
     let kept = disk.create(keep_as)?;
     kept.write_at(0, header.as_bytes())?;
     let mut at = offset;
@@ -195,6 +208,8 @@ fn cut_back(
     }
     kept.sync()?;
     disk.sync_dir()?;
-    file.truncate(offset)?;
+    if !mutants::broken(Mutant::CutLeftOut) {
+        file.truncate(offset)?;
+    }
     file.sync()
 }

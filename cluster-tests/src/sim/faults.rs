@@ -24,7 +24,7 @@ pub struct Options {
     pub wait_max_ms: u64,
 }
 
-/// Kinds of faults, for `Options::favour`.
+/// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
 pub mod weight {
     pub const CRASH: usize = 0;
     pub const CRASH_IN_DISK: usize = 1;
@@ -37,7 +37,8 @@ pub mod weight {
     pub const PACK: usize = 9;
     pub const DISK_ERROR: usize = 15;
     pub const ROT: usize = 18;
-    pub const ASTRAY_WRITE: usize = 19;
+    pub const IMAGE: usize = 20;
+    pub const ROLLBACK: usize = 21;
 }
 
 impl Default for Options {
@@ -238,7 +239,6 @@ pub struct Schedule {
 
 impl Schedule {
     pub fn new(rng: &mut Rng, options: &Options) -> Schedule {
-        let nodes = options.nodes;
         let every_us = [120_000, 300_000, 800_000, 2_500_000][rng.index(4)];
         let mut weights = WEIGHTS;
         // Every run has its own emphasis, and leaves some things out.
@@ -253,6 +253,7 @@ impl Schedule {
             weights[*which] = *weight;
         }
         let every_us = options.every_us.unwrap_or(every_us);
+        let nodes = options.nodes;
         if weights.iter().sum::<u64>() == 0 {
             weights[0] = 1;
         }

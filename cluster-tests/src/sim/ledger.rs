@@ -20,11 +20,9 @@
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
-//! | OneRename, NothingErased | at every change of a disk | `look` |
-//! | WholeTransactions, ServesOnlyWhenOpen, NoNeedlessCopy | at every message | `messages` |
 //! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
 //! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
-//! | OidUnique | at every answer to a client; at the end | `world::clients`, `oids` |
+//! | OidUnique | at the end | `oids` |
 //!
 //! A node's own committed position may be ahead of its own durable one: others made it committed.
 
@@ -35,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::disk::{Entry, Medium};
 use super::parse::{self, Hash, Kind, Object, Tx};
-use file::{File, read_on};
+use file::{File, is_cut, is_kept, read_on};
 
 /// What became of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -160,17 +158,12 @@ impl Ledger {
             }
             let file = view.files.entry(number).or_default();
             let Some(inode) = platter.inode(number) else { continue };
-            let before = match from.is_some_and(|from| (from as usize) < file.parsed_to) {
-                true => file.txs.clone(),
-                false => Vec::new(),
-            };
+            let before = file.txs.clone();
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
             file.len = inode.durable().len();
-            let erased = before
-                .iter()
-                .find(|tx| file::is_cut(file, inode, tx) && !file::is_kept(&platter, &tx.2));
-            if let Some((seq, ..)) = erased
-                && view.fate == Fate::Sound
+            let is_lost = |tx: &&(u64, usize, Hash)| is_cut(file, tx) && !is_kept(&platter, &tx.2);
+            if view.fate == Fate::Sound
+                && let Some((seq, ..)) = before.iter().find(is_lost)
             {
                 panic!(
                     "violated NothingErased: node {} cut seq {seq} from its file, and no orphan has it",

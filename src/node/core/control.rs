@@ -7,6 +7,7 @@ use super::{Action, Core, Role};
 use crate::control::{Applied, Mastership, Phase};
 use crate::failover::controller::{Decision, View, preflight};
 use crate::failover::health::Look;
+use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
@@ -325,7 +326,8 @@ impl Core {
                 return;
             }
         };
-        if (elected.master, elected.boot) == (me, self.setup.boot) {
+        let my_boot = elected.boot == self.setup.boot || mutants::broken(Mutant::MasterBootIgnored);
+        if elected.master == me && my_boot {
             if self.suspect.is_empty() {
                 let master = Master::new(
                     me,
@@ -341,6 +343,12 @@ impl Core {
             let same = matches!(&self.role, Role::Slave(slave) if slave.epoch == epoch);
             if !same {
                 self.follow(epoch, elected.master, elected.boot);
+            }
+            if mutants::broken(Mutant::CutToCommitted)
+                && !self.cutting
+                && let Ok(Some(point)) = self.shelf.tip_at(self.committed)
+            {
+                self.cut_back(point, "what it knows to be committed", out);
             }
             if self.is_current_file() {
                 self.hello_master(out);

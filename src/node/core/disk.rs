@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{Action, Core, Role};
+use crate::mutants::{self, Mutant};
 use crate::shelf::ParsedTx;
 use crate::storage::DiskError;
 use crate::storage::task::{DiskTask, TaskDone};
@@ -89,6 +90,7 @@ impl Core {
         let Some((purpose, _)) = self.tasks.purposes.remove(&task) else { return };
         let done = match result {
             Ok(done) => done,
+            Err(_) if mutants::broken(Mutant::FailedSyncIgnored) => TaskDone::Nothing,
             Err(error) => return self.on_disk_failed(&error, out),
         };
         match purpose {
@@ -142,7 +144,9 @@ impl Core {
 
     /// Makes everything visible that is committed, and tells the sessions.
     pub(super) fn apply_committed(&mut self, out: &mut Vec<Action>) {
-        let applied = self.shelf.index_to(self.committed);
+        let all = mutants::broken(Mutant::VisibleBeforeCommit);
+        let visible = if all { self.shelf.tip().seq } else { self.committed };
+        let applied = self.shelf.index_to(visible);
         if !self.serving {
             self.serve_early(out);
             return;

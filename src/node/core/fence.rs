@@ -7,6 +7,7 @@ use super::disk::Purpose;
 use super::{Action, Core, Role};
 use crate::control::EPOCH_MAX;
 use crate::failover::election::Report;
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{FenceReport, FenceRequest};
 use crate::replication::wire::{self, Position};
@@ -29,7 +30,13 @@ impl Core {
         if let Role::Master(master) = &self.role {
             slog::info!(self.log, "no longer master"; "epoch" => master.epoch.0, "fenced_by" => epoch.0);
         }
-        self.role = Role::None;
+        let goes_on = match &self.role {
+            Role::Master(_) => mutants::broken(Mutant::FencedMasterGoesOn),
+            _ => mutants::broken(Mutant::PromiseNotRechecked),
+        };
+        if !goes_on {
+            self.role = Role::None;
+        }
         // Whoever follows in both files has the last transactions in both when it reports.
         self.follow_next(u64::MAX, out);
         self.disk(Purpose::Promise { epoch }, DiskTask::Promise { epoch }, out);
@@ -65,6 +72,9 @@ impl Core {
         }
         if epoch > self.promised {
             self.promise(epoch, out);
+            if mutants::broken(Mutant::PositionBeforePromise) {
+                self.report(from, out);
+            }
         } else if epoch == self.promise_durable && epoch == self.promised {
             self.report(from, out);
         }
@@ -84,7 +94,8 @@ impl Core {
 
     fn report(&mut self, to: NodeId, out: &mut Vec<Action>) {
         // A newer promise can be on its way to the disk when an older one arrives there: it is not to be told before.
-        let promising = self.promise_durable != self.promised;
+        let promising = self.promise_durable != self.promised
+            && !mutants::broken(Mutant::PositionBeforePromise);
         let settled = !self.cutting && self.durable.seq == self.shelf.tip().seq;
         if self.is_unproved() || promising || !settled {
             return; // asked again in a moment
@@ -152,3 +163,7 @@ impl Core {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "fence_tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::serve::Registered;
 use super::{Action, Core, Role};
 use crate::durus::OidPool;
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::confirm::Confirm;
@@ -119,7 +120,8 @@ impl Core {
         if !self.is_current_file() || self.cutting || !self.suspect.is_empty() {
             return false;
         }
-        if self.shelf.tip().order() < floor.tip.order() {
+        let lacking = self.shelf.tip().order() < floor.tip.order();
+        if lacking && !mutants::broken(Mutant::FloorNotFetched) {
             self.pull_floor(floor, holder, out);
             return false;
         }
@@ -128,6 +130,7 @@ impl Core {
 
     fn start_epoch(&mut self, out: &mut Vec<Action>) {
         let before = self.shelf.tip();
+        let time_us = self.next_time_us();
         let Role::Master(master) = &mut self.role else { return };
         let floor = master.floor.tip;
         assert!(
@@ -145,10 +148,21 @@ impl Core {
             kind: shelf::Kind::EpochStart,
             epoch,
             seq: start,
-            time_us: self.shelf.last_time_us().max(self.now.wall_us),
+            time_us,
             commit_id: CommitId::NONE,
         };
         self.append_own(&meta, &[], out);
+        if mutants::broken(Mutant::ServeBeforeEpochStart) {
+            self.open(out);
+        }
+    }
+
+    /// For the next transaction: never less than that of the one before.
+    pub(super) fn next_time_us(&self) -> u64 {
+        match mutants::broken(Mutant::TimeGoesBack) {
+            true => self.now.wall_us,
+            false => self.shelf.last_time_us().max(self.now.wall_us),
+        }
     }
 
     /// Appends a transaction of our own epoch: memory, disk and slaves at once.
@@ -164,6 +178,12 @@ impl Core {
         assert!(meta.epoch >= tip.epoch, "ChainEpochMonotone: {} after {tip}", meta.epoch);
         self.extend(&tx, built.bytes.clone());
         self.write_appended(tip.offset, built.bytes, out);
+        let me = self.setup.id;
+        if mutants::broken(Mutant::OwnUnsyncedCounts)
+            && let Some(master) = self.master()
+        {
+            master.quorum.acked(me, meta.seq);
+        }
     }
 
     // ---- to the slaves ----
@@ -273,7 +293,8 @@ impl Core {
         recovering: bool,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        if !self.shelf.find(&durable).map_err(|error| error.to_string())? {
+        let ours = self.shelf.find(&durable).map_err(|error| error.to_string())?;
+        if !ours && !mutants::broken(Mutant::AckBySeqOnly) {
             // It has more than we: a tail of an earlier epoch that our next append will show it.
             return Ok(());
         }
@@ -283,7 +304,8 @@ impl Core {
             follower.matched(durable, now);
         }
         let epoch = master.epoch;
-        if !recovering && master.quorum.acked(from, durable.seq) {
+        let counts = !recovering || mutants::broken(Mutant::RecoveringCounts);
+        if counts && master.quorum.acked(from, durable.seq) {
             self.health.on_acked(from, epoch.0, durable.seq.0);
             self.advance_commit(out);
         }
@@ -344,7 +366,8 @@ impl Core {
             return;
         };
         let start = master.start.expect("nothing is acknowledged before the start");
-        assert!(committed >= start, "CommitNeedsOwnEpoch: {committed} before the start {start}");
+        let own = committed >= start || mutants::broken(Mutant::CommitByCounting);
+        assert!(own, "CommitNeedsOwnEpoch: {committed} before the start {start}");
         self.committed = committed;
         self.apply_committed(out);
         self.answer_committed(committed, out);

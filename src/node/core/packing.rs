@@ -10,6 +10,7 @@ use roaring::RoaringTreemap;
 use super::disk::Purpose;
 use super::{Action, Core, Next, Role};
 use crate::control::{Pack, Seal};
+use crate::mutants::{self, Mutant};
 use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
@@ -232,7 +233,8 @@ impl Core {
 
     fn on_marked(&mut self, marked: Marked, extensions: u32, out: &mut Vec<Action>) {
         let behind = self.settled().0.saturating_sub(marked.f.0);
-        match behind <= BEHIND_MAX && self.is_clean_after(&marked) {
+        let clean = self.is_clean_after(&marked) || mutants::broken(Mutant::MarkNotRechecked);
+        match behind <= BEHIND_MAX && clean {
             true => {
                 slog::info!(self.log, "pack: marked"; "p" => marked.p.0, "f" => marked.f.0,
                     "kept" => marked.kept.len(), "dead" => marked.dead.len());
@@ -524,6 +526,8 @@ impl Core {
         self.remove_old_generations(out);
         let told = self.shelf.tip().seq.next();
         if self.serving {
+            let untold = mutants::broken(Mutant::PackNotTold);
+            let removed = if untold { RoaringTreemap::new() } else { removed.clone() };
             let mut actions = Vec::new();
             self.sessions.removed(generation, &removed, &mut actions);
             self.on_session_actions(actions, out);

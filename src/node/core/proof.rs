@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use super::disk::Purpose;
 use super::{Action, Core};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::{Beat, PeerView};
 use crate::storage::task::{AMNESIAC, DiskTask};
 use crate::types::{NodeId, Now};
@@ -42,7 +43,7 @@ impl Proof {
 impl Core {
     /// Takes no part yet.
     pub(super) fn is_unproved(&self) -> bool {
-        self.proof.is_some()
+        self.proof.is_some() && !mutants::broken(Mutant::AmnesiacTakesPart)
     }
 
     /// What this node knows of the others: what it heard itself, and what Raft says.
@@ -73,13 +74,16 @@ impl Core {
                 );
                 self.is_amnesiac(&why, out);
             } else if view.acked_epoch == promised
-                && view.acked_seq > self.durable.seq.0
+                // What is in the file may have yet to become durable there: at a flip, the new file can be a few writes
+                // behind the old one, which has what was acknowledged (simulator, seed 543).
+                && view.acked_seq > self.shelf.tip().seq.0
                 && self.recovering.is_none()
                 && !self.cutting
             {
                 let why = format!(
                     "node {from} has heard that it had seq {} of epoch {promised}; its disk has {}",
-                    view.acked_seq, self.durable.seq
+                    view.acked_seq,
+                    self.shelf.tip().seq
                 );
                 self.is_amnesiac(&why, out);
             }
@@ -103,7 +107,7 @@ impl Core {
     }
 
     fn is_amnesiac(&mut self, why: &str, out: &mut Vec<Action>) {
-        if !self.suspect.is_empty() {
+        if !self.suspect.is_empty() || mutants::broken(Mutant::AmnesiacTakesPart) {
             return;
         }
         self.suspect = format!("this disk does not hold what this node has promised: {why}");

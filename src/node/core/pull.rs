@@ -386,7 +386,7 @@ impl Core {
         let shown = wire::tips("points", &probe.points).map_err(|error| error.to_string())?;
         match self.file_of(probe.generation, &probe.base_hash) {
             // Who is fetching what it lost has nothing to measure others by.
-            Some(shelf) if self.suspect.is_empty() && !self.recovering => {
+            Some(shelf) if self.suspect.is_empty() && self.recovering.is_none() => {
                 let found = points::newest_match(&shown, |tip| shelf.find(tip));
                 let found = found.map_err(|error| error.to_string())?;
                 reply.has_file = true;

@@ -12,6 +12,7 @@ use super::packing::{BUILDING, file_name, rechain_onto};
 use super::pull::{FETCHING, Goal};
 use super::{Action, Core};
 use crate::control::GenerationRecord;
+use crate::mutants::{self, Mutant};
 use crate::pack::{Job, JobError, JobOutcome};
 use crate::shelf::Shelf;
 use crate::storage::task::DiskTask;
@@ -86,7 +87,8 @@ impl Core {
         }
         self.drop_next(out);
         let next = self.control.generation_record(ours.next()).cloned();
-        match next.filter(|_| ours < current.number && self.descends(ours)) {
+        let can_build = ours < current.number && self.descends(ours);
+        match next.filter(|_| can_build && !mutants::broken(Mutant::NeedlessCopy)) {
             Some(record) => self.step_to(record, out),
             None => self.fetch_base(current),
         }
@@ -254,6 +256,7 @@ impl Core {
         if shares_cut {
             self.committed = self.committed.max(record.cut_seq);
             let tail = rechain_onto(&self.shelf, &mut base, u64::MAX);
+            let tail = tail.filter(|_| !mutants::broken(Mutant::TailLeftOut));
             if let Some((tip, offset, blob)) = tail {
                 let work = DiskTask::Append { file: base.file(), offset, bytes: blob.into() };
                 self.disk(Purpose::AppendNext { generation: base.generation(), tip }, work, out);

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::serve::ASK_AGAIN_MS;
 use super::{Action, Core, Input};
 use crate::durus::{self, SessionAction};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
@@ -341,6 +342,7 @@ impl Core {
                 }
             }
             Answer::SyncedSeq(seq) => self.answered(id, out, |core, out| {
+                let seq = if mutants::broken(Mutant::SyncNotAwaited) { 0 } else { seq };
                 with_view!(core, out, |sessions, now, view, actions| {
                     sessions.synced(id, Seq(seq), now, view, actions)
                 });

@@ -7,6 +7,7 @@ use roaring::RoaringTreemap;
 
 use super::{Action, Core, Role};
 use crate::durus::{self, Allocation, CommitRequest, Ground, SessionKey, Verdict};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{OidBlock, PackStart};
@@ -79,10 +80,10 @@ impl Core {
         let generation = self.shelf.generation();
         let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
         let Role::Master(master) = &mut self.role else { return };
-        let usable = everybody
+        let known = everybody
             .iter()
             .all(|id| master.registered.get(id).is_some_and(|node| node.told >= generation));
-        master.oids.set_holes_usable(usable);
+        master.oids.set_holes_usable(known || mutants::broken(Mutant::HolesTooEarly));
     }
 
     // ---- requests ----
@@ -226,7 +227,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let seq = self.shelf.tip().seq.next();
-        let time_us = self.shelf.last_time_us().max(self.now.wall_us);
+        let time_us = self.next_time_us();
         let Some(master) = self.master() else { return };
         master.in_flight.insert(seq, (from, id));
         master.oids.used(request.records.iter().map(|(oid, _)| *oid));
@@ -357,7 +358,11 @@ impl Core {
             return;
         }
         master.block_asked = Some(now);
-        let block = OidBlock { epoch: master.epoch.0, below: from.0.saturating_add(OID_BLOCK) };
+        let below = from.0.saturating_add(OID_BLOCK);
+        if mutants::broken(Mutant::OidsBeforeRaft) {
+            return self.use_block(from, Oid(below), out);
+        }
+        let block = OidBlock { epoch: master.epoch.0, below };
         self.propose(CommandKind::OidBlock(block), out);
     }
 
@@ -366,9 +371,13 @@ impl Core {
         let from = before.max(self.shelf.next_free());
         let below = self.control.oid_limit();
         let Some(master) = self.master() else { return };
-        if master.epoch != epoch || from >= below {
-            return;
+        if master.epoch == epoch && from < below {
+            self.use_block(from, below, out);
         }
+    }
+
+    fn use_block(&mut self, from: Oid, below: Oid, out: &mut Vec<Action>) {
+        let Some(master) = self.master() else { return };
         master.block_asked = None;
         if !master.open {
             master.oid_blocks.push((from, below));

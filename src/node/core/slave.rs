@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::disk::Purpose;
 use super::fence::check_epoch;
 use super::{Action, Core, Role};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
@@ -61,7 +62,7 @@ impl Core {
         if !self.suspect.is_empty() || self.cutting || self.is_unproved() {
             return Ok(());
         }
-        if append.epoch < self.promised {
+        if append.epoch < self.promised && !mutants::broken(Mutant::AppendBelowPromise) {
             // Says which epoch it is by now; a stale master acknowledges nothing on our word.
             self.refuse_append(from, append.boot, out);
             return Ok(());
@@ -107,8 +108,13 @@ impl Core {
 
     fn take(&mut self, from: NodeId, append: Checked, out: &mut Vec<Action>) -> Result<(), String> {
         let tip = self.shelf.tip();
-        let fits =
-            append.prev == tip || (append.prev.seq < tip.seq && self.is_in_file(&append.prev)?);
+        if mutants::broken(Mutant::CommitBeforeMatch) {
+            self.committed = self.committed.max(append.commit.seq.min(tip.seq));
+        }
+        let blind = mutants::broken(Mutant::ChainNotCompared) && append.prev.seq <= tip.seq;
+        let fits = blind
+            || append.prev == tip
+            || (append.prev.seq < tip.seq && self.is_in_file(&append.prev)?);
         if !fits {
             self.refuse_append(from, append.boot, out);
             return Ok(());
@@ -155,7 +161,8 @@ impl Core {
             // Sent twice, or a different history: the chain tells.
             let chain = Chain::from_slice(&bytes[bytes.len() - Chain::LEN..]).expect("parsed");
             let mine = self.shelf.tip_at(seq).map_err(|error| error.to_string())?;
-            return Ok(match mine.is_some_and(|tip| tip.chain == chain) {
+            let blind = mutants::broken(Mutant::ChainNotCompared);
+            return Ok(match blind || mine.is_some_and(|tip| tip.chain == chain) {
                 true => Took::Known(seq),
                 false => Took::Fork,
             });
@@ -194,7 +201,12 @@ impl Core {
     /// What is durable here, to the master; after the promise was checked again.
     pub(super) fn acknowledge(&mut self, out: &mut Vec<Action>) {
         let Role::Slave(slave) = &self.role else { return };
-        if slave.epoch != self.promised || self.promise_durable != self.promised || !slave.matched {
+        let durable =
+            self.promise_durable == self.promised || mutants::broken(Mutant::AckBeforePromise);
+        let promised = (slave.epoch == self.promised && durable)
+            || mutants::broken(Mutant::PromiseNotRechecked)
+            || mutants::broken(Mutant::AppendBelowPromise);
+        if !promised || !slave.matched {
             return;
         }
         let (master, boot) = (slave.master, slave.boot);
@@ -205,7 +217,7 @@ impl Core {
         let (epoch, generation, durable) = (slave.epoch, self.shelf.generation(), self.durable);
         let is_good = |loss: Loss| loss.is_made_good(epoch, generation, durable);
         let recovered = all_back && self.recovering.is_some_and(is_good);
-        let reply = self.append_reply(boot, true, Vec::new());
+        let reply = pb::AppendReply { epoch: epoch.0, ..self.append_reply(boot, true, Vec::new()) };
         self.send(master, Kind::AppendReply(reply), out);
         if recovered {
             let names = vec![RECOVERING.to_string()];
@@ -283,7 +295,8 @@ impl Core {
         let mismatch = wire::tip("newer mismatch", common.newer_mismatch.as_ref())
             .map_err(|e| e.to_string())?;
         // Computed anew here: a late message about what the file held before finds neither, and cuts nothing.
-        if !self.is_in_file(&point)? || !self.is_in_file(&mismatch)? {
+        let ours = self.is_in_file(&point)? && self.is_in_file(&mismatch)?;
+        if !ours && !mutants::broken(Mutant::LateCutTaken) {
             return Ok(());
         }
         let mismatch = mismatch.seq;

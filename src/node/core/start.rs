@@ -16,6 +16,7 @@ use crate::control::{Member, Role as MemberRole, State};
 use crate::durus::{CommitChecker, Sessions};
 use crate::failover::controller::Controller;
 use crate::failover::health::Health;
+use crate::mutants::{self, Mutant};
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::loss::{self, Loss};
@@ -59,7 +60,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     if let Some(repaired) = &recovered.repaired {
         slog::warn!(log, "the Raft log was mended from its second copy"; "what" => repaired);
     }
-    let promised = promise::read(&*disk)?.unwrap_or(Epoch(0));
+    let promised = promise::read(&*disk)?.filter(|_| !mutants::broken(Mutant::PromiseForgotten));
+    let promised = promised.unwrap_or(Epoch(0));
     let others = setup.members.len() > 1;
     let shelf = open_current(&disk, promised, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
@@ -204,7 +206,8 @@ fn open_current(
         return begin_anew(&**disk, promised, &name, now);
     }
     let (Opened { shelf, torn }, damage) = at(&name, opened)?;
-    if let Some(damage) = &damage {
+    if let Some(damage) = damage.as_ref().filter(|_| !mutants::broken(Mutant::CorruptionCutAsTorn))
+    {
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
             votes nor acknowledges until it has fetched everything again"; "damage" => %damage, "proved" => %shelf.tip());
         // First this: a crash after the cut must not make a node that looks sound.

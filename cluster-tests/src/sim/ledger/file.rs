@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::sim::disk::{Entry, Inode, Platter};
+use crate::sim::disk::{Entry, Platter};
 use crate::sim::parse::{self, Hash, Kind, Object, Tx};
 
 /// One generation file on one disk, as a power failure would leave it.
@@ -33,6 +33,25 @@ impl File {
         let index = seq.checked_sub(self.cut + 1)? as usize;
         self.txs.get(index).map(|tx| tx.2)
     }
+}
+
+/// Was this transaction taken out of the file: is the file shorter now, or another in its place? (What a damaged disk
+/// made unreadable was not taken out.)
+pub(super) fn is_cut(file: &File, (seq, end, chain): &(u64, usize, Hash)) -> bool {
+    match file.at(*seq) {
+        Some(found) => found != *chain,
+        None => file.len < *end,
+    }
+}
+
+/// Does an orphan file have the transaction that ends in this chain?
+pub(super) fn is_kept(platter: &Platter, chain: &Hash) -> bool {
+    platter.durable_names().iter().any(|(name, entry)| match entry {
+        Entry::File(number) if name.starts_with("orphans/") => platter
+            .inode(*number)
+            .is_some_and(|inode| inode.durable().windows(chain.len()).any(|bytes| bytes == chain)),
+        _ => false,
+    })
 }
 
 pub(super) type Found = Vec<(Tx, Option<BTreeMap<u64, Object>>)>;
@@ -84,23 +103,4 @@ pub(super) fn read_on(file: &mut File, bytes: &[u8], from: usize) -> Found {
         found.push((tx, None));
     }
     found
-}
-
-/// Was this transaction taken out of the file: is the file shorter now, or another in its place? (What a damaged disk
-/// made unreadable was not taken out.)
-pub(super) fn is_cut(file: &File, inode: &Inode, (seq, end, chain): &(u64, usize, Hash)) -> bool {
-    match file.at(*seq) {
-        Some(found) => found != *chain,
-        None => inode.durable().len() < *end,
-    }
-}
-
-/// Does an orphan file have the transaction that ends in this chain?
-pub(super) fn is_kept(platter: &Platter, chain: &Hash) -> bool {
-    platter.durable_names().iter().any(|(name, entry)| match entry {
-        Entry::File(number) if name.starts_with("orphans/") => platter
-            .inode(*number)
-            .is_some_and(|inode| inode.durable().windows(chain.len()).any(|bytes| bytes == chain)),
-        _ => false,
-    })
 }

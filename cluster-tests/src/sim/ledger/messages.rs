@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use packmaster::proto::control::peer_message::Kind as Message;
 use packmaster::proto::control::{Beat, Elect, PeerMessage};
 use packmaster::proto::replication as pb;
+use packmaster::proto::replication::client_reply::Answer;
 
 use super::file::File;
 use super::{DiskView, Fate, Ledger};
@@ -132,21 +133,12 @@ impl Ledger {
         let commit = append.commit.as_ref().expect("a commit position");
         if commit.chain.len() == 20 && commit.seq > 0 {
             let chain: Hash = commit.chain[..].try_into().expect("20 bytes");
-            let known = self.committed_top.map_or(0, |(seq, _)| seq);
-            self.claim(from, commit.seq, chain);
-            assert!(
-                commit.seq <= known || self.txs[&chain].epoch == append.epoch,
-                "violated CommitNeedsOwnEpoch: node {} of epoch {} commits seq {} of epoch {}",
-                from + 1,
-                append.epoch,
-                commit.seq,
-                self.txs[&chain].epoch
-            );
+            self.claim(from, append.epoch, commit.seq, chain);
         }
     }
 
-    /// `node` says that everything up to `seq` in the history of `chain` is committed.
-    fn claim(&mut self, node: usize, seq: u64, chain: Hash) {
+    /// `node`, master of `epoch`, says that everything up to `seq` in the history of `chain` is committed.
+    fn claim(&mut self, node: usize, epoch: u64, seq: u64, chain: Hash) {
         if self.committed_top.is_some_and(|(_, top)| top == chain) {
             return;
         }
@@ -188,6 +180,16 @@ impl Ledger {
             at = self.txs.get(&at.prev).expect("the one before was seen");
         }
         if let Some((_, data, ..)) = new.first() {
+            // The master of an earlier epoch may have told nobody what it had committed; but it knows, and so does who
+            // has heard of its pack.
+            let told_nobody =
+                self.masters.get(&tx.epoch).is_some_and(|(id, _)| *id == node as u64 + 1);
+            assert!(
+                tx.epoch == epoch || told_nobody || matches!(tx.kind, Kind::Seal { .. }),
+                "violated CommitNeedsOwnEpoch: node {} calls seq {seq} of epoch {} committed in epoch {epoch}",
+                node + 1,
+                tx.epoch
+            );
             let holders = (0..self.disks.len()).filter(|node| self.has(*node, seq, data)).count();
             assert!(
                 holders > self.disks.len() / 2,
@@ -226,11 +228,8 @@ impl Ledger {
         );
         // A torn append is cut off before a node says anything.
         let view = &self.disks[from];
-        let rest = view
-            .files
-            .values()
-            .find(|file| file.seal.is_some_and(|seal| seal[..] == *reply.base_hash))
-            .map_or(0, |file| file.len - file.parsed_to);
+        let is_it = |file: &&File| file.seal.is_some_and(|seal| seal[..] == *reply.base_hash);
+        let rest = view.files.values().find(is_it).map_or(0, |file| file.len - file.parsed_to);
         assert!(
             rest == 0 || view.fate != Fate::Sound,
             "violated WholeTransactions: node {} acknowledges, and its file ends in {rest} bytes of something else",
@@ -240,14 +239,13 @@ impl Ledger {
 
     /// Whoever answers clients as the master of an epoch has opened it: a majority has a transaction of it.
     fn on_client_reply(&self, from: usize, reply: &pb::ClientReply) {
-        use pb::client_reply::Answer;
         if matches!(reply.answer, None | Some(Answer::RegisterFirst(_))) {
             return;
         }
         let is_there = |view: &&DiskView| {
             let mut tips = view.files.values().filter_map(File::tip);
-            let fetching = view.fate != Fate::Sound;
-            fetching || tips.any(|tip| self.txs.get(&tip).is_some_and(|tx| tx.epoch >= reply.epoch))
+            view.fate != Fate::Sound
+                || tips.any(|tip| self.txs.get(&tip).is_some_and(|tx| tx.epoch >= reply.epoch))
         };
         let holders = self.disks.iter().filter(is_there).count();
         assert!(

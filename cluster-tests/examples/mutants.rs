@@ -1,0 +1,30 @@
+//! The long hunt: mutants SEEDS SECONDS [NAME...]. Each mutant lives for at most so many seeds and seconds.
+
+use std::time::Duration;
+
+use cluster_tests::mutants::{Hunt, Limit, hunt_all, table};
+use packmaster::mutants::Mutant;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize, default| {
+        arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let limit = Limit { seeds: number(0, 100_000), time: Duration::from_secs(number(1, 3600)) };
+    let names = arguments.get(2..).unwrap_or_default();
+    let wanted =
+        |mutant: &&Mutant| names.is_empty() || names.iter().any(|name| name == mutant.name());
+    let hunts: Vec<Hunt> =
+        Mutant::ALL.iter().filter(wanted).map(|mutant| Hunt::new(*mutant)).collect();
+    let verdicts = hunt_all(&hunts, limit);
+    println!("{}", table(&verdicts));
+    for verdict in &verdicts {
+        if let Some(kill) = &verdict.kill {
+            let (seed, violation) = (kill.seed, &kill.violation);
+            println!("{} at seed {seed}: {violation}", verdict.mutant.name());
+            if let Some(baseline) = &kill.baseline {
+                println!("    and without the mutant: {baseline}");
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Every rule is broken on purpose once, and the simulator must notice: `cargo test --test mutants -- --nocapture` shows
+//! the table. The slow ones have a command of their own: `cargo test --test mutants -- --ignored --nocapture`.
+
+use std::time::Duration;
+
+use cluster_tests::mutants::{Hunt, Limit, hunt_all, is_elusive, table};
+use packmaster::mutants::Mutant;
+
+fn hunt(elusive: bool, limit: Limit) {
+    let wanted = Mutant::ALL.iter().filter(|mutant| is_elusive(**mutant) == elusive);
+    let hunts: Vec<Hunt> = wanted.map(|mutant| Hunt::new(*mutant)).collect();
+    let verdicts = hunt_all(&hunts, limit);
+    println!("{}", table(&verdicts));
+    let survivors: Vec<&str> = verdicts
+        .iter()
+        .filter(|verdict| verdict.kill.is_none())
+        .map(|verdict| verdict.mutant.name())
+        .collect();
+    assert!(survivors.is_empty(), "nobody noticed that these rules were broken: {survivors:?}");
+    for verdict in &verdicts {
+        let kill = verdict.kill.as_ref().expect("no survivors");
+        assert_eq!(
+            kill.baseline,
+            None,
+            "{}: seed {} shows a violation with every rule kept",
+            verdict.mutant.name(),
+            kill.seed
+        );
+    }
+}
+
+#[test]
+fn every_broken_rule_is_noticed() {
+    hunt(false, Limit { seeds: 400, time: Duration::MAX });
+}
+
+#[test]
+#[ignore = "takes long: up to 100,000 seeds each"]
+fn every_elusive_broken_rule_is_noticed() {
+    hunt(true, Limit { seeds: 100_000, time: Duration::MAX });
+}

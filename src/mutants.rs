@@ -1,0 +1,173 @@
+//! Rules that a test can break on purpose.
+//!
+//! A checker that has never found anything may be unable to. So every rule that keeps acknowledged data has a switch at
+//! the place where the code keeps it: `if mutants::broken(Mutant::X)`. With the switch on, the simulator must find a
+//! violation (`cluster-tests/tests/mutants.rs`).
+//!
+//! A switch is on only inside `with`, for the calling thread, in a build with the feature `mutants` and with debug
+//! assertions. There is no flag, no setting and no environment variable: a real process can't break a rule. In every
+//! other build `broken` is a constant, and this module does not compile if it is not false.
+
+macro_rules! mutants {
+    ($($name:ident: $rule:literal, $source:literal;)*) => {
+        /// One broken rule each.
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        pub enum Mutant {
+            $(
+                #[doc = concat!("Broken: ", $rule, ". ", $source, ".")]
+                $name,
+            )*
+        }
+
+        #[cfg(all(feature = "mutants", debug_assertions))]
+        impl Mutant {
+            pub const ALL: &'static [Mutant] = &[$(Mutant::$name),*];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Mutant::$name => stringify!($name),)* }
+            }
+
+            /// What it breaks.
+            pub fn rule(self) -> &'static str {
+                match self { $(Mutant::$name => $rule,)* }
+            }
+
+            /// Where the rule comes from: who lost data by it (pitfalls.md), or the section of the design.
+            pub fn source(self) -> &'static str {
+                match self { $(Mutant::$name => $source,)* }
+            }
+        }
+    };
+}
+
+mutants! {
+    // Promises and positions.
+    PositionBeforePromise: "a position is reported after the promise is durable", "neon #294";
+    PromiseForgotten: "a promise outlives its process", "tikv #8381";
+    PromiseNotRechecked: "the promise is checked again after the sync, before the acknowledgement", "neon PR 2109";
+    AckBeforePromise: "nothing is acknowledged before the promise is durable", "ZOOKEEPER-4643";
+    AppendBelowPromise: "no append below the promise is taken or acknowledged", "cloudnative-pg #7407";
+    FencedMasterGoesOn: "a master that has promised a newer epoch is none any more", "redis #4819, orchestrator #854";
+    MasterBootIgnored: "another process of the elected node is not the master", "design 5";
+    // Acknowledgements and commits.
+    AckBeforeSync: "data is durable before it is acknowledged", "ZOOKEEPER-4646";
+    OwnUnsyncedCounts: "the master's own copy counts when it is durable, with one voter too", "etcd #14370";
+    AckBySeqOnly: "an acknowledgement counts if its chain is in the master's file", "SERVER-16570";
+    CommitBelowMajority: "committed is what a majority has", "cloudnative-pg #7407, repmgr #42";
+    CommitByCounting: "an epoch commits only by a transaction of its own", "Raft figure 8, logcabin #44";
+    ServeBeforeEpochStart: "a master serves when its epoch start is committed", "design 4";
+    // Histories.
+    ChainNotCompared: "histories are compared by chain, not by number", "litefs #112, zc.zrs";
+    CommitBeforeMatch: "a committed position counts only after its chain matched", "KAFKA-14704";
+    CutToCommitted: "a file is cut only where histories are proved to part", "KIP-101, KIP-279";
+    LateCutTaken: "a cut is computed anew from what the file holds now", "neon safekeeper";
+    CutLeftOut: "after a cut nothing is left of what was cut", "neon PR 9685";
+    OrphanNotKept: "what is cut is kept", "litefs #282, postgresql-operator #1153";
+    TimeGoesBack: "time never goes back along the chain", "design 2";
+    // Elections.
+    FenceWithoutMajority: "an election needs the reports of a majority", "bookkeeper #2614";
+    OldReportsCounted: "a report counts for its own fence only", "bookkeeper #2614";
+    GreatestSeqOnly: "positions are compared by chain epoch first", "Raft figure 8";
+    FloorNotFetched: "the elected fetches what the greatest position has", "design 5";
+    SuspectCounted: "who has lost data is not counted and not elected", "KIP-966, NATS 2.12.1";
+    AmnesiacTakesPart: "a disk that has forgotten what was promised on it takes no part", "raft-rs to_commit out of range, openraft PR 2002";
+    RecoveringCounts: "who has lost data acknowledges nothing until all of it is back", "KIP-966";
+    // Raft.
+    RaftUnsynced: "Raft's records are durable before their messages leave", "tikv #8381";
+    RaftSendsEarly: "Raft's messages wait for their records", "tikv #8381";
+    // Clients.
+    VisibleBeforeCommit: "clients see only what is committed", "ZEO #142";
+    ConfirmSkipped: "a read is confirmed by a majority", "lease read by a paused process";
+    SyncNotAwaited: "a sync waits until its node shows what is committed", "design 7";
+    InvalidationLost: "a session hears of every change", "design 7";
+    ChangedIsLoaded: "what has changed since the last sync is not loaded", "design 7";
+    CommitIdNotChecked: "a commit that is asked for twice is stored once", "SERVER-55305";
+    UnknownSaidAsDone: "an unknown outcome is never called success", "MongoDB 2.4.3";
+    ChangesNotChecked: "a commit on changed objects is a conflict", "design 7";
+    BaseMoved: "a commit is judged as of what its client was told, not of when its data came", "design 7";
+    OidsBeforeRaft: "oids are given out of blocks that are committed through Raft", "design 7";
+    HolesTooEarly: "an oid is used again when no session can hold it", "design 7";
+    // Packs and generations.
+    MarkNotRechecked: "a mark is extended by what was appended meanwhile", "design 6";
+    DeadNotRefused: "from F on nothing may use what the pack will drop", "design 6";
+    RemovedNotRefused: "who was not told of a pack may not use what it dropped", "design 6";
+    PackNotTold: "sessions hear of what a pack dropped", "design 6";
+    PackSurvivesElection: "an election calls a pack off", "design 6";
+    TailLeftOut: "what follows the cut is re-chained onto the new base", "design 6";
+    BaseUnsynced: "the new file is durable before the old one is left", "VR revisited's state transfer";
+    FlipNotDurable: "a flip is durable before anything is appended after it", "etcd #14685, #18810";
+    FlipInTwoSteps: "a flip is one rename", "durus file_storage.py";
+    NeedlessCopy: "a generation is built from the node's own file where it can be", "redis #5484, litefs #138";
+    // Disks.
+    FailedSyncIgnored: "after a failed sync the node dies and reads its file again", "PostgreSQL 2018";
+    CorruptionCutAsTorn: "what was whole and is not any more is corruption, not a tear", "CTRL paper";
+}
+
+#[cfg(all(feature = "mutants", debug_assertions))]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static REACHED: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Is this rule to be broken here and now?
+    pub fn broken(mutant: Mutant) -> bool {
+        let on = ON.get() == Some(mutant);
+        if on {
+            REACHED.set(REACHED.get() + 1);
+        }
+        on
+    }
+
+    /// Runs something with one rule broken on this thread. Also says how often the place of the rule was reached.
+    pub fn with<T>(mutant: Mutant, run: impl FnOnce() -> T) -> (T, u64) {
+        struct Off;
+        impl Drop for Off {
+            fn drop(&mut self) {
+                ON.set(None);
+            }
+        }
+        ON.set(Some(mutant));
+        REACHED.set(0);
+        let _off = Off;
+        let result = run();
+        (result, REACHED.get())
+    }
+}
+
+#[cfg(all(feature = "mutants", debug_assertions))]
+pub use switch::{broken, with};
+
+/// Every rule is kept.
+#[cfg(not(all(feature = "mutants", debug_assertions)))]
+#[inline(always)]
+pub const fn broken(_: Mutant) -> bool {
+    false
+}
+
+// Not a test that somebody may forget to run in this profile: no release build is made if a rule could be broken.
+#[cfg(not(all(feature = "mutants", debug_assertions)))]
+const _: () = assert!(!broken(Mutant::AckBeforeSync), "a rule can be broken in this build");
+
+#[cfg(all(test, feature = "mutants", debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_broken_on_one_thread_and_only_inside() {
+        assert!(!broken(Mutant::AckBeforeSync));
+        let (elsewhere, reached) = with(Mutant::AckBeforeSync, || {
+            assert!(broken(Mutant::AckBeforeSync) && !broken(Mutant::PromiseForgotten));
+            std::thread::spawn(|| broken(Mutant::AckBeforeSync)).join().unwrap()
+        });
+        assert!(!elsewhere && reached == 1);
+        assert!(!broken(Mutant::AckBeforeSync));
+        let panicked =
+            std::panic::catch_unwind(|| with(Mutant::AckBeforeSync, || panic!("on purpose")));
+        assert!(panicked.is_err() && !broken(Mutant::AckBeforeSync));
+    }
+}
