@@ -13,13 +13,120 @@ use std::time::Instant;
 
 use cluster_tests::sim::{Counts, Options, Report, run};
 
-/// Seeds that failed once, and what they showed.
-const REMEMBERED: [(u64, &str); 0] = [];
+/// Seeds that failed once, and what they showed. The schedule has grown since some of them were found: their bugs have
+/// tests of their own beside the code, where that could be done; the seeds stay because they were hard on the cluster.
+const REMEMBERED: [(u64, &str); 12] = [
+    (60, "a client of a node that stands aside waited for ever: it is turned away"),
+    (
+        170,
+        "an older promise became durable, and the position was reported for the newer one, which was not",
+    ),
+    (204, "a cut-back called its point durable while what came before it waited at a slow disk"),
+    (221, "a misdirected read made the master panic while it streamed its own file"),
+    (236, "a damaged base kept a node away for good, though its peers have it"),
+    (255, "a node with an older disk took part before it had heard anybody"),
+    (
+        439,
+        "unsynced transactions with a hole between them look like damage: two such nodes of three elect nobody",
+    ),
+    (482, "a misdirected read was served to a client as a record"),
+    (
+        572,
+        "the root's oid, held on a node that never comes back, keeps everybody from making a root",
+    ),
+    (582, "a write gone astray destroyed both copies of the promise: the node refuses to start"),
+    (654, "the pause was lifted on a node that nobody believes"),
+    (
+        765,
+        "a node that had begun anew was taken for another history, and committed transactions were cut away",
+    ),
+];
 
 const SEEDS: u64 = 2000;
 
-/// What must have happened at least once over all seeds.
-const SOMETIMES: [&str; 4] = ["torn tail cut", "orphan made", "generation switch", "local rebuild"];
+/// What must have happened at least once over all seeds: rare branches of the nodes.
+const SOMETIMES: [&str; 45] = [
+    "torn tail cut",
+    "orphan made",
+    "common point found",
+    "local rebuild",
+    "tail fetch",
+    "base fetch",
+    "rebased",
+    "floor fetched by the elected",
+    "generation switch",
+    "pack called off by an election",
+    "pack called off by the master",
+    "pack cancelled by request",
+    "pack could not be built",
+    "no pack now",
+    "election: closed connections",
+    "election: silence",
+    "election: not opened",
+    "election: promote",
+    "election: hand over at a stop",
+    "election: the master is failing",
+    "election: the master restarted",
+    "commit carried over by a promote",
+    "commit carried over by another election",
+    "in-doubt commit found",
+    "in-doubt commit absent",
+    "commit refused",
+    "load of an invalid object",
+    "load of a missing object",
+    "stale master's append refused",
+    "raft log copy mended",
+    "damaged range repair",
+    "damaged base repair",
+    "damaged node refused to start",
+    "recovering node silent",
+    "recovering node does not count",
+    "recovered",
+    "amnesia noticed",
+    "node that stands aside reports so",
+    "strange disk not believed",
+    "crash at start",
+    "crash in a disk operation",
+    "start failed on a disk error",
+    "death of an fsync error",
+    "death of a full disk",
+    "death of another disk error",
+];
+
+/// And every kind of fault.
+const FAULTS: [&str; 31] = [
+    "kill",
+    "power failure",
+    "crash in a disk operation",
+    "crash of all",
+    "process paused",
+    "partition",
+    "lossy network",
+    "slow network",
+    "slow disk",
+    "promote",
+    "pack",
+    "pack cancel",
+    "pause",
+    "stop",
+    "restart of all",
+    "client killed",
+    "clock went backwards",
+    "clock went forwards",
+    "disk: failed read",
+    "disk: misdirected read",
+    "disk: failed write",
+    "disk: misdirected write",
+    "disk: failed fsync",
+    "disk: full",
+    "disk: bit flip in the file",
+    "disk: bit flip in another generation's file",
+    "disk: bit flip in the Raft log",
+    "disk: bit flip in the promise",
+    "disk: image made",
+    "disk: rolled back",
+    "disk: replaced",
+];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -103,9 +210,11 @@ fn the_cluster_keeps_its_promises() {
     if count < SEEDS {
         return;
     }
+    let reached = |counts: &Counts, what: &str| counts.get(what).is_some_and(|count| *count > 0);
     let never: Vec<&str> = SOMETIMES
         .into_iter()
-        .filter(|what| total.sometimes.get(what).is_none_or(|count| *count == 0))
+        .filter(|what| !reached(&total.sometimes, what))
+        .chain(FAULTS.into_iter().filter(|what| !reached(&total.faults, what)))
         .collect();
     assert!(never.is_empty(), "never happened in {count} seeds: {never:?}");
 }

@@ -133,3 +133,7 @@ impl Core {
         self.adopt_phase(None, out);
     }
 }
+
+#[cfg(test)]
+#[path = "proof_tests.rs"]
+mod tests;

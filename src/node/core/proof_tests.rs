@@ -1,0 +1,171 @@
+use std::sync::Arc;
+
+use slog::{Discard, Logger, o};
+
+use crate::durus::Limits;
+use crate::node::core::{Action, Core, Input, Setup, Timing, start};
+use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{Beat, FenceRequest, Member, PeerMessage, PeerView};
+use crate::proto::replication::{Append, CommonPoint};
+use crate::replication::wire;
+use crate::shelf::{self, TxMeta};
+use crate::storage::mem::MemDisk;
+use crate::storage::promise;
+use crate::storage::task::{AMNESIAC, DiskTask, TaskDone};
+use crate::types::{BootId, CommitId, Epoch, NodeId, Now, Seq, Tip};
+
+/// Node 1 of three.
+fn node(disk: &Arc<MemDisk>) -> Core {
+    let member = |id: u64| Member {
+        id,
+        name: format!("n{id}"),
+        role: "voter".into(),
+        may_be_master: true,
+        ..Member::default()
+    };
+    let setup = Setup {
+        id: NodeId(1),
+        boot: BootId(11),
+        disk_uuid: [1; 16],
+        cluster: "c".into(),
+        version: "v".into(),
+        members: (1..=3).map(member).collect(),
+        timing: Timing::default(),
+        limits: Limits::default(),
+        keep_generations: 1,
+        disk: disk.clone(),
+        log: Logger::root(Discard, o!()),
+    };
+    start(setup, at(0)).expect("a good disk").0
+}
+
+fn at(ms: u64) -> Now {
+    Now { mono_us: 1 + ms * 1000, wall_us: 1 }
+}
+
+fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Action> {
+    let mut out = Vec::new();
+    let message = PeerMessage { kind: Some(kind) };
+    let from_disk = [from as u8; 16];
+    core.step(now, Input::Peer { from: NodeId(from), from_disk, message }, &mut out);
+    out
+}
+
+/// A beat whose sender has heard that node 1 had promised `epoch`, and had `seq` in it.
+fn beat(epoch: u64, seq: u64) -> Kind {
+    let view = PeerView {
+        node: 1,
+        promised: epoch,
+        acked_epoch: epoch,
+        acked_seq: seq,
+        ..PeerView::default()
+    };
+    Kind::Beat(Beat { views: vec![view], ..Beat::default() })
+}
+
+fn promises(actions: &[Action], promised: u64) -> bool {
+    actions.iter().any(|action| {
+        matches!(action, Action::Disk { work: DiskTask::Promise { epoch }, .. } if epoch.0 == promised)
+    })
+}
+
+fn fence(epoch: u64) -> Kind {
+    Kind::FenceRequest(FenceRequest { epoch })
+}
+
+#[test]
+fn after_a_start_nothing_is_promised_before_the_others_were_heard() {
+    let disk = Arc::new(MemDisk::default());
+    promise::write(&*disk, Epoch(3)).unwrap();
+    let mut core = node(&disk);
+    assert!(!promises(&says(&mut core, at(1), 2, fence(5)), 5));
+    says(&mut core, at(2), 2, beat(3, 0));
+    assert!(!promises(&says(&mut core, at(3), 2, fence(5)), 5), "node 3 may know more");
+    says(&mut core, at(4), 3, beat(2, 0));
+    assert!(promises(&says(&mut core, at(5), 2, fence(5)), 5));
+    assert!(core.suspect.is_empty());
+}
+
+#[test]
+fn who_is_silent_as_long_as_the_dead_are_is_not_waited_for() {
+    let disk = Arc::new(MemDisk::default());
+    promise::write(&*disk, Epoch(3)).unwrap();
+    let mut core = node(&disk);
+    let silence_ms = core.setup.timing.silence_ms;
+    assert!(!promises(&says(&mut core, at(silence_ms - 2), 2, fence(5)), 5));
+    core.step(at(silence_ms + 1), Input::Tick, &mut Vec::new());
+    assert!(promises(&says(&mut core, at(silence_ms + 2), 2, fence(5)), 5));
+}
+
+#[test]
+fn a_disk_below_what_others_have_heard_of_it_stands_aside_for_good() {
+    for (epoch, seq, why) in [(4, 0, "promised epoch 4"), (3, 7, "had seq 7 of epoch 3")] {
+        let disk = Arc::new(MemDisk::default());
+        promise::write(&*disk, Epoch(3)).unwrap();
+        let mut core = node(&disk);
+        let out = says(&mut core, at(1), 2, beat(epoch, seq));
+        assert!(core.suspect.contains(why), "{}", core.suspect);
+        let marks = out.iter().any(|action| {
+            matches!(action, Action::Disk { work: DiskTask::Create { name }, .. } if name == AMNESIAC)
+        });
+        assert!(marks, "the next process must know it too");
+    }
+    let disk = Arc::new(MemDisk::default());
+    crate::storage::Disk::create(&*disk, AMNESIAC).unwrap();
+    assert!(!node(&disk).suspect.is_empty());
+}
+
+/// Found by the simulator (seed 204): two transactions were on their way to a slow disk when the master said that only
+/// the first is in its own file. The node cut the second off, and called the first durable at once.
+#[test]
+fn what_is_before_a_cut_is_durable_when_the_disk_says_so() {
+    let disk = Arc::new(MemDisk::default());
+    let mut core = node(&disk);
+    let blank = core.shelf.tip();
+    let transaction = |after: Tip| {
+        let meta = TxMeta {
+            kind: shelf::Kind::EpochStart,
+            epoch: Epoch(5),
+            seq: after.seq.next(),
+            time_us: 1,
+            commit_id: CommitId::NONE,
+        };
+        let built = shelf::build(&after.chain, &meta, &[]).bytes;
+        let tip = shelf::parse(&built).unwrap().tip(after.offset);
+        (built, tip)
+    };
+    let (first, point) = transaction(blank);
+    let (second, tip) = transaction(point);
+    let (generation, base_hash) =
+        (core.shelf.generation().0, wire::put_chain(core.shelf.base_hash()));
+    let append = Append {
+        epoch: 5,
+        boot: 22,
+        generation,
+        base_hash: base_hash.clone(),
+        prev: Some(wire::put_tip(&blank)),
+        commit: Some(wire::put_tip(&blank)),
+        transactions: [&first[..], &second[..]].concat().into(),
+        ..Append::default()
+    };
+    let mut out = says(&mut core, at(1), 2, Kind::Append(append));
+    assert_eq!(core.shelf.tip(), tip);
+    let common = CommonPoint {
+        epoch: 5,
+        boot: 22,
+        generation,
+        base_hash,
+        point: Some(wire::put_tip(&point)),
+        newer_mismatch: Some(wire::put_tip(&tip)),
+    };
+    out.extend(says(&mut core, at(2), 2, Kind::CommonPoint(common)));
+    assert_eq!(core.shelf.tip(), point, "it is cut");
+    assert_eq!(core.durable.seq, Seq(0), "the disk has said nothing yet");
+    for action in out {
+        if let Action::Disk { task, .. } = action {
+            let done = Input::DiskDone { task, result: Ok(TaskDone::Nothing) };
+            core.step(at(3), done, &mut Vec::new());
+        }
+    }
+    assert_eq!(core.durable, point);
+}
