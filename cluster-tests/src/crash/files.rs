@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use packmaster::node::{identity, prepare};
 use packmaster::storage::task::{CURRENT, DiskTask, RECOVERING, perform};
-use packmaster::storage::{Disk, DiskFile, promise};
+use packmaster::storage::{Disk, DiskFile, loss, promise};
 use packmaster::types::{Epoch, NodeId};
 
 use super::content::{
@@ -152,6 +152,7 @@ fn start_damaged() -> Operation {
         check: Box::new(move |disk, crash| {
             let found = started(disk, crash.start)?;
             ensure!(found.recovering, "it lost transactions and looks sound");
+            expect_loss(disk, damaged.len())?;
             ensure!(found.bytes == history.upto(WHOLE), "not cut where the damage is");
             let tail = &damaged[history.end(WHOLE) as usize..];
             ensure!(kept(disk, tail)?, "what was cut off is gone");
@@ -175,6 +176,7 @@ fn start_anew() -> Operation {
         check: Box::new(move |disk, crash| {
             let found = started(disk, crash.start)?;
             ensure!(found.recovering, "it lost everything and looks sound");
+            expect_loss(disk, damaged.len())?;
             ensure!(found.bytes == History::empty().bytes, "the new file is not blank");
             let mut names = disk.list()?.into_iter().filter(|name| name != CURRENT);
             let kept = names.any(|name| read(&**disk, &name).is_ok_and(|bytes| bytes == damaged));
@@ -182,6 +184,13 @@ fn start_anew() -> Operation {
             Ok(1)
         }),
     }
+}
+
+/// It is known how much may have been acknowledged: without that it recovers with a new epoch only.
+fn expect_loss(disk: &Arc<dyn Disk>, end: usize) -> anyhow::Result<()> {
+    let loss = loss::read(&**disk, Epoch(99))?.context("nothing is known of a loss")?;
+    ensure!(loss.end == end as u64, "a file of {end} bytes was damaged, and {loss:?} is known");
+    Ok(())
 }
 
 /// Is there a file with this content under orphans/?
