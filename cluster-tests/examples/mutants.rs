@@ -1,11 +1,19 @@
-//! The long hunt: mutants SEEDS SECONDS [NAME...]. Each mutant lives for at most so many seeds and seconds.
+//! The long hunt: mutants SEEDS SECONDS [NAME...]. Each mutant lives for at most so many seeds and seconds. Not in release
+//! builds, where no rule can be broken.
 
-use std::time::Duration;
-
-use cluster_tests::mutants::{Hunt, Limit, hunt_all, table};
-use packmaster::mutants::Mutant;
-
+#[cfg(not(debug_assertions))]
 fn main() {
+    eprintln!("in a release build no rule can be broken; leave out --release");
+    std::process::exit(2);
+}
+
+#[cfg(debug_assertions)]
+fn main() {
+    use std::time::Duration;
+
+    use cluster_tests::mutants::{Hunt, Limit, hunt_all, table};
+    use packmaster::mutants::Mutant;
+
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, default| {
         arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default)

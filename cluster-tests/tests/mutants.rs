@@ -1,6 +1,8 @@
 //! Every rule is broken on purpose once, and the simulator must notice: `cargo test --test mutants -- --nocapture` shows
 //! the table. The slow ones have a command of their own: `cargo test --test mutants -- --ignored --nocapture`.
 
+#![cfg(debug_assertions)]
+
 use std::time::Duration;
 
 use cluster_tests::mutants::{Hunt, Limit, hunt_all, is_elusive, table};
