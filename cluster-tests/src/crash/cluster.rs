@@ -27,12 +27,12 @@ pub const SCRIPTS: &[Script] = {
         Script {
             name: "start, adopt an import, commit",
             steps: &[Import, Commits(3), Equal],
-            reaches: &["commits acknowledged"],
+            reaches: &["commit acknowledged"],
         },
         Script {
             name: "commits",
             steps: &[Commits(4), Arm, Commits(6), Equal],
-            reaches: &["commits acknowledged"],
+            reaches: &["commit acknowledged"],
         },
         Script {
             name: "divergent tail, cut back",
@@ -42,7 +42,7 @@ pub const SCRIPTS: &[Script] = {
         Script {
             name: "promote",
             steps: &[Commits(4), Arm, Promote, Commits(2), Equal],
-            reaches: &["fence: promote"],
+            reaches: &["election: promote"],
         },
         Script {
             name: "pack, switch, flip",
@@ -62,7 +62,7 @@ pub const SCRIPTS: &[Script] = {
                 Back,
                 Equal,
             ],
-            reaches: &["local rebase"],
+            reaches: &["local rebuild"],
         },
         Script {
             name: "away before the cut: tail fetch, rebuild",
@@ -77,7 +77,7 @@ pub const SCRIPTS: &[Script] = {
                 Back,
                 Equal,
             ],
-            reaches: &["tail fetch", "local rebase"],
+            reaches: &["tail fetch", "local rebuild"],
         },
         Script {
             name: "away over two packs: base fetch",
@@ -101,7 +101,7 @@ pub const SCRIPTS: &[Script] = {
         Script {
             name: "Raft log compaction",
             steps: &[Commits(4), RaftIndex(508), Arm, RaftIndex(514), Compacted, Commits(2), Equal],
-            reaches: &["commits acknowledged"],
+            reaches: &["raft logs compacted"],
         },
     ]
 };

@@ -151,7 +151,8 @@ fn run_on(script: &Script, seed: u64, crash: Option<CrashAt>, lying: bool) -> Sc
     let run = world.script.take().expect("a script");
     let crashed = run.happened && !run.moot;
     let report = world.report(seed, violation);
-    let (violation, counts) = (report.violation, report.sometimes);
+    let (violation, mut counts) = (report.violation, report.sometimes);
+    counts.insert("commit acknowledged", report.commits);
     Scripted { violation, changes: run.changes, crashed, counts, trace }
 }
 
@@ -247,7 +248,12 @@ impl World {
                 self.wait(|world| world.ledger.master() == Some(to));
             }
             Step::RaftIndex(index) => self.raft_index(index),
-            Step::Compacted => self.wait(|world| world.raft_rewritten() >= 2),
+            Step::Compacted => {
+                self.wait(|world| world.raft_rewritten() >= 2);
+                if self.raft_rewritten() >= 2 {
+                    self.count("raft logs compacted");
+                }
+            }
             Step::Equal => self.wait(World::is_equal),
         }
     }
