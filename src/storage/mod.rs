@@ -26,6 +26,13 @@ pub enum DiskError {
     Short { name: String, offset: u64, wanted: u64 },
 }
 
+impl DiskError {
+    /// After that nobody knows what the disk has.
+    pub fn is_failed_sync(&self) -> bool {
+        matches!(self, DiskError::Io { verb, .. } if verb.starts_with("sync"))
+    }
+}
+
 /// An open file. A handle stays good when the name is renamed or removed.
 pub trait DiskFile: Send + Sync {
     /// The name it was opened under, for messages.

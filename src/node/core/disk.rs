@@ -115,7 +115,7 @@ impl Core {
     }
 
     /// Never retried: after a failed sync nobody knows what the disk has. The next start reads it again.
-    fn on_disk_failed(&mut self, error: &DiskError, out: &mut Vec<Action>) {
+    pub(super) fn on_disk_failed(&mut self, error: &DiskError, out: &mut Vec<Action>) {
         slog::error!(self.log, "the disk failed; this node stops, and verifies its file when it is started again";
             "error" => %error);
         self.exit(&format!("disk failed: {error}"), true, out);

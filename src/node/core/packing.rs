@@ -15,7 +15,7 @@ use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
-use crate::shelf::{self, Shelf};
+use crate::shelf::{self, Shelf, ShelfError};
 use crate::storage::task::DiskTask;
 use crate::types::{Chain, Epoch, Generation, Now, Seq, Tip};
 
@@ -415,6 +415,12 @@ impl Core {
         result: Result<JobOutcome, JobError>,
         out: &mut Vec<Action>,
     ) {
+        // A failed sync leaves in memory what the disk has not, of names too: nothing after it could be trusted.
+        if let Err(JobError::Disk(error) | JobError::Shelf(ShelfError::Io(error))) = &result
+            && error.is_failed_sync()
+        {
+            return self.on_disk_failed(error, out);
+        }
         if self.is_rebase_job(job) {
             return self.on_rebase_job(result, out);
         }
@@ -564,11 +570,17 @@ pub(super) fn rechain_onto(
 ) -> Option<(Tip, u64, Vec<u8>)> {
     let begin = next.tip().offset;
     let mut blob = Vec::new();
-    while next.tip().seq < shelf.tip().seq && (blob.len() as u64) < bytes_max {
-        let from = shelf.tip_at(next.tip().seq).ok().flatten()?;
-        let data = shelf.read_range(from.offset, 1 << 20).ok()?;
+    // What is in `next` already must get to the disk, whatever comes after it: a bad read ends the loop and no more.
+    'more: while next.tip().seq < shelf.tip().seq && (blob.len() as u64) < bytes_max {
+        let Some(from) = shelf.tip_at(next.tip().seq).ok().flatten() else { break };
+        let Ok(data) = shelf.read_range(from.offset, 1 << 20) else { break };
+        let mut chain = from.chain;
         for tx in shelf::split_transactions(&data) {
-            let built = shelf::rechain(&next.tip().chain, tx.expect("our own file"));
+            // A disk can give back other bytes than it was given; the chain tells.
+            let proved = tx.ok().and_then(|tx| Some((tx, shelf::verify(&chain, tx).ok()?)));
+            let Some((tx, before)) = proved else { break 'more };
+            chain = before.tip(0).chain;
+            let built = shelf::rechain(&next.tip().chain, tx);
             let parsed = shelf::parse(&built.bytes).expect("our own transaction");
             blob.extend_from_slice(&built.bytes);
             next.append(&parsed, built.bytes);
