@@ -21,11 +21,9 @@ pub fn is_elusive(mutant: Mutant) -> bool {
     matches!(
         mutant,
         Mutant::GreatestSeqOnly
+            | Mutant::PackSurvivesElection
             | Mutant::FlipInTwoSteps
-            | Mutant::SuspectCounted
             | Mutant::RecoveringCounts
-            | Mutant::FailedSyncIgnored
-            | Mutant::CorruptionCutAsTorn
     )
 }
 
@@ -48,7 +46,7 @@ impl Hunt {
         use Mutant as M;
         let usual = Options::default();
         let options = match mutant {
-            M::RemovedNotRefused => Options {
+            M::RemovedNotRefused | M::MarkNotRechecked => Options {
                 clients: 8,
                 every_us: Some(150_000),
                 favour: vec![(weight::PACK, 60), (weight::PROMOTE, 30)],
