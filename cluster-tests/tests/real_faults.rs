@@ -172,7 +172,7 @@ fn fill(scene: &mut Scene, whom: Whom) {
     scene.cluster.wait_for("a disk that fills up to be noticed", RELIEVED_S, |cluster| {
         let status = cluster.try_status().ok()?;
         let mut hints = status.next.iter().filter(|line| line.contains("df -h"));
-        let told = hints.any(|line| line.contains(&format!("{name} has ")));
+        let told = hints.any(|line| line.contains(&format!("{name} is failing")));
         let why_not = status.node(&name).why_not.as_deref();
         let barred = why_not.is_some_and(|why| why.contains("nearly full"));
         let relieved = status.master.is_some_and(|master| master != name);

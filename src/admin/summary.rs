@@ -126,6 +126,10 @@ fn for_node(node: &NodeStatus) -> Option<String> {
     if node.suspect.is_some() {
         return Some(format!("packmaster shelf verify FILE  # on {host}: {name} is suspect"));
     }
+    // What a node says of itself when it is failing is of its disk.
+    if let Some(why) = &node.failing {
+        return Some(format!("df -h  # on {host}: {name} is failing: {why}"));
+    }
     let DiskWords { short, free, file } = disk_words(node);
     short.then(|| format!("df -h  # on {host}: {name} has {free} free for a file of {file}"))
 }
