@@ -56,6 +56,8 @@ struct DiskView {
     had_below: u64,
     /// The newest committed transaction it had: it must go on having it.
     held: u64,
+    /// A disk error struck its process: a part of a write can be behind what was acknowledged.
+    hurt: bool,
     files: BTreeMap<u64, File>,
     /// Durable names of generation files, and the durable link.
     named: BTreeMap<String, u64>,
@@ -98,6 +100,7 @@ impl Ledger {
     /// Reads again what changed on the disk of `node` (from 0).
     pub fn look(&mut self, node: usize, medium: &Medium) {
         let mut platter = medium.lock();
+        self.disks[node].hurt = platter.hurt().is_some();
         let (changed, names_changed) = platter.take_changes();
         if changed.is_empty() && !names_changed {
             return;
