@@ -61,6 +61,8 @@ struct DiskView {
     named: BTreeMap<String, u64>,
     current: Option<u64>,
     promise: u64,
+    /// An operation failed on it: a write may have been done in part, and the process is about to end.
+    hurt: bool,
 }
 
 #[derive(Default)]
@@ -98,6 +100,7 @@ impl Ledger {
     /// Reads again what changed on the disk of `node` (from 0).
     pub fn look(&mut self, node: usize, medium: &Medium) {
         let mut platter = medium.lock();
+        self.disks[node].hurt = platter.hurt().is_some();
         let (changed, names_changed) = platter.take_changes();
         if changed.is_empty() && !names_changed {
             return;
