@@ -63,6 +63,8 @@ struct DiskView {
     named: BTreeMap<String, u64>,
     current: Option<u64>,
     promise: u64,
+    /// An operation failed on it: a write may have been done in part, and the process is about to end.
+    hurt: bool,
 }
 
 #[derive(Default)]

@@ -256,6 +256,13 @@ impl Core {
         if shares_cut {
             self.committed = self.committed.max(record.cut_seq);
             let tail = rechain_onto(&self.shelf, &mut base, u64::MAX);
+            if base.tip().seq < self.shelf.tip().seq {
+                // What was acknowledged must not be left behind: the old file stays until all of it was read.
+                let why = format!("can't read our own file after seq {}", base.tip().seq);
+                slog::error!(self.log, "rebase failed; trying again"; "error" => &why);
+                self.rebase = Some(Rebase::Failed { why, at: self.now });
+                return;
+            }
             let tail = tail.filter(|_| !mutants::broken(Mutant::TailLeftOut));
             if let Some((tip, offset, blob)) = tail {
                 let work = DiskTask::Append { file: base.file(), offset, bytes: blob.into() };
