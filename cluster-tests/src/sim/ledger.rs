@@ -56,8 +56,6 @@ struct DiskView {
     had_below: u64,
     /// The newest committed transaction it had: it must go on having it.
     held: u64,
-    /// A disk error struck its process: a part of a write can be behind what was acknowledged.
-    hurt: bool,
     files: BTreeMap<u64, File>,
     /// Durable names of generation files, and the durable link.
     named: BTreeMap<String, u64>,
