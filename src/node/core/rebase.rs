@@ -102,7 +102,10 @@ impl Core {
     }
 
     fn step_to(&mut self, record: GenerationRecord, out: &mut Vec<Action>) {
-        let at_cut = self.shelf.tip_at(record.cut_seq).ok().flatten();
+        let at_cut = match self.shelf.tip_at(record.cut_seq) {
+            Ok(at_cut) => at_cut,
+            Err(error) => return self.cannot_rebase(error.to_string()),
+        };
         if at_cut.is_some_and(|tip| tip.chain == record.cut_chain) {
             let job = self.next_job();
             let work = self.build_job(record.number, record.pack_seq, record.cut_seq);
@@ -194,12 +197,14 @@ impl Core {
                 }
                 self.rebase_onto(opened.shelf, record, removed, out);
             }
-            (_, Err(error)) => {
-                slog::error!(self.log, "rebase failed; trying again"; "error" => %error);
-                self.rebase = Some(Rebase::Failed { why: error.to_string(), at: self.now });
-            }
+            (_, Err(error)) => self.cannot_rebase(error.to_string()),
             (rebase, Ok(_)) => self.rebase = rebase,
         }
+    }
+
+    fn cannot_rebase(&mut self, why: String) {
+        slog::error!(self.log, "rebase failed; trying again"; "error" => &why);
+        self.rebase = Some(Rebase::Failed { why, at: self.now });
     }
 
     pub(super) fn on_base_fetched(
@@ -250,7 +255,11 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let durable: Tip = base.tip();
-        let at_cut = self.shelf.tip_at(record.cut_seq).ok().flatten();
+        // A read that fails says nothing of what the file has.
+        let at_cut = match self.shelf.tip_at(record.cut_seq) {
+            Ok(at_cut) => at_cut,
+            Err(error) => return self.cannot_rebase(error.to_string()),
+        };
         let shares_cut =
             record.cut_seq > Seq(0) && at_cut.is_some_and(|tip| tip.chain == record.cut_chain);
         if shares_cut {
@@ -259,9 +268,7 @@ impl Core {
             if base.tip().seq < self.shelf.tip().seq {
                 // What was acknowledged must not be left behind: the old file stays until all of it was read.
                 let why = format!("can't read our own file after seq {}", base.tip().seq);
-                slog::error!(self.log, "rebase failed; trying again"; "error" => &why);
-                self.rebase = Some(Rebase::Failed { why, at: self.now });
-                return;
+                return self.cannot_rebase(why);
             }
             let tail = tail.filter(|_| !mutants::broken(Mutant::TailLeftOut));
             if let Some((tip, offset, blob)) = tail {
@@ -314,3 +321,7 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "rebase_tests.rs"]
+mod tests;
