@@ -30,9 +30,9 @@ fn main() {
         if let Some(kill) = &verdict.kill {
             let (seed, violation) = (kill.seed, &kill.violation);
             println!("{} at seed {seed}: {violation}", verdict.mutant.name());
-            if let Some(baseline) = &kill.baseline {
-                println!("    and without the mutant: {baseline}");
-            }
+        }
+        for (seed, found) in &verdict.found {
+            println!("{} at seed {seed}, with every rule kept: {found}", verdict.mutant.name());
         }
     }
 }

@@ -21,6 +21,7 @@ pub fn is_elusive(mutant: Mutant) -> bool {
     matches!(
         mutant,
         Mutant::GreatestSeqOnly
+            | Mutant::RemovedNotRefused
             | Mutant::PackSurvivesElection
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
@@ -107,8 +108,6 @@ pub struct Kill {
     /// The property that was violated, or whose assertion failed.
     pub property: String,
     pub violation: String,
-    /// What the same seed reports with every rule kept: nothing.
-    pub baseline: Option<String>,
 }
 
 /// How a hunt ended.
@@ -119,6 +118,8 @@ pub struct Verdict {
     /// How often the place of the rule was reached, over all seeds.
     pub reached: u64,
     pub kill: Option<Kill>,
+    /// Seeds that show a violation with every rule kept, too: those are bugs, and no kills.
+    pub found: Vec<(u64, String)>,
 }
 
 /// Hunts all of them, on every core; the verdicts in the same order.
@@ -146,17 +147,27 @@ pub fn hunt_all(hunts: &[Hunt], limit: Limit) -> Vec<Verdict> {
 pub fn hunt_one(hunt: &Hunt, limit: Limit) -> Verdict {
     let Hunt { mutant, options } = hunt;
     let began = Instant::now();
-    let mut verdict = Verdict { mutant: *mutant, seeds: 0, seconds: 0.0, reached: 0, kill: None };
+    let mut verdict = Verdict {
+        mutant: *mutant,
+        seeds: 0,
+        seconds: 0.0,
+        reached: 0,
+        kill: None,
+        found: Vec::new(),
+    };
     while verdict.kill.is_none() && verdict.seeds < limit.seeds && began.elapsed() < limit.time {
         let seed = verdict.seeds;
         let ((report, at), reached) =
             mutants::with(*mutant, || noting_panics(|| run(seed, options)));
         verdict.seeds += 1;
         verdict.reached += reached;
-        if let Some(violation) = report.violation {
-            let (baseline, _) = noting_panics(|| run(seed, options));
-            let property = property(&violation, &at);
-            verdict.kill = Some(Kill { seed, property, violation, baseline: baseline.violation });
+        let Some(violation) = report.violation else { continue };
+        match noting_panics(|| run(seed, options)).0.violation {
+            Some(found) => verdict.found.push((seed, found)),
+            None => {
+                let property = property(&violation, &at);
+                verdict.kill = Some(Kill { seed, property, violation });
+            }
         }
     }
     verdict.seconds = began.elapsed().as_secs_f64();
@@ -210,7 +221,7 @@ pub fn table(verdicts: &[Verdict]) -> String {
         "{:<22} {:<64} {:>7} {:>8}  {}\n",
         "mutant", "killed by", "seeds", "seconds", "the rule it breaks (where it comes from)"
     );
-    for Verdict { mutant, seeds, seconds, reached, kill } in verdicts {
+    for Verdict { mutant, seeds, seconds, reached, kill, .. } in verdicts {
         let rule = format!("{} ({})", mutant.rule(), mutant.source());
         let killed = match kill {
             Some(kill) => kill.property.clone(),
