@@ -46,8 +46,6 @@ fn every_disk_operation_survives_a_crash_at_every_change() {
 
 /// Files whose syncs may all be left out, and why nothing is lost by it.
 const NOT_MISSED: &[(&str, &str, &str)] = &[
-    ("start: damage kept aside", "recovering.new", "unread, it stands for any loss"),
-    ("start: damaged base kept aside", "recovering.new", "unread, it stands for any loss"),
     ("start: damaged base kept aside", "promise", "durable before; it is for what a kill left"),
     ("start: damaged base kept aside", "g00000001-blank.durus", "synced under its name before"),
     ("pack: build, name, follow, flip, remove", "building.durus", "synced under its next name"),
