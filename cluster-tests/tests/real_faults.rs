@@ -27,9 +27,12 @@ fn place(host: usize, nodes: &[usize], packs: bool) -> Place {
     Place { host, nodes: nodes.to_vec(), packs }
 }
 
-/// A client for each node that knows all of them, one that stays with its node, and one of them packs.
-fn everywhere() -> [Place; 4] {
+/// A client for each node that knows all of them and one that stays with it, so that whichever node is in trouble,
+/// somebody is on the others; one of them packs.
+fn everywhere() -> [Place; 6] {
     [
+        place(0, &[0], false),
+        place(2, &[2], false),
         place(0, &[0, 1, 2], false),
         place(1, &[1, 2, 0], false),
         place(2, &[2, 0, 1], true),
