@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use crate::proto::control::{RaftEntry, RaftHardState, RaftRecord, RaftSnapshot};
 
-/// Indexes from here on are nonsense.
-const INDEX_MAX: u64 = 1 << 62;
+/// Indexes and terms from here on are nonsense; Raft counts both up.
+const NUMBER_MAX: u64 = 1 << 62;
 
 /// A record that cannot follow what went before it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum ImageError {
     CommitBeyond { commit: u64, last: u64 },
     #[error("term or commit went back: {0}")]
     WentBack(&'static str),
-    #[error("index {0} is beyond all bounds")]
+    #[error("index or term {0} is beyond all bounds")]
     Bounds(u64),
 }
 
@@ -63,6 +63,9 @@ impl LogImage {
             self.take_entries(&record.entries)?;
         }
         if let Some(hard_state) = &record.hard_state {
+            if hard_state.term >= NUMBER_MAX {
+                return Err(ImageError::Bounds(hard_state.term));
+            }
             if hard_state.term < self.hard_state.term {
                 return Err(ImageError::WentBack("term"));
             }
@@ -83,8 +86,8 @@ impl LogImage {
     /// Raft's rule: entries after the snapshot stay only if the log agrees with the snapshot where it ends.
     fn take_snapshot(&mut self, snapshot: &RaftSnapshot) -> Result<(), ImageError> {
         let present = self.snapshot_index();
-        if snapshot.index >= INDEX_MAX {
-            return Err(ImageError::Bounds(snapshot.index));
+        if snapshot.index.max(snapshot.term) >= NUMBER_MAX {
+            return Err(ImageError::Bounds(snapshot.index.max(snapshot.term)));
         }
         if snapshot.index < present {
             return Err(ImageError::OldSnapshot { found: snapshot.index, present });
@@ -102,8 +105,9 @@ impl LogImage {
     fn take_entries(&mut self, entries: &[RaftEntry]) -> Result<(), ImageError> {
         let (first, last) = (self.snapshot_index() + 1, self.last_index());
         let found = entries[0].index;
-        if entries.iter().any(|entry| entry.index >= INDEX_MAX) {
-            return Err(ImageError::Bounds(found));
+        let greatest = entries.iter().map(|entry| entry.index.max(entry.term)).max().unwrap_or(0);
+        if greatest >= NUMBER_MAX {
+            return Err(ImageError::Bounds(greatest));
         }
         // Committed entries are never replaced. A snapshot of this very record is not in the commit index yet.
         if found <= self.hard_state.commit || found < first || found > last + 1 {
@@ -182,6 +186,11 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
+        // Found by fuzzing: the next election's term was counted up from the greatest there is.
+        let hard_state = RaftHardState { term: u64::MAX, ..Default::default() };
+        let last = RaftRecord { hard_state: Some(hard_state), ..Default::default() };
+        assert_eq!(of(&[last]).unwrap_err(), ImageError::Bounds(u64::MAX));
+        assert_eq!(of(&[entries(&[(1, u64::MAX)])]).unwrap_err(), ImageError::Bounds(u64::MAX));
         // Found by fuzzing: its entries were counted from before the snapshot, which wraps round.
         let under = RaftRecord { entries: vec![entry(3, 1)], ..snapshot(5, 1) };
         assert_eq!(of(&[under]).unwrap_err(), ImageError::Gap { found: 3, first: 6, last: 5 });
