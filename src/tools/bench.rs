@@ -128,15 +128,17 @@ fn bench(args: &Args) -> Result<()> {
     if args.objects < args.clients {
         bail!("--objects {} is less than --clients {}", args.objects, args.clients);
     }
+    let connect = |address: &String| {
+        Client::connect(address).with_context(|| format!("connect to {address}"))
+    };
+    let first = args.address.first().context("no address was given")?;
+    // A client of its own: whoever made the objects has them in its cache, and would conflict with all the others.
+    let oids = make_objects(args, &mut connect(first)?)?;
     let mut clients = Vec::new();
     for (_, address) in (0..args.clients).zip(args.address.iter().cycle()) {
-        let connected = Client::connect(address);
-        clients.push(connected.with_context(|| format!("connect to {address}"))?);
-    }
-    let oids = make_objects(args, &mut clients[0])?;
-    for client in &mut clients {
-        // What the others have stored is no news to it any more.
+        let mut client = connect(address)?;
         client.sync()?;
+        clients.push(client);
     }
     let (done, seconds) = measure(args, clients, &oids)?;
     print(args, &done, seconds);
