@@ -1,53 +1,23 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use slog::{Discard, Logger, o};
 
-use crate::durus::Limits;
-use crate::node::core::{Action, Core, Input, Setup, Timing, start};
+use crate::node::core::{Action, Core, Input, testing};
 use crate::proto::control::peer_message::Kind;
-use crate::proto::control::{FenceRequest, Member, PeerMessage};
+use crate::proto::control::{FenceRequest, PeerMessage};
 use crate::proto::replication::{Append, Tip};
 use crate::storage::mem::MemDisk;
 use crate::storage::task::{DiskTask, TaskDone};
-use crate::types::{BootId, NodeId, Now};
+use crate::types::Now;
 
 const NOW: Now = Now { mono_us: 1, wall_us: 1 };
 
-/// Node 1 of three, on an empty disk.
 fn node() -> Core {
-    let member = |id: u64| Member {
-        id,
-        name: format!("n{id}"),
-        role: "voter".into(),
-        may_be_master: true,
-        ..Member::default()
-    };
-    let setup = Setup {
-        id: NodeId(1),
-        boot: BootId(11),
-        disk_uuid: [1; 16],
-        cluster: "c".into(),
-        version: "v".into(),
-        members: (1..=3).map(member).collect(),
-        timing: Timing::default(),
-        limits: Limits::default(),
-        keep_generations: 1,
-        disk: Arc::new(MemDisk::default()),
-        log: Logger::root(Discard, o!()),
-    };
-    start(setup, NOW).expect("an empty disk").0
+    testing::first_of_three(Arc::new(MemDisk::default()), NOW)
 }
 
 fn says(core: &mut Core, from: u64, kind: Kind) -> Vec<Action> {
-    let mut out = Vec::new();
-    let message = PeerMessage { kind: Some(kind) };
-    core.step(
-        NOW,
-        Input::Peer { from: NodeId(from), from_disk: [from as u8; 16], message },
-        &mut out,
-    );
-    out
+    testing::says(core, NOW, from, kind)
 }
 
 /// The number of the task that makes this promise durable.

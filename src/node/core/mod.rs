@@ -23,6 +23,8 @@ mod requests;
 mod serve;
 mod slave;
 mod start;
+#[cfg(test)]
+mod testing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

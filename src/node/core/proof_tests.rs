@@ -1,54 +1,23 @@
 use std::sync::Arc;
 
-use slog::{Discard, Logger, o};
-
-use crate::durus::Limits;
-use crate::node::core::{Action, Core, Input, Setup, Timing, start};
+use crate::node::core::testing::{self, says};
+use crate::node::core::{Action, Core, Input};
 use crate::proto::control::peer_message::Kind;
-use crate::proto::control::{Beat, FenceRequest, Member, PeerMessage, PeerView};
+use crate::proto::control::{Beat, FenceRequest, PeerView};
 use crate::proto::replication::{Append, CommonPoint};
 use crate::replication::wire;
 use crate::shelf::{self, TxMeta};
 use crate::storage::mem::MemDisk;
 use crate::storage::promise;
 use crate::storage::task::{AMNESIAC, DiskTask, TaskDone};
-use crate::types::{BootId, CommitId, Epoch, NodeId, Now, Seq, Tip};
+use crate::types::{CommitId, Epoch, Now, Seq, Tip};
 
-/// Node 1 of three.
 fn node(disk: &Arc<MemDisk>) -> Core {
-    let member = |id: u64| Member {
-        id,
-        name: format!("n{id}"),
-        role: "voter".into(),
-        may_be_master: true,
-        ..Member::default()
-    };
-    let setup = Setup {
-        id: NodeId(1),
-        boot: BootId(11),
-        disk_uuid: [1; 16],
-        cluster: "c".into(),
-        version: "v".into(),
-        members: (1..=3).map(member).collect(),
-        timing: Timing::default(),
-        limits: Limits::default(),
-        keep_generations: 1,
-        disk: disk.clone(),
-        log: Logger::root(Discard, o!()),
-    };
-    start(setup, at(0)).expect("a good disk").0
+    testing::first_of_three(disk.clone(), at(0))
 }
 
 fn at(ms: u64) -> Now {
     Now { mono_us: 1 + ms * 1000, wall_us: 1 }
-}
-
-fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Action> {
-    let mut out = Vec::new();
-    let message = PeerMessage { kind: Some(kind) };
-    let from_disk = [from as u8; 16];
-    core.step(now, Input::Peer { from: NodeId(from), from_disk, message }, &mut out);
-    out
 }
 
 /// A beat whose sender has heard that node 1 had promised `epoch`, and had `seq` in it.

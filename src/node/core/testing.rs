@@ -1,0 +1,45 @@
+//! What the core's own tests begin with: node 1 of three, and what another node says to it.
+
+use std::sync::Arc;
+
+use slog::{Discard, Logger, o};
+
+use super::{Action, Core, Input, Setup, Timing, start};
+use crate::durus::Limits;
+use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{Member, PeerMessage};
+use crate::storage::Disk;
+use crate::types::{BootId, NodeId, Now};
+
+/// Node 1 of three, started on this disk.
+pub(super) fn first_of_three(disk: Arc<dyn Disk>, now: Now) -> Core {
+    let member = |id: u64| Member {
+        id,
+        name: format!("n{id}"),
+        role: "voter".into(),
+        may_be_master: true,
+        ..Member::default()
+    };
+    let setup = Setup {
+        id: NodeId(1),
+        boot: BootId(11),
+        disk_uuid: [1; 16],
+        cluster: "c".into(),
+        version: "v".into(),
+        members: (1..=3).map(member).collect(),
+        timing: Timing::default(),
+        limits: Limits::default(),
+        keep_generations: 1,
+        disk,
+        log: Logger::root(Discard, o!()),
+    };
+    start(setup, now).expect("a good disk").0
+}
+
+pub(super) fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Action> {
+    let mut out = Vec::new();
+    let message = PeerMessage { kind: Some(kind) };
+    let from_disk = [from as u8; 16];
+    core.step(now, Input::Peer { from: NodeId(from), from_disk, message }, &mut out);
+    out
+}
