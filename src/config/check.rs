@@ -56,6 +56,7 @@ impl RawConfig {
                 clients_max,
                 allow_quit: self.limits.allow_quit.unwrap_or(false),
                 peer_queue_bytes_max,
+                fetch_bytes_per_s_max: self.limits.fetch_bytes_per_s_max.unwrap_or(0),
             },
             log: check_log(self.log)?,
             members,

@@ -82,6 +82,8 @@ pub struct RawLimits {
     pub allow_quit: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer_queue_bytes_max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetch_bytes_per_s_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

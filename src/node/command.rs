@@ -163,6 +163,8 @@ fn setup(
             ..durus::Limits::default()
         },
         keep_generations: config.keep_generations,
+        block_bytes: crate::pack::BLOCK_BYTES,
+        fetch_bytes_per_s_max: Some(config.limits.fetch_bytes_per_s_max).filter(|max| *max > 0),
         disk: disk.clone(),
         log: log.clone(),
     }

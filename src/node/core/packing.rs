@@ -5,13 +5,15 @@
 //! its turn, compares the hash with the agreed one, and follows the live transactions in both files until the election
 //! of the new generation. Any other election drops all of it.
 
+use std::sync::Arc;
+
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
 use super::{Action, Core, Next, Role};
 use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
-use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
+use crate::pack::{Blocks, Build, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
@@ -57,6 +59,7 @@ enum Building {
     Built {
         base_hash: Chain,
         base_len: u64,
+        blocks: Option<Arc<Blocks>>,
         removed: RoaringTreemap,
         proposed: Option<Now>,
     },
@@ -313,8 +316,8 @@ impl Core {
         }
         match std::mem::take(&mut self.pack.building) {
             Building::Waiting => self.start_build(pack, seal, out),
-            Building::Built { base_hash, base_len, removed, proposed } => {
-                self.on_base_agreed(pack, base_hash, base_len, removed, proposed, out);
+            Building::Built { base_hash, base_len, blocks, removed, proposed } => {
+                self.on_base_agreed(pack, base_hash, base_len, blocks, removed, proposed, out);
             }
             Building::Following { removed, proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
@@ -350,7 +353,8 @@ impl Core {
 
     pub(super) fn build_job(&self, generation: Generation, p: Seq, f: Seq) -> Job {
         let file = self.shelf.name().to_string();
-        Job::Build(Build::new(file, generation, p, f, BUILDING.to_string()))
+        let build = Build::new(file, generation, p, f, BUILDING.to_string());
+        Job::Build(build.with_blocks(self.setup.block_bytes))
     }
 
     /// Ours is built: agree on it, or compare it with what was agreed.
@@ -359,12 +363,18 @@ impl Core {
         pack: &Pack,
         base_hash: Chain,
         base_len: u64,
+        blocks: Option<Arc<Blocks>>,
         removed: RoaringTreemap,
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
+        let block_root = blocks.as_ref().map(|blocks| blocks.root());
+        let roots_differ = pack.block_root.is_some_and(|agreed| Some(agreed) != block_root);
         match pack.base_hash {
-            Some(agreed) if agreed == base_hash => {
+            Some(agreed) if agreed == base_hash && !roots_differ => {
+                if let Some(blocks) = blocks {
+                    self.keep_list(pack.generation, base_hash, blocks);
+                }
                 let name = file_name(pack.generation, base_hash);
                 let rename = DiskTask::Rename { from: BUILDING.to_string(), to: name.clone() };
                 self.disk(Purpose::BaseNamed { name }, rename, out);
@@ -372,8 +382,10 @@ impl Core {
                 self.pack.building = Building::Opening { job: 0, removed };
             }
             Some(agreed) => {
-                let why =
-                    format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
+                let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
+                let why = format!(
+                    "our base is {base_hash}, agreed is {agreed}{what}: a broken disk or a bug"
+                );
                 slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
                     "why" => &why);
                 self.pack.building = Building::Failed(why);
@@ -387,11 +399,13 @@ impl Core {
                         base_hash: wire::put_chain(base_hash),
                         node: self.setup.id.0,
                         base_len,
+                        block_root: wire::put_root(block_root),
                     };
                     self.propose(CommandKind::PackBase(base), out);
                 }
                 let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building = Building::Built { base_hash, base_len, removed, proposed };
+                self.pack.building =
+                    Building::Built { base_hash, base_len, blocks, removed, proposed };
             }
         }
     }
@@ -427,6 +441,12 @@ impl Core {
         if self.is_old_job(job) {
             return self.on_old_opened(result);
         }
+        if self.is_fetch_job(job) {
+            return self.on_fetch_job(result, out);
+        }
+        if self.is_giving_job(job) {
+            return self.on_giving_job(job, result, out);
+        }
         if !self.pack.jobs().any(|mine| mine == job) {
             return; // of a pack that was called off
         }
@@ -447,6 +467,7 @@ impl Core {
                 self.pack.building = Building::Built {
                     base_hash: built.base_hash,
                     base_len: built.base_len,
+                    blocks: built.blocks,
                     removed: built.removed,
                     proposed: None,
                 };
@@ -458,6 +479,8 @@ impl Core {
                     self.pack.building = Building::Following { removed, proposed: None };
                 }
             }
+            // Not of a pack, and nobody's any more.
+            JobOutcome::Listed(_) | JobOutcome::Checked(_) | JobOutcome::Read(_) => {}
         }
     }
 
@@ -530,6 +553,8 @@ impl Core {
         self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
         self.old.insert(old.generation(), old);
         self.remove_old_generations(out);
+        let oldest = self.old.first_key_value().map_or(generation, |(oldest, _)| *oldest);
+        self.drop_lists_below(oldest);
         let told = self.shelf.tip().seq.next();
         if self.serving {
             let untold = mutants::broken(Mutant::PackNotTold);
