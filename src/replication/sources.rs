@@ -132,6 +132,11 @@ impl Sources {
         })
     }
 
+    /// Everybody says that it has not the base. Silence is no such word.
+    pub fn all_lack_it(&self) -> bool {
+        self.peers.values().all(|source| source.has == Some(false))
+    }
+
     /// It has not what it said that it has.
     pub fn lacks(&mut self, peer: NodeId) {
         if let Some(source) = self.peers.get_mut(&peer) {

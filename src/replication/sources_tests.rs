@@ -132,6 +132,7 @@ fn when_nobody_has_it_there_is_no_hope() {
         sources.on_probe_reply(A, false, at(ms));
     }
     assert!(sources.is_hopeless(), "A says no, and B nothing");
+    assert!(!sources.all_lack_it());
     sources.on_probe_reply(B, true, at(1500));
     assert!(!sources.is_hopeless());
     sources.refuse(B, at(1600));

@@ -184,8 +184,10 @@ impl Core {
         let Some(fetch) = &self.fetch else { return };
         match &fetch.stage {
             Stage::Checking { .. } | Stage::Creating(_) => {}
-            _ if fetch.sources.is_hopeless() => self.on_fetch_failed(),
+            Stage::Listing(_) if fetch.sources.is_hopeless() => self.on_fetch_failed(),
             Stage::Listing(_) => self.drive_listing(out),
+            // With a part of it here, silence is waited out: to begin again means to look through that part again.
+            Stage::Fetching(_) if fetch.sources.all_lack_it() => self.on_fetch_failed(),
             Stage::Fetching(_) => self.drive_blocks(out),
         }
     }
@@ -550,3 +552,7 @@ fn take_part(
     let (_, parts) = listing.parts.as_mut().expect("just made");
     parts.take(answer.base_len, answer.first, &answer.hashes)
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

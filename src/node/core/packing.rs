@@ -83,8 +83,8 @@ pub(super) struct PackRun {
     building: Building,
     my_turn: bool,
     permille: u32,
-    /// What the last pack removed, and the seq at which clients were told.
-    removed: Option<(Seq, RoaringTreemap)>,
+    /// What the last pack removed.
+    removed: Option<RoaringTreemap>,
 }
 
 impl PackRun {
@@ -95,12 +95,12 @@ impl PackRun {
         }
     }
 
-    pub(super) fn removed(&self) -> Option<(Seq, &RoaringTreemap)> {
-        self.removed.as_ref().map(|(told, oids)| (*told, oids))
+    pub(super) fn removed(&self) -> Option<&RoaringTreemap> {
+        self.removed.as_ref()
     }
 
-    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
-        self.removed = Some((told, removed));
+    pub(super) fn set_removed(&mut self, removed: RoaringTreemap) {
+        self.removed = Some(removed);
     }
 
     pub(super) fn on_progress(&mut self, job: u64, permille: u32) {
@@ -555,7 +555,6 @@ impl Core {
         self.remove_old_generations(out);
         let oldest = self.old.first_key_value().map_or(generation, |(oldest, _)| *oldest);
         self.drop_lists_below(oldest);
-        let told = self.shelf.tip().seq.next();
         if self.serving {
             let untold = mutants::broken(Mutant::PackNotTold);
             let removed = if untold { RoaringTreemap::new() } else { removed.clone() };
@@ -563,7 +562,7 @@ impl Core {
             self.sessions.removed(generation, &removed, &mut actions);
             self.on_session_actions(actions, out);
         }
-        self.set_removed(told, removed);
+        self.pack.set_removed(removed);
         self.beats.soon();
     }
 
