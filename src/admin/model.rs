@@ -174,6 +174,9 @@ pub struct RebaseStatus {
     pub reused_bytes: u64,
     /// Of bases: blocks from peers that were not what they should be.
     pub refused_bytes: u64,
+    /// Of bases: given to other nodes.
+    #[serde(default)]
+    pub given_bytes: u64,
     /// The newest that is done; `null`: none since it started.
     pub last: Option<LastRebase>,
     /// The one in progress.

@@ -223,6 +223,7 @@ fn rebases(told: &Rebases) -> RebaseStatus {
         base: rung(Rung::Base),
         reused_bytes: told.reused_bytes,
         refused_bytes: told.refused_bytes,
+        given_bytes: told.given_bytes,
         last: Some(last).filter(|_| told.last() != Rung::NoRung),
         now: told.now.as_ref().map(rebase_now),
     }

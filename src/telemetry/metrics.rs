@@ -85,6 +85,7 @@ fn ladder(rebases: &RebaseStatus, out: &mut Exposition) {
     out.gauge("rebase_reused_bytes", "Of bases: here from a fetch that was interrupted.", reused);
     let refused = rebases.refused_bytes;
     out.gauge("rebase_refused_bytes", "Of bases: blocks that were not as they should be.", refused);
+    out.gauge("rebase_given_bytes", "Of bases: given to other nodes.", rebases.given_bytes);
     let now = rebases.now.as_ref();
     out.gauge("rebasing", "1: a rebase is in progress.", u8::from(now.is_some()));
     let Some(now) = now else { return };

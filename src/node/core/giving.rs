@@ -194,7 +194,10 @@ impl Core {
     ) {
         if let Some((to, mut reply)) = self.giving.reads.remove(&job) {
             match result {
-                Ok(JobOutcome::Read(bytes)) => reply.data = bytes,
+                Ok(JobOutcome::Read(bytes)) => {
+                    self.ladder.gave(bytes.len() as u64);
+                    reply.data = bytes;
+                }
                 Ok(_) => {}
                 Err(error) => {
                     slog::warn!(self.log, "a block of a base can't be read for a peer"; "peer" => to.0, "error" => %error);

@@ -19,6 +19,7 @@ pub(super) struct Ladder {
     wire_bytes: [u64; RUNGS.len()],
     reused_bytes: u64,
     refused_bytes: u64,
+    given_bytes: u64,
     climb: Option<Climb>,
     last: Option<Climb>,
     last_ms: u64,
@@ -118,6 +119,11 @@ impl Ladder {
         self.refused_bytes += bytes;
     }
 
+    /// To others.
+    pub(super) fn gave(&mut self, bytes: u64) {
+        self.given_bytes += bytes;
+    }
+
     /// What it took over the wire; the node is in the new generation.
     pub(super) fn finish(&mut self, now: Now) -> u64 {
         let Some(climb) = self.climb.take() else { return 0 };
@@ -170,6 +176,7 @@ impl Ladder {
             last_ms: self.last_ms,
             reused_bytes: self.reused_bytes,
             refused_bytes: self.refused_bytes,
+            given_bytes: self.given_bytes,
         }
     }
 }
