@@ -199,7 +199,7 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
         failing: said(&beat.failing),
         fetched_bytes: beat.fetched_bytes,
         rebase: said(&beat.rebase),
-        rebases: beat.rebases.as_ref().map(rebases).unwrap_or_default(),
+        rebases: beat.rebases.as_deref().map(rebases).unwrap_or_default(),
     }
 }
 

@@ -421,7 +421,7 @@ fn the_ladder_is_told_rung_by_rung() {
         bytes_per_s: 0,
         left_ms: 0,
     };
-    edit(&mut view, 3).rebases = Some(Rebases {
+    let told = Rebases {
         rungs: vec![local, base],
         now: Some(now),
         last: Rung::Local.into(),
@@ -429,7 +429,8 @@ fn the_ladder_is_told_rung_by_rung() {
         last_ms: 1500,
         reused_bytes: 100,
         ..Rebases::default()
-    });
+    };
+    edit(&mut view, 3).rebases = Some(Box::new(told));
     let told = status(&view).node("n3").unwrap().rebases.clone();
     assert_eq!((told.local.finished, told.tail.finished, told.base.finished), (2, 0, 0));
     assert_eq!((told.base.wire_bytes, told.reused_bytes), (400, 100));

@@ -267,6 +267,9 @@ impl Core {
         if fetch.id != answer.id || listing.asked.is_none_or(|(peer, _)| peer != from) {
             return Ok(());
         }
+        if answer.first != listing.parts.as_ref().map_or(0, |(_, parts)| parts.next()) {
+            return Ok(()); // an answer that came twice
+        }
         listing.asked = None;
         if answer.hashes.is_empty() {
             listing.not_now.insert(from, now);
@@ -310,6 +313,10 @@ impl Core {
         let wanted = base_len.saturating_sub(*there.as_ref().unwrap_or(&0)) + FREE_BYTES_MIN;
         if let Some(free) = disk.free_bytes().ok().filter(|free| *free < wanted) {
             let why = format!("the base needs {wanted} bytes of disk, {free} are free");
+            if fetch.record.block_root.is_none() {
+                // It may not be as long as this peer says.
+                fetch.sources.refuse(list.from, now);
+            }
             self.stop_fetching();
             return self.cannot_rebase(why);
         }

@@ -55,8 +55,8 @@ fn base(agreed: bool) -> Base {
     Base { bytes, blocks, record }
 }
 
-/// Node 2 is master of the second generation; the first one was another than what node 1 has.
-fn state(base: &Base) -> State {
+/// Node 2 is master of this generation; the first one was another than what node 1 has, then came those `before`.
+fn state(base: &Base, before: &[control_pb::GenerationRecord]) -> State {
     let member = |id: u64| control_pb::Member {
         id,
         name: format!("n{id}"),
@@ -66,7 +66,7 @@ fn state(base: &Base) -> State {
         ..Default::default()
     };
     let floor = pb::Position {
-        generation: 2,
+        generation: base.record.number,
         base_hash: base.record.base_hash.clone(),
         tip: Some(wire::put_tip(&crate::types::Tip::default())),
     };
@@ -90,7 +90,7 @@ fn state(base: &Base) -> State {
         members: (1..=3).map(member).collect(),
         epoch: 1,
         mastership: Some(elect),
-        generations: vec![first, base.record.clone()],
+        generations: [vec![first], before.to_vec(), vec![base.record.clone()]].concat(),
         ..Default::default()
     };
     State::decode(&state.encode_to_vec()).unwrap()
@@ -106,9 +106,13 @@ struct Node {
 
 impl Node {
     fn start(disk: &MemDisk, base: &Base) -> Node {
+        Node::start_after(disk, base, &[])
+    }
+
+    fn start_after(disk: &MemDisk, base: &Base, before: &[control_pb::GenerationRecord]) -> Node {
         let now = Now { mono_us: 1, wall_us: 1 };
         let mut core = first_of_three(Arc::new(disk.clone()), now);
-        core.control = state(base);
+        core.control = state(base, before);
         let mut node = Node { core, disk: disk.clone(), now, asked: Vec::new() };
         node.after(1);
         node
@@ -202,8 +206,13 @@ impl Node {
         }
     }
 
+    fn partials(&self) -> Vec<String> {
+        let names = self.disk.list().unwrap().into_iter();
+        names.filter(|name| name.starts_with(PARTIAL)).collect()
+    }
+
     fn partial(&self) -> Option<String> {
-        self.disk.list().unwrap().into_iter().find(|name| name.starts_with(PARTIAL))
+        self.partials().pop()
     }
 }
 
@@ -283,4 +292,47 @@ fn without_a_root_a_false_list_is_found_out_at_the_end() {
     assert_eq!(node.wants(), [(2, 3)]);
     node.is_given_all(&base.bytes);
     assert!(node.core.is_current_file());
+}
+
+#[test]
+fn unfinished_bases_that_nobody_wants_are_removed() {
+    let (disk, base) = (MemDisk::new(), base(true));
+    // From an older program; of another base of this generation; of one that Raft has not told of yet.
+    let names = ["fetching.durus", "fetching-g00000002-00000000.durus"];
+    let to_come = "fetching-g00000003-00000000.durus";
+    names.iter().chain([&to_come]).for_each(|name| drop(disk.create(name).unwrap()));
+    let mut node = Node::start(&disk, &base);
+    assert_eq!(node.partials(), [to_come]);
+    node.is_told_who_has_it(&[2, 3]);
+    node.is_listed(3, &base.blocks);
+    node.is_given_all(&base.bytes);
+    assert!(node.core.is_current_file());
+    assert_eq!(node.partials(), [to_come]);
+    // In step from the start, it has no use for one of its own generation.
+    drop(disk.create(names[1]).unwrap());
+    let node = Node::start(&disk, &base);
+    assert_eq!(node.partials(), [to_come]);
+}
+
+/// There was a pack since. What was begun leads to the new generation too, as long as somebody has the rest of it.
+#[test]
+fn a_base_that_was_begun_is_gone_on_with_after_a_pack() {
+    let (disk, begun) = (MemDisk::new(), base(true));
+    let mut node = Node::start(&disk, &begun);
+    node.is_told_who_has_it(&[2, 3]);
+    node.is_listed(3, &begun.blocks);
+    node.is_given(&begun.bytes);
+    let generation = |node: &Node| match &node.asked[0].1 {
+        Kind::Probe(probe) => probe.generation,
+        other => panic!("{other:?}"),
+    };
+    let mut packed = base(true);
+    packed.record.number = 3;
+    packed.record.base_hash = vec![7; 20].into();
+    let mut node = Node::start_after(&disk, &packed, std::slice::from_ref(&begun.record));
+    assert_eq!((generation(&node), node.partials().len()), (2, 1));
+    node.is_told_who_has_it(&[]);
+    assert!(matches!(node.core.rebase, Some(Rebase::Failed { .. })), "it is gone everywhere");
+    node.after(1100);
+    assert_eq!((generation(&node), node.partials().len()), (3, 0));
 }

@@ -51,8 +51,8 @@ impl Climb {
 
     fn bytes_per_s(&self, now: Now) -> u64 {
         let Some((since, before)) = self.samples.front() else { return 0 };
-        let ms = now.since_ms(*since);
-        if ms == 0 { 0 } else { self.done.saturating_sub(*before) * 1000 / ms }
+        let done = self.done.saturating_sub(*before);
+        (done * 1000).checked_div(now.since_ms(*since)).unwrap_or(0)
     }
 
     fn left_ms(&self, now: Now) -> u64 {

@@ -38,7 +38,7 @@ use crate::control::State;
 use crate::durus;
 use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
-use crate::failover::health::Health;
+use crate::failover::health::{Health, Look};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
@@ -249,7 +249,7 @@ impl Core {
             due = due.min(requests.max(self.now.mono_us + 1000));
         }
         if let Some(fetch) = self.fetch_deadline_us() {
-            due = due.min(fetch.max(self.now.mono_us + 1000));
+            due = due.min(fetch.max(self.now.mono_us + 5000));
         }
         if let Role::Master(master) = &self.role {
             for follower in master.followers.values() {
@@ -365,7 +365,11 @@ impl Core {
             return;
         }
         if !alone && self.raft.is_leader() && self.now.since_ms(since) < PATIENCE_MS {
-            if let Some(heir) = self.control.master().map(|(master, _)| master) {
+            // While leadership is being handed over nothing can be proposed: not to somebody who is gone.
+            let (silence_ms, now) = (self.setup.timing.silence_ms, self.now);
+            let is_there = |id: &NodeId| self.health.look(*id, silence_ms, now) == Look::Alive;
+            let heir = self.control.master().map(|(master, _)| master).filter(is_there);
+            if let Some(heir) = heir {
                 self.raft.transfer_leader(heir);
             }
             return;

@@ -5,15 +5,13 @@
 //! its turn, compares the hash with the agreed one, and follows the live transactions in both files until the election
 //! of the new generation. Any other election drops all of it.
 
-use std::sync::Arc;
-
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
 use super::{Action, Core, Next, Role};
 use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
-use crate::pack::{Blocks, Build, Job, JobError, JobOutcome, Mark, Marked};
+use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
@@ -57,10 +55,7 @@ enum Building {
         job: u64,
     },
     Built {
-        base_hash: Chain,
-        base_len: u64,
-        blocks: Option<Arc<Blocks>>,
-        removed: RoaringTreemap,
+        built: Built,
         proposed: Option<Now>,
     },
     Opening {
@@ -139,7 +134,7 @@ impl Core {
             _ => self.pack.permille,
         };
         let base_hash = match &self.pack.building {
-            Building::Built { base_hash, .. } => wire::put_chain(*base_hash),
+            Building::Built { built, .. } => wire::put_chain(built.base_hash),
             _ => self
                 .next
                 .as_ref()
@@ -316,8 +311,8 @@ impl Core {
         }
         match std::mem::take(&mut self.pack.building) {
             Building::Waiting => self.start_build(pack, seal, out),
-            Building::Built { base_hash, base_len, blocks, removed, proposed } => {
-                self.on_base_agreed(pack, base_hash, base_len, blocks, removed, proposed, out);
+            Building::Built { built, proposed } => {
+                self.on_base_agreed(pack, built, proposed, out);
             }
             Building::Following { removed, proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
@@ -361,25 +356,23 @@ impl Core {
     fn on_base_agreed(
         &mut self,
         pack: &Pack,
-        base_hash: Chain,
-        base_len: u64,
-        blocks: Option<Arc<Blocks>>,
-        removed: RoaringTreemap,
+        built: Built,
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
-        let block_root = blocks.as_ref().map(|blocks| blocks.root());
+        let base_hash = built.base_hash;
+        let block_root = built.blocks.as_ref().map(|blocks| blocks.root());
         let roots_differ = pack.block_root.is_some_and(|agreed| Some(agreed) != block_root);
         match pack.base_hash {
             Some(agreed) if agreed == base_hash && !roots_differ => {
-                if let Some(blocks) = blocks {
+                if let Some(blocks) = built.blocks {
                     self.keep_list(pack.generation, base_hash, blocks);
                 }
                 let name = file_name(pack.generation, base_hash);
                 let rename = DiskTask::Rename { from: BUILDING.to_string(), to: name.clone() };
                 self.disk(Purpose::BaseNamed { name }, rename, out);
                 // The job number is known when the file has its name.
-                self.pack.building = Building::Opening { job: 0, removed };
+                self.pack.building = Building::Opening { job: 0, removed: built.removed };
             }
             Some(agreed) => {
                 let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
@@ -398,14 +391,13 @@ impl Core {
                         generation: pack.generation.0,
                         base_hash: wire::put_chain(base_hash),
                         node: self.setup.id.0,
-                        base_len,
+                        base_len: built.base_len,
                         block_root: wire::put_root(block_root),
                     };
                     self.propose(CommandKind::PackBase(base), out);
                 }
                 let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building =
-                    Building::Built { base_hash, base_len, blocks, removed, proposed };
+                self.pack.building = Building::Built { built, proposed };
             }
         }
     }
@@ -464,13 +456,7 @@ impl Core {
             }
             JobOutcome::Built(built) => {
                 slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len);
-                self.pack.building = Building::Built {
-                    base_hash: built.base_hash,
-                    base_len: built.base_len,
-                    blocks: built.blocks,
-                    removed: built.removed,
-                    proposed: None,
-                };
+                self.pack.building = Building::Built { built, proposed: None };
             }
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
