@@ -160,8 +160,8 @@ fn pack(name: &'static str, tail: u64) -> Operation {
     }
 }
 
-/// Blocks in which the base comes: some of them.
-const BLOCK_BYTES: u64 = 512;
+/// Blocks in which the base comes: a few of them.
+const BLOCK_BYTES: u64 = 1024;
 
 fn blocks(base: &[u8]) -> Arc<Blocks> {
     let mut lister = Lister::new(BLOCK_BYTES);
@@ -226,7 +226,7 @@ fn finish_fetch(
 
 fn fetch(name: &'static str, tail: u64) -> Operation {
     let of = Arc::new(generations(tail));
-    assert!(blocks(&of.base).count() > 4, "a base of {} bytes", of.base.len());
+    assert!(blocks(&of.base).count() >= 4, "a base of {} bytes", of.base.len());
     let (before, doing) = (of.clone(), of.clone());
     Operation {
         name,

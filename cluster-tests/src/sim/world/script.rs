@@ -140,6 +140,8 @@ fn run_on(script: &Script, seed: u64, crash: Option<CrashAt>, lying: bool) -> Sc
     let options = Options { clients: 3, faults: false, ..Options::default() };
     let mut world = World::new(seed, &options, trace.clone());
     world.keep_generations = 1;
+    // A base in a few blocks: a crash comes before every one.
+    world.block_bytes = 1024;
     let changes = vec![0; options.nodes];
     world.script = Some(Run { changes, crash, lying, ..Run::default() });
     let result = catch_unwind(AssertUnwindSafe(|| world.run_script(script)));
