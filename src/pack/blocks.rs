@@ -207,7 +207,12 @@ impl Check {
     }
 
     pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
+        let begins = self.file.is_none();
         let file = opened(&mut self.file, disk, &self.name)?;
+        if begins {
+            // What a process wrote that was killed before its sync may be in memory only; from now on it counts.
+            file.sync()?;
+        }
         let (blocks, mut read) = (&self.blocks, 0);
         while (self.have.len() as u64) < blocks.count() && read < STEP_BYTES {
             let block = self.have.len() as u64;
