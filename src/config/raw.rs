@@ -22,18 +22,18 @@ pub struct RawConfig {
     pub durability: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_generations: Option<u32>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub listen: RawListen,
     pub member: Vec<RawMember>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub timing: RawTiming,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub limits: RawLimits,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub log: RawLog,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawListen {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ pub struct RawListen {
 }
 
 /// Who may connect to Unix sockets that have a path.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawUnix {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,7 +89,7 @@ pub struct RawTiming {
     pub open_timeout_ms: Option<u64>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub struct RawLimits {
     pub peer_queue_bytes_max: Option<ByteSize>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawLog {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +129,11 @@ pub struct RawLog {
     pub format: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+}
+
+/// Nothing is set in it: it need not be written.
+fn is_empty<T: Default + PartialEq>(table: &T) -> bool {
+    *table == T::default()
 }
 
 impl RawConfig {

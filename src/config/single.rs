@@ -87,8 +87,8 @@ pub fn write(options: &Single) -> Result<String, ConfigError> {
             writeln!(out, "# {} does not exist: the node begins empty.", options.file.display())
         }
     };
-    let _ = writeln!(out, "\n{text}");
-    Ok(out)
+    out.push('\n');
+    Ok(out + &text)
 }
 
 fn raw(options: &Single) -> Result<RawConfig, ConfigError> {
