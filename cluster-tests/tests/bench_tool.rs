@@ -13,7 +13,7 @@ use serde_json::Value;
 const SECONDS: f64 = 0.6;
 const SIZE: u64 = 100;
 /// What the bench's record has around its text: oid, length, and the pickle.
-const AROUND: u64 = 12 + 75;
+const AROUND: u64 = 12 + 59;
 
 fn bench(address: &str, args: &[&str]) -> Value {
     let output = Command::new(packmaster())
@@ -44,9 +44,12 @@ fn check(said: &Value, workload: &str, each: f64, bytes: f64) {
     assert!(requests > 10.0 && (SECONDS..SECONDS + 1.0).contains(&seconds), "{said}");
     let near = |is: f64, should: f64| (is - should).abs() <= should * 1e-6;
     assert!(near(number(said, "requests_per_second"), requests / seconds), "{said}");
-    assert!(near(number(said, "objects_per_second"), requests * each / seconds), "{said}");
-    assert!(near(number(said, "bytes_per_second"), requests * each * bytes / seconds), "{said}");
-    assert_eq!(number(said, "conflicts"), 0.0, "{said}");
+    // Clients that load each other's objects and store their own may conflict; nothing was stored then.
+    let conflicts = number(said, "conflicts");
+    assert!(conflicts == 0.0 || workload == "mixed" && conflicts < requests / 10.0, "{said}");
+    let objects = requests * each - conflicts;
+    assert!(near(number(said, "objects_per_second"), objects / seconds), "{said}");
+    assert!(near(number(said, "bytes_per_second"), objects * bytes / seconds), "{said}");
     let latency = ["p50", "p90", "p99", "p999", "max"].map(|key| number(&said["latency_ms"], key));
     assert!(latency[0] > 0.0 && latency.is_sorted(), "{said}");
     // Three clients that ask one after the other can't have waited longer in all than there was time.

@@ -191,7 +191,7 @@ fn five_thousand_idle_clients() {
     // The node raises its own soft limit.
     let mut cluster = Builder::default().nodes(1).set("limits.clients_max=6000").prepare();
     let mut few_files = std::process::Command::new("prlimit");
-    few_files.args(["--nofile=1024:20000", "--"]).arg(cluster_tests::binary::packmaster());
+    few_files.args(["--nofile=1024:", "--"]).arg(cluster_tests::binary::packmaster());
     cluster.launch_by(0, few_files);
     cluster.wait_healthy();
     let to = cluster.nodes[0].durus;

@@ -193,7 +193,9 @@ fn a_stock_stop_stops_a_node_that_may_be_stopped() {
     quitter.send(b"Q").expect("send");
     assert!(quitter.is_closed_within(Duration::from_secs(5)));
     bystander.sync().expect("it goes on");
-    assert!(cluster.nodes[0].log_text().contains("limits.allow_quit"));
+    cluster.wait_for("a line about it", 5, |cluster| {
+        cluster.nodes[0].log_text().contains("limits.allow_quit").then_some(())
+    });
     cluster.finish();
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -47,8 +47,17 @@ struct Unsent {
     bytes: AtomicUsize,
     bytes_max: usize,
     shrunk: Notify,
-    /// There are more than may wait.
+    /// More is held for this client than may be, and why: it is closed without what waits.
     full: Notify,
+    full_why: OnceLock<String>,
+}
+
+impl Unsent {
+    fn overflow(&self, why: String) {
+        // The first reason is the one.
+        let _ = self.full_why.set(why);
+        self.full.notify_one();
+    }
 }
 
 enum Outgoing {
@@ -70,17 +79,21 @@ impl Clients {
         if let Some(client) = self.table().get(&conn) {
             let unsent = &client.unsent;
             let before = unsent.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-            if before + bytes.len() > unsent.bytes_max {
-                unsent.full.notify_one();
+            let wait = before + bytes.len();
+            if wait > unsent.bytes_max {
+                unsent.overflow(format!("it reads too slowly: {wait} bytes wait for it"));
             }
             // Fails only when the connection's task is ending.
             let _ = client.queue.send(Outgoing::Data(bytes));
         }
     }
 
-    /// Closes the connection after what was sent before has left.
+    /// Closes the connection after what was sent before has left; at once, if that is too much.
     pub fn close(&self, conn: ConnId, closing: Closing) {
         if let Some(client) = self.table().get(&conn) {
+            if closing.limit == Some(limits::SESSION_BYTES_MAX) {
+                return client.unsent.overflow(closing.reason);
+            }
             let _ = client.queue.send(Outgoing::Close(closing));
         }
     }
@@ -163,9 +176,7 @@ async fn serve(port: Arc<DurusPort>, stream: Stream, from: String, listener: Arc
             info!(port.log, "client closed"; "from" => from, "listener" => &*listener, "conn" => conn.0, "why" => reason)
         }
         End::Stalled => limit(limits::COMMAND_MAX, "it takes nothing of what waits for it"),
-        End::Full => {
-            limit(limits::SESSION_BYTES_MAX, "more waits for it than may: it reads too slowly")
-        }
+        End::Full(why) => limit(limits::SESSION_BYTES_MAX, &why),
     }
 }
 
@@ -179,13 +190,14 @@ async fn converse(port: &DurusPort, conn: ConnId, stream: Stream, address: Strin
         bytes_max: port.session_bytes_max,
         shrunk: Notify::new(),
         full: Notify::new(),
+        full_why: OnceLock::new(),
     });
     port.clients.table().insert(conn, Client { queue, unsent: unsent.clone() });
     port.feed.put(Input::ClientOpened { conn, address });
     let ended = tokio::select! {
         ended = read_all(&port.feed, conn, &stream, &unsent) => ended,
         ended = write_all(port, queued, &stream, &unsent) => ended,
-        () = unsent.full.notified() => End::Full,
+        () = unsent.full.notified() => End::Full(unsent.full_why.get().cloned().unwrap_or_default()),
     };
     port.clients.table().remove(&conn);
     port.feed.put(Input::ClientClosed { conn });
@@ -199,8 +211,8 @@ enum End {
     /// The core wanted it so.
     Closed(Closing),
     Stalled,
-    /// Too much waits for it.
-    Full,
+    /// Too much is held for it.
+    Full(String),
 }
 
 async fn read_all(feed: &Feed, conn: ConnId, stream: &Stream, unsent: &Unsent) -> End {
