@@ -46,10 +46,12 @@ fn check(said: &Value, workload: &str, each: f64, bytes: f64) {
     assert!(near(number(said, "requests_per_second"), requests / seconds), "{said}");
     // Clients that load each other's objects and store their own may conflict; nothing was stored then.
     let conflicts = number(said, "conflicts");
-    assert!(conflicts == 0.0 || workload == "mixed" && conflicts < requests / 10.0, "{said}");
+    assert!(conflicts == 0.0 || workload == "mixed" && conflicts < requests * 0.1 + 1.0, "{said}");
     let objects = requests * each - conflicts;
     assert!(near(number(said, "objects_per_second"), objects / seconds), "{said}");
-    assert!(near(number(said, "bytes_per_second"), objects * bytes / seconds), "{said}");
+    // A load of what somebody else has stored since is answered without a record.
+    let (taken, all) = (number(said, "bytes_per_second"), objects * bytes / seconds);
+    assert!(near(taken, all) || workload == "mixed" && taken < all && taken > all * 0.8, "{said}");
     let latency = ["p50", "p90", "p99", "p999", "max"].map(|key| number(&said["latency_ms"], key));
     assert!(latency[0] > 0.0 && latency.is_sorted(), "{said}");
     // Three clients that ask one after the other can't have waited longer in all than there was time.

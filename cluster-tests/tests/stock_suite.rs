@@ -143,7 +143,7 @@ fn stress_on_a_single_node() {
 /// third, while it is master.
 #[test]
 fn stress_while_masters_are_killed() {
-    const KILLS: usize = 4;
+    const KILLS: usize = 6;
     let mut cluster = Cluster::start();
     let victim = cluster.master();
     let others: Vec<usize> = (0..3).filter(|&i| i != victim).collect();
