@@ -70,6 +70,23 @@ fn node(status: &Status, own: &NodeStatus, out: &mut Exposition) {
     );
 }
 
+/// The limits: key, value (a count, bytes, or seconds), and how often each was reached since the process started.
+pub fn limits(all: &[(&'static str, f64, u64)]) -> String {
+    let mut out = Exposition::default();
+    const LIMIT: &str = "packmaster_limit";
+    const HITS: &str = "packmaster_limit_hits_total";
+    out.family(LIMIT, "A key of [limits] in the configuration: a count, bytes, or seconds.");
+    for (key, value, _) in all {
+        out.labelled(LIMIT, "limit", key, *value);
+    }
+    let help = "How often the limit closed a connection since this process started.";
+    let _ = writeln!(out.0, "# HELP {HITS} {help}\n# TYPE {HITS} counter");
+    for (key, _, hits) in all {
+        out.labelled(HITS, "limit", key, *hits as f64);
+    }
+    out.0
+}
+
 #[derive(Default)]
 struct Exposition(String);
 

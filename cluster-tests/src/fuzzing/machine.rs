@@ -97,17 +97,17 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
 /// Small, so that a fuzzer comes upon them.
 pub fn limits() -> Limits {
     Limits {
-        connections_max: 3,
+        clients_max: 3,
         transaction_bytes_max: 4000,
         objects_per_transaction_max: 6,
         record_bytes_max: 600,
         bulk_oids_max: 12,
-        answer_bytes_max: 1500,
-        input_buffered_max: 2000,
+        session_bytes_max: 1500,
+        input_buffered_bytes_max: 2000,
         unused_oids_max: 300,
         commits_waiting_bytes_max: 6000,
         wait_max_ms: 6000,
-        command_timeout_ms: 4000,
+        command_max_ms: 4000,
         ..Limits::default()
     }
 }
@@ -200,7 +200,7 @@ impl Machine {
         match action {
             Action::Send { to, message } => self.sent.push_back((to.0, message)),
             Action::ClientSend { conn, bytes } => self.said.push_back((conn.0, Word::Bytes(bytes))),
-            Action::ClientClose { conn, reason } => {
+            Action::ClientClose { conn, reason, .. } => {
                 self.said.push_back((conn.0, Word::Closed(reason)));
             }
             Action::AdminReply { .. } => {}

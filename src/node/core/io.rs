@@ -78,6 +78,8 @@ pub enum Action {
     ClientClose {
         conn: ConnId,
         reason: String,
+        /// The limit that bit, by its key in the configuration, if one did.
+        limit: Option<&'static str>,
     },
     AdminReply {
         request: u64,

@@ -12,6 +12,7 @@ mod admin;
 mod beats;
 mod control;
 mod disk;
+mod early;
 mod fence;
 pub mod io;
 mod master;
@@ -134,7 +135,7 @@ pub struct Core {
     sessions: durus::Sessions,
     /// What our file shows is known to be committed; until then clients wait, in `early_clients`.
     serving: bool,
-    early_clients: VecDeque<Input>,
+    early_clients: early::Early,
     requests: Requests,
 
     pack: PackRun,
@@ -232,6 +233,9 @@ impl Core {
         }
         if let Some(sessions) = self.sessions.deadline() {
             due = due.min(sessions);
+        }
+        if let Some(early) = self.early_clients.deadline_us(&self.setup.limits) {
+            due = due.min(early);
         }
         if let Some(requests) = self.requests.deadline_us() {
             due = due.min(requests.max(self.now.mono_us + 1000));

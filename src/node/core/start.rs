@@ -125,7 +125,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
             shelf.generation(),
         ),
         serving: false,
-        early_clients: VecDeque::new(),
+        early_clients: Default::default(),
         requests: requests::Requests::default(),
         pack: packing::PackRun::default(),
         rebase: None,

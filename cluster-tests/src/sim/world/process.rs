@@ -41,7 +41,7 @@ impl World {
             timing: Timing::default(),
             limits: Limits {
                 wait_max_ms: self.options.wait_max_ms,
-                command_timeout_ms: 4000,
+                command_max_ms: 4000,
                 ..Limits::default()
             },
             keep_generations: self.keep_generations,
@@ -264,7 +264,7 @@ impl World {
         match action {
             Action::Send { to, message } => self.send(node, to.0 as usize - 1, message),
             Action::ClientSend { conn, bytes } => self.client_send(node, conn, bytes),
-            Action::ClientClose { conn, reason } => {
+            Action::ClientClose { conn, reason, .. } => {
                 let Some(client) = self.process(node).conns.remove(&conn.0) else { return };
                 self.trace.line(format_args!(
                     "n{} closes c{}: {reason}",
