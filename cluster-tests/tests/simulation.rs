@@ -45,13 +45,16 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 2000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 45] = [
+const SOMETIMES: [&str; 48] = [
     "torn tail cut",
     "orphan made",
     "common point found",
     "local rebuild",
     "tail fetch",
     "base fetch",
+    "fetch resumed after a crash",
+    "bad block refused",
+    "block asked of another peer",
     "rebased",
     "floor fetched by the elected",
     "generation switch",
@@ -94,7 +97,7 @@ const SOMETIMES: [&str; 45] = [
 ];
 
 /// And every kind of fault.
-const FAULTS: [&str; 31] = [
+const FAULTS: [&str; 32] = [
     "kill",
     "power failure",
     "crash in a disk operation",
@@ -115,6 +118,7 @@ const FAULTS: [&str; 31] = [
     "clock went forwards",
     "disk: failed read",
     "disk: misdirected read",
+    "disk: wrong bytes for a peer",
     "disk: failed write",
     "disk: misdirected write",
     "disk: failed fsync",

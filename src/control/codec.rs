@@ -14,7 +14,7 @@ use super::state::{
 };
 use crate::proto::control as pb;
 use crate::proto::replication;
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
 
 const FORMAT: u32 = 1;
 
@@ -121,6 +121,18 @@ pub(super) fn get_chain(what: &str, bytes: &[u8]) -> Result<Chain, String> {
 
 fn put_chain(chain: &Chain) -> Bytes {
     Bytes::copy_from_slice(&chain.0)
+}
+
+/// Absent in what an older program wrote.
+pub(super) fn get_root(bytes: &[u8]) -> Result<Option<BlockRoot>, String> {
+    match bytes {
+        [] => Ok(None),
+        root => Ok(Some(BlockRoot(get_chain("the root of the block hashes", root)?.0))),
+    }
+}
+
+fn put_root(root: Option<BlockRoot>) -> Bytes {
+    root.map_or(Bytes::new(), |root| Bytes::copy_from_slice(&root.0))
 }
 
 /// 0 is nobody.
@@ -236,6 +248,7 @@ fn put_generation(record: &GenerationRecord) -> pb::GenerationRecord {
         cut_seq: record.cut_seq.0,
         cut_chain: put_chain(&record.cut_chain),
         since_wall_us: record.since_wall_us,
+        block_root: put_root(record.block_root),
     }
 }
 
@@ -256,6 +269,7 @@ fn get_generation(record: &pb::GenerationRecord) -> Result<GenerationRecord, Str
         cut_seq: Seq(record.cut_seq),
         cut_chain,
         since_wall_us: record.since_wall_us,
+        block_root: get_root(&record.block_root)?,
     })
 }
 
@@ -276,6 +290,7 @@ fn put_pack(pack: &Pack) -> pb::PackState {
         base_hash: pack.base_hash.as_ref().map_or(Bytes::new(), put_chain),
         base_len: pack.base_len,
         ready: pack.ready.iter().map(|node| node.0).collect(),
+        block_root: put_root(pack.block_root),
     }
 }
 
@@ -293,6 +308,7 @@ fn get_pack(pack: &pb::PackState) -> Result<Pack, String> {
         base_hash,
         base_len: pack.base_len,
         ready: pack.ready.iter().map(|node| NodeId(*node)).collect(),
+        block_root: get_root(&pack.block_root)?,
     })
 }
 

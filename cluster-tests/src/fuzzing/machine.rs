@@ -89,6 +89,8 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
         timing: Timing { raft_election_ticks: 6, ..Timing::default() },
         limits: limits(),
         keep_generations: KEEP,
+        block_bytes: 64,
+        fetch_bytes_per_s_max: None,
         disk: Arc::new(disk.clone()),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }

@@ -142,6 +142,7 @@ impl Core {
             blank: self.shelf.is_blank(),
             tip_wall_us: self.shelf.last_time_us(),
             promise_durable: self.promise_durable.0,
+            rebases: Some(Box::new(self.ladder.report(self.now))),
         }
     }
 

@@ -124,9 +124,14 @@ pub fn lane(message: &PeerMessage) -> Lane {
             | Kind::ClientRequest(_)
             | Kind::ClientReply(_),
         ) => Lane::Live,
-        Some(Kind::Probe(_) | Kind::ProbeReply(_) | Kind::Fetch(_) | Kind::FetchReply(_)) => {
-            Lane::Bulk
-        }
+        Some(
+            Kind::Probe(_)
+            | Kind::ProbeReply(_)
+            | Kind::Fetch(_)
+            | Kind::FetchReply(_)
+            | Kind::BlockListRequest(_)
+            | Kind::BlockList(_),
+        ) => Lane::Bulk,
         _ => Lane::Control,
     }
 }

@@ -11,7 +11,7 @@ use super::disk::Purpose;
 use super::{Action, Core, Next, Role};
 use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
-use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
+use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
@@ -55,9 +55,7 @@ enum Building {
         job: u64,
     },
     Built {
-        base_hash: Chain,
-        base_len: u64,
-        removed: RoaringTreemap,
+        built: Built,
         proposed: Option<Now>,
     },
     Opening {
@@ -80,8 +78,8 @@ pub(super) struct PackRun {
     building: Building,
     my_turn: bool,
     permille: u32,
-    /// What the last pack removed, and the seq at which clients were told.
-    removed: Option<(Seq, RoaringTreemap)>,
+    /// What the last pack removed.
+    removed: Option<RoaringTreemap>,
 }
 
 impl PackRun {
@@ -92,12 +90,12 @@ impl PackRun {
         }
     }
 
-    pub(super) fn removed(&self) -> Option<(Seq, &RoaringTreemap)> {
-        self.removed.as_ref().map(|(told, oids)| (*told, oids))
+    pub(super) fn removed(&self) -> Option<&RoaringTreemap> {
+        self.removed.as_ref()
     }
 
-    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
-        self.removed = Some((told, removed));
+    pub(super) fn set_removed(&mut self, removed: RoaringTreemap) {
+        self.removed = Some(removed);
     }
 
     pub(super) fn on_progress(&mut self, job: u64, permille: u32) {
@@ -136,7 +134,7 @@ impl Core {
             _ => self.pack.permille,
         };
         let base_hash = match &self.pack.building {
-            Building::Built { base_hash, .. } => wire::put_chain(*base_hash),
+            Building::Built { built, .. } => wire::put_chain(built.base_hash),
             _ => self
                 .next
                 .as_ref()
@@ -313,8 +311,8 @@ impl Core {
         }
         match std::mem::take(&mut self.pack.building) {
             Building::Waiting => self.start_build(pack, seal, out),
-            Building::Built { base_hash, base_len, removed, proposed } => {
-                self.on_base_agreed(pack, base_hash, base_len, removed, proposed, out);
+            Building::Built { built, proposed } => {
+                self.on_base_agreed(pack, built, proposed, out);
             }
             Building::Following { removed, proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
@@ -350,30 +348,37 @@ impl Core {
 
     pub(super) fn build_job(&self, generation: Generation, p: Seq, f: Seq) -> Job {
         let file = self.shelf.name().to_string();
-        Job::Build(Build::new(file, generation, p, f, BUILDING.to_string()))
+        let build = Build::new(file, generation, p, f, BUILDING.to_string());
+        Job::Build(build.with_blocks(self.setup.block_bytes))
     }
 
     /// Ours is built: agree on it, or compare it with what was agreed.
     fn on_base_agreed(
         &mut self,
         pack: &Pack,
-        base_hash: Chain,
-        base_len: u64,
-        removed: RoaringTreemap,
+        built: Built,
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
+        let base_hash = built.base_hash;
+        let block_root = built.blocks.as_ref().map(|blocks| blocks.root());
+        let roots_differ = pack.block_root.is_some_and(|agreed| Some(agreed) != block_root);
         match pack.base_hash {
-            Some(agreed) if agreed == base_hash => {
+            Some(agreed) if agreed == base_hash && !roots_differ => {
+                if let Some(blocks) = built.blocks {
+                    self.keep_list(pack.generation, base_hash, blocks);
+                }
                 let name = file_name(pack.generation, base_hash);
                 let rename = DiskTask::Rename { from: BUILDING.to_string(), to: name.clone() };
                 self.disk(Purpose::BaseNamed { name }, rename, out);
                 // The job number is known when the file has its name.
-                self.pack.building = Building::Opening { job: 0, removed };
+                self.pack.building = Building::Opening { job: 0, removed: built.removed };
             }
             Some(agreed) => {
-                let why =
-                    format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
+                let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
+                let why = format!(
+                    "our base is {base_hash}, agreed is {agreed}{what}: a broken disk or a bug"
+                );
                 slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
                     "why" => &why);
                 self.pack.building = Building::Failed(why);
@@ -386,12 +391,13 @@ impl Core {
                         generation: pack.generation.0,
                         base_hash: wire::put_chain(base_hash),
                         node: self.setup.id.0,
-                        base_len,
+                        base_len: built.base_len,
+                        block_root: wire::put_root(block_root),
                     };
                     self.propose(CommandKind::PackBase(base), out);
                 }
                 let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building = Building::Built { base_hash, base_len, removed, proposed };
+                self.pack.building = Building::Built { built, proposed };
             }
         }
     }
@@ -427,6 +433,12 @@ impl Core {
         if self.is_old_job(job) {
             return self.on_old_opened(result);
         }
+        if self.is_fetch_job(job) {
+            return self.on_fetch_job(result, out);
+        }
+        if self.is_giving_job(job) {
+            return self.on_giving_job(job, result, out);
+        }
         if !self.pack.jobs().any(|mine| mine == job) {
             return; // of a pack that was called off
         }
@@ -444,12 +456,7 @@ impl Core {
             }
             JobOutcome::Built(built) => {
                 slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len);
-                self.pack.building = Building::Built {
-                    base_hash: built.base_hash,
-                    base_len: built.base_len,
-                    removed: built.removed,
-                    proposed: None,
-                };
+                self.pack.building = Building::Built { built, proposed: None };
             }
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
@@ -458,6 +465,8 @@ impl Core {
                     self.pack.building = Building::Following { removed, proposed: None };
                 }
             }
+            // Not of a pack, and nobody's any more.
+            JobOutcome::Listed(_) | JobOutcome::Checked(_) | JobOutcome::Read(_) => {}
         }
     }
 
@@ -530,7 +539,8 @@ impl Core {
         self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
         self.old.insert(old.generation(), old);
         self.remove_old_generations(out);
-        let told = self.shelf.tip().seq.next();
+        let oldest = self.old.first_key_value().map_or(generation, |(oldest, _)| *oldest);
+        self.drop_lists_below(oldest);
         if self.serving {
             let untold = mutants::broken(Mutant::PackNotTold);
             let removed = if untold { RoaringTreemap::new() } else { removed.clone() };
@@ -538,7 +548,7 @@ impl Core {
             self.sessions.removed(generation, &removed, &mut actions);
             self.on_session_actions(actions, out);
         }
-        self.set_removed(told, removed);
+        self.pack.set_removed(removed);
         self.beats.soon();
     }
 

@@ -1,7 +1,7 @@
 //! What nodes do with their disks: tasks, records of the Raft log, steps of jobs; each after its time, by production code.
 
 use packmaster::node::core::Input;
-use packmaster::pack::Step;
+use packmaster::pack::{Job, Step};
 use packmaster::storage::DiskError;
 use packmaster::storage::task::TaskDone;
 
@@ -109,6 +109,9 @@ impl World {
         let disk = self.hosts[node].disk.clone().expect("a disk");
         let Some(mut work) = self.process(node).jobs.remove(&job) else { return };
         self.light_fuse(node);
+        if let Job::Read(_) = work {
+            self.hosts[node].medium.lock().reads_for_peer();
+        }
         let step = work.step(&*disk);
         if self.fuse_burnt(node) {
             return;

@@ -45,6 +45,8 @@ impl World {
                 ..Limits::default()
             },
             keep_generations: self.keep_generations,
+            block_bytes: self.block_bytes,
+            fetch_bytes_per_s_max: None,
             disk,
             log: self.trace.logger(),
         }
