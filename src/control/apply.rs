@@ -4,6 +4,7 @@
 use prost::Message;
 
 use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_seal};
+use super::settings;
 use super::state::{
     Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Pack, Phase, Reason,
     Role, State,
@@ -15,9 +16,6 @@ use crate::types::{Epoch, Generation, NodeId, Oid, Seq};
 
 /// Bytes of a text that is kept; more is cut off.
 const TEXT_MAX: usize = 512;
-/// Bytes of a setting's name, and number of settings.
-const NAME_MAX: usize = 64;
-const SETTINGS_MAX: usize = 256;
 /// Epochs from here on are nonsense; they would soon run out.
 pub const EPOCH_MAX: u64 = 1 << 62;
 /// And so is whatever else is counted.
@@ -445,14 +443,26 @@ impl State {
 
     fn on_setting(&mut self, at: u64, setting: &pb::Setting) -> Decided {
         let pb::Setting { name, value, asked_by } = setting;
-        let fits = (1..=NAME_MAX).contains(&name.len()) && value.len() <= TEXT_MAX;
-        refuse_if(!fits, || "the setting's name or value is empty or too long".into())?;
-        let full = self.settings.len() >= SETTINGS_MAX && !self.settings.contains_key(name);
-        refuse_if(full, || format!("there are {SETTINGS_MAX} settings already"))?;
-        let why = format!("{name} = {value}");
-        self.settings.insert(name.clone(), value.clone());
+        let fits = value.len() <= TEXT_MAX;
+        refuse_if(!fits, || format!("a value of {} bytes is too long", value.len()))?;
+        let value = settings::check(name, value)?;
+        let before = self.settings.get(name).cloned();
+        refuse_if(value == before, || format!("{name} is {} already", shown(&value)))?;
+        let why = format!("{name} = {}, was {}", shown(&value), shown(&before));
+        match value {
+            Some(value) => self.settings.insert(name.clone(), value),
+            None => self.settings.remove(name),
+        };
         self.record(at, About { what: "setting", why: &why, asked_by, ..Default::default() });
         Ok(())
+    }
+}
+
+fn shown(value: &Option<String>) -> &str {
+    match value {
+        None => settings::DEFAULT,
+        Some(text) if text.is_empty() => "empty",
+        Some(text) => text,
     }
 }
 

@@ -442,14 +442,19 @@ fn pause_and_settings_in_any_phase() {
     trace.ok(fence(1, Reason::Bootstrap));
     trace.ok(pause(false));
     trace.no(pause(false), "not paused");
-    trace.ok(setting("durability", "all"));
-    assert_eq!(trace.state.setting("durability"), Some("all"));
-    trace.no_on(Epoch(0), setting("durability", "local"), "decided on epoch 0");
-    trace.no(setting("", "x"), "too long");
-    trace.no(setting("x", &"y".repeat(TEXT_MAX + 1)), "too long");
-    (1..SETTINGS_MAX).for_each(|n| trace.ok(setting(&format!("s{n}"), "v")));
-    trace.no(setting("one more", "v"), "already");
-    trace.ok(setting("durability", "majority"));
+    trace.ok(setting("pack.rate", "10MiB"));
+    assert_eq!(trace.state.setting("pack.rate"), Some("10485760"), "kept in its canonical form");
+    trace.no_on(Epoch(0), setting("pack.rate", "1"), "decided on epoch 0");
+    trace.no(setting("pack.rate", "10485760"), "10485760 already");
+    trace.no(setting("pack.rate", "fast"), "a number of bytes");
+    trace.no(setting("pack.rate", &"9".repeat(TEXT_MAX + 1)), "too long");
+    trace.no(setting("pack.colour", "red"), "there are pack.garbage_share, ");
+    trace.ok(setting("pack.rate", "default"));
+    assert_eq!(trace.state.setting("pack.rate"), None);
+    trace.no(setting("pack.rate", "default"), "default already");
+    let last = trace.state.history().next_back().unwrap();
+    assert_eq!((last.what.as_str(), last.asked_by.as_str()), ("setting", "ann@desk"));
+    assert_eq!(last.why, "pack.rate = default, was 10485760");
 }
 
 #[test]
