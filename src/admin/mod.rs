@@ -12,8 +12,10 @@
 
 pub mod eligible;
 pub mod history;
+pub mod keep;
 pub mod model;
 pub mod render;
+pub mod room;
 pub mod status;
 mod summary;
 pub mod view;

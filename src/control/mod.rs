@@ -24,5 +24,5 @@ pub use codec::StateError;
 pub use settings::Settings;
 pub use state::{
     Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,
-    Phase, Reason, Role, Seal, State,
+    Phase, Reason, Rested, Role, Seal, State,
 };

@@ -61,7 +61,7 @@ impl Machine for Echo {
                     AdminReply { id: message.id, message: "hi".into(), ..Default::default() };
                 return out.push(Action::AdminReply { request, reply });
             }
-            Input::JobProgress { job, permille } => {
+            Input::JobProgress { job, permille, .. } => {
                 return out.push(Action::Send { to: NodeId(job), message: message(permille) });
             }
             Input::Stop => {

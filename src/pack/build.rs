@@ -28,6 +28,8 @@ const RECORDS_AT: u64 = 16;
 pub struct Build {
     generation: Generation,
     to: String,
+    /// Bytes read before the base was begun.
+    read: u64,
     stage: Stage,
 }
 
@@ -70,14 +72,31 @@ struct Base {
 impl Build {
     /// The base is to be built from `file`, in which every transaction up to `f` has been written.
     pub fn new(file: String, generation: Generation, p: Seq, f: Seq, to: String) -> Build {
-        Build { generation, to, stage: Stage::Mark(Mark::between(file, p, f)) }
+        Build { generation, to, read: 0, stage: Stage::Mark(Mark::between(file, p, f)) }
     }
 
     /// The base is to be built from all of `file`, which nobody writes to; it may be a plain one of stock Durus. The
     /// generation is the one after the file's. There is one walk instead of two: nothing is kept that the root does not
     /// reach.
     pub fn whole(file: String, to: String) -> Build {
-        Build { generation: Generation(0), to, stage: Stage::Start(file) }
+        Build { generation: Generation(0), to, read: 0, stage: Stage::Start(file) }
+    }
+
+    /// Bytes read and written so far.
+    pub(super) fn moved(&self) -> u64 {
+        match &self.stage {
+            Stage::Start(_) | Stage::Over => 0,
+            Stage::Read(history) => history.position().0,
+            Stage::Mark(mark) => mark.moved(),
+            Stage::Walk(base, _) | Stage::Rest(base, _) | Stage::Map { base, .. } => {
+                self.read + base.moved()
+            }
+            Stage::Hash { base, at, .. } => self.read + base.moved() + at,
+        }
+    }
+
+    pub(super) fn abandon(self, disk: &dyn Disk) {
+        let _ = disk.remove(&self.to);
     }
 
     pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
@@ -112,6 +131,7 @@ impl Build {
             return Err(JobError::NoRoot { p: history.tip().0.seq });
         }
         self.generation = history.generation().next();
+        self.read = history.position().0;
         self.begin_walk(Base::begin(history, None, RoaringTreemap::new(), disk, &self.to)?);
         Ok(500)
     }
@@ -126,6 +146,7 @@ impl Build {
         match mark.step(disk)? {
             Step::Done(JobOutcome::Marked(marked)) => {
                 let Marked { kept, dead, history, .. } = marked;
+                self.read = mark.moved();
                 self.begin_walk(Base::begin(history, Some(kept), dead, disk, &self.to)?);
                 Ok(500)
             }
@@ -267,6 +288,10 @@ impl Base {
                 RoaringTreemap::new()
             }
         }
+    }
+
+    fn moved(&self) -> u64 {
+        self.records.read + self.out.end()
     }
 
     fn progress(&self) -> u32 {

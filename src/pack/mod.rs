@@ -14,6 +14,7 @@
 
 mod build;
 mod mark;
+mod pace;
 mod walk;
 
 use roaring::RoaringTreemap;
@@ -24,14 +25,15 @@ use crate::types::{Chain, Generation, Oid, Seq, Tip};
 
 pub use build::Build;
 pub use mark::{Mark, Marked};
+pub use pace::Pace;
 
 /// Bytes a step reads or writes, about.
 const STEP_BYTES: u64 = 1 << 20;
 /// Objects a step visits at most.
 const STEP_OBJECTS: u32 = 10_000;
 
-/// Bulk work on files, to be stepped until it is done. Dropping it calls it off; a file it was writing stays behind,
-/// to be replaced by the next attempt or removed by the caller.
+/// Bulk work on files, to be stepped until it is done. Whoever drops one before that, or after an error, lets it
+/// `abandon` its work first: a file that is no use to anybody must not stay on a disk that may be full.
 pub enum Job {
     /// Find out what is kept and what is dead.
     Mark(Mark),
@@ -111,6 +113,23 @@ impl Job {
                 Some(opened) => Step::Done(JobOutcome::Opened(Box::new(opened))),
                 None => Step::More { permille: opening.permille() },
             }),
+        }
+    }
+
+    /// Bytes read and written so far.
+    pub fn moved(&self) -> u64 {
+        match self {
+            Job::Mark(mark) => mark.moved(),
+            Job::Build(build) => build.moved(),
+            Job::Opening(opening) => opening.read_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Removes the file that was to be made, if it can: what can't be removed is found at the next start.
+    pub fn abandon(self, disk: &dyn Disk) {
+        if let Job::Build(build) = self {
+            build.abandon(disk);
         }
     }
 

@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::master::Master;
 use super::{Action, Core, Role};
-use crate::control::{Applied, Mastership, Phase};
+use crate::control::{Applied, Mastership, Phase, Settings};
 use crate::failover::controller::{Decision, View, preflight};
 use crate::failover::health::Look;
 use crate::mutants::{self, Mutant};
@@ -279,12 +279,35 @@ impl Core {
         if self.control.oid_limit() > before.oid_limit() {
             self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
         }
+        self.adopt_settings(out);
+        self.tell_of_packs(before);
         if before.pack_again().is_none() && self.control.pack_again().is_some() {
             slog::info!(self.log, "pack: an election called it off; it begins again by itself");
         }
         self.check_elected_on_me(out);
         self.adopt_phase(before.mastership().map(|old| old.epoch), out);
         self.on_pack_changed(out);
+    }
+
+    fn adopt_settings(&mut self, out: &mut Vec<Action>) {
+        let rate_before = self.settings.rate;
+        self.settings = Settings::of(&self.control);
+        if self.settings.rate != rate_before {
+            out.push(Action::JobRate { bytes_per_s: self.settings.rate });
+        }
+    }
+
+    /// How a pack ended, for the log: by what the history says.
+    fn tell_of_packs(&self, before: &crate::control::State) {
+        if self.control.rested() == before.rested() {
+            return;
+        }
+        let is_end = |what: &str| matches!(what, "generation" | "pack cancel");
+        let ended = self.control.history().rev().find(|decision| is_end(&decision.what));
+        if let Some(decision) = ended {
+            slog::info!(self.log, "pack: ended"; "what" => &decision.what, "why" => &decision.why,
+                "asked_by" => &decision.asked_by, "decision" => decision.number);
+        }
     }
 
     /// `known`: epoch of the election that was acted upon already.
@@ -388,6 +411,9 @@ impl Core {
                 Decision::AskFence { voter, epoch } => self.ask_fence(voter, epoch, out),
                 Decision::PackTurn { node, generation } => {
                     self.send(node, Kind::PackTurn(PackTurn { generation: generation.0 }), out);
+                }
+                Decision::PackWaits { cause, why } => {
+                    slog::warn!(self.log, "a pack is due and can't begin"; "cause" => cause, "why" => why);
                 }
                 Decision::Alarm(why) => {
                     slog::crit!(self.log, "election stopped: a person must look"; "why" => &why);

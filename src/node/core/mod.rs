@@ -6,13 +6,14 @@
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `rebase` and `pull` (generations), `beats`, `admin`.
+//! `packing`, `rebase`, `pull` and `generations` (a new one, the way there, old ones), `beats`, `admin`.
 
 mod admin;
 mod beats;
 mod control;
 mod disk;
 mod fence;
+mod generations;
 pub mod io;
 mod master;
 mod packing;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 
 use slog::Logger;
 
-use crate::control::State;
+use crate::control::{Settings, State};
 use crate::durus;
 use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
@@ -48,7 +49,7 @@ pub use io::{Action, Input, lane};
 pub use start::{FIRST, StartError, start};
 
 use master::Master;
-use packing::PackRun;
+use packing::{PackRun, Progress};
 use rebase::Rebase;
 use requests::Requests;
 
@@ -102,6 +103,8 @@ pub struct Core {
     proposed: bool,
     control: State,
     member_up_sent: Option<Now>,
+    /// As the replicated state has them.
+    settings: Settings,
 
     /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
     promised: Epoch,
@@ -126,6 +129,10 @@ pub struct Core {
     next: Option<Next>,
     /// Files of older generations, to serve those who come later.
     old: BTreeMap<Generation, Shelf>,
+    /// Such files on the disk, opened or not.
+    old_files: generations::OldFiles,
+    /// Of that generation's file, found by a mark: bytes of objects that nothing refers to.
+    dead_bytes: (Generation, u64),
     tasks: disk::Tasks,
 
     checker: durus::CommitChecker,
@@ -182,7 +189,9 @@ impl Core {
             Input::Admin { request, message } => self.on_admin(request, message, out),
             Input::DiskDone { task, result } => self.on_disk_done(task, result, out),
             Input::RaftDone { number, result } => self.on_raft_done(number, result, out),
-            Input::JobProgress { job, permille } => self.pack.on_progress(job, permille),
+            Input::JobProgress { job, permille, moved } => {
+                self.pack.on_progress(job, Progress { permille, moved });
+            }
             Input::JobDone { job, result } => self.on_job_done(job, result, out),
             Input::Stop => self.on_stop(),
         }
@@ -197,6 +206,7 @@ impl Core {
             self.drive_proof(out);
             self.drive_rebase(out);
             self.drive_pack(out);
+            self.drive_generations(out);
             self.drive_master(out);
             self.drive_requests(out);
             self.drive_controller(out);

@@ -8,7 +8,8 @@
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
-use super::packing::{BUILDING, file_name, rechain_onto};
+use super::generations::building_name;
+use super::packing::{file_name, rechain_onto};
 use super::pull::{FETCHING, Goal};
 use super::{Action, Core};
 use crate::control::GenerationRecord;
@@ -107,8 +108,7 @@ impl Core {
             Err(error) => return self.cannot_rebase(error.to_string()),
         };
         if at_cut.is_some_and(|tip| tip.chain == record.cut_chain) {
-            let job = self.next_job();
-            let work = self.build_job(record.number, record.pack_seq, record.cut_seq);
+            let (job, work) = self.build_job(record.number, record.pack_seq, record.cut_seq);
             slog::info!(self.log, "rebasing: building the generation from our own file"; "generation" => record.number.0);
             out.push(Action::Job { job, work });
             self.rebase = Some(Rebase::Building { job, record });
@@ -171,10 +171,11 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         match (self.rebase.take(), result) {
-            (Some(Rebase::Building { record, .. }), Ok(JobOutcome::Built(built))) => {
+            (Some(Rebase::Building { record, job }), Ok(JobOutcome::Built(built))) => {
                 if built.base_hash != record.base_hash {
                     slog::crit!(self.log, "rebase: our build differs from the agreed base: a broken disk or a bug; \
                         fetching it instead"; "ours" => %built.base_hash, "agreed" => %record.base_hash);
+                    self.remove(vec![building_name(job)], out);
                     self.fetch_base(record);
                     return;
                 }
@@ -183,7 +184,7 @@ impl Core {
                     record.number, self.tail_bytes
                 );
                 self.tail_bytes = 0;
-                self.name_base(BUILDING, record, Some(built.removed), out);
+                self.name_base(&building_name(job), record, Some(built.removed), out);
             }
             (Some(Rebase::Opening { record, removed, .. }), Ok(JobOutcome::Opened(opened))) => {
                 if opened.torn.is_some() || opened.shelf.base_hash() != record.base_hash {
