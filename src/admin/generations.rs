@@ -59,7 +59,9 @@ pub fn generations(view: &ClusterView) -> Generations {
     let node = |member: &Member| NodeGenerations {
         name: member.name.clone(),
         answering: view.fresh_beat(NodeId(member.id)).is_some(),
-        generations: view.beat(NodeId(member.id)).map_or(Vec::new(), |beat| held(view, member, beat)),
+        generations: view
+            .beat(NodeId(member.id))
+            .map_or(Vec::new(), |beat| held(view, member, beat)),
     };
     Generations {
         version: 1,

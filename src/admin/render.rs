@@ -3,8 +3,8 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, TableComponent};
 
-use super::history::{Decision, History};
 use super::generations::Generations;
+use super::history::{Decision, History};
 use super::model::{NodeStatus, PackNode, PackStatus, Status, Verdict};
 
 /// Longest text in the `why` column of the history; `--explain` tells it in full.
@@ -131,11 +131,10 @@ fn lag(node: &NodeStatus) -> String {
 fn held_back(status: &Status) -> String {
     let Some(held) = &status.held_back else { return String::new() };
     format!(
-        "kept    {} older generation{} ({}) until {} has moved on\n",
+        "kept    older generations for {}, behind or not heard of: {} of them, {}\n",
+        held.by.join(" and "),
         held.generations,
-        if held.generations == 1 { "" } else { "s" },
-        bytes(held.bytes),
-        held.by.join(" and ")
+        bytes(held.bytes)
     )
 }
 
@@ -216,7 +215,15 @@ fn if_master_died(status: &Status) -> String {
 /// What each node holds; ends in a newline.
 pub fn generations(told: &Generations) -> String {
     let mut table = plain_table();
-    table.set_header(["node", "generation", "base", "cut", "since (UTC)", "size", "why it is kept"]);
+    table.set_header([
+        "node",
+        "generation",
+        "base",
+        "cut",
+        "since (UTC)",
+        "size",
+        "why it is kept",
+    ]);
     for node in &told.nodes {
         let mut name = match node.answering {
             true => node.name.clone(),

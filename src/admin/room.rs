@@ -56,9 +56,6 @@ mod tests {
         };
         assert_eq!(check(&beat(300 << 20, 200 << 20)), Ok(()));
         let why = check(&beat(300 << 20, 0)).unwrap_err();
-        assert_eq!(
-            why,
-            "has 300.0 MiB free and needs 516.0 MiB for a pack: make room on its disk"
-        );
+        assert_eq!(why, "has 300.0 MiB free and needs 516.0 MiB for a pack: make room on its disk");
     }
 }

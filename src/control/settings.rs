@@ -132,7 +132,8 @@ impl Settings {
 
     pub fn from_texts(texts: &BTreeMap<String, String>) -> Settings {
         let value = |name: &str| -> Value {
-            let set = texts.get(name).and_then(|text| Value::parse(definition(name)?.kind, text).ok());
+            let set =
+                texts.get(name).and_then(|text| Value::parse(definition(name)?.kind, text).ok());
             set.unwrap_or_else(|| default(name))
         };
         let number = |name: &str| value(name).number();

@@ -215,7 +215,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in ["", "dance", "promote", "status --wait", "--timeout soon status", "config", "config set x"] {
+        for line in [
+            "",
+            "dance",
+            "promote",
+            "status --wait",
+            "--timeout soon status",
+            "config",
+            "config set x",
+        ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("pack --wait --cancel").unwrap_err().exit_code(), 2);

@@ -146,11 +146,8 @@ impl Controller {
         let at = at.map_or(Default::default(), |said| (said.phase.clone(), said.done_bytes));
         let now = view.now;
         let first = !self.packs.turns.contains_key(&node);
-        let turn = self.packs.turns.entry(node).or_insert(Turn {
-            told: now,
-            at: at.clone(),
-            since: now,
-        });
+        let turn =
+            self.packs.turns.entry(node).or_insert(Turn { told: now, at: at.clone(), since: now });
         if turn.at != at {
             (turn.at, turn.since) = (at, now);
         }
@@ -206,8 +203,7 @@ impl Controller {
     }
 
     fn has_settled(&self, view: &View<'_>) -> bool {
-        self.opened
-            .is_some_and(|(_, since)| view.now.since_ms(since) >= view.timing.pack_again_ms)
+        self.opened.is_some_and(|(_, since)| view.now.since_ms(since) >= view.timing.pack_again_ms)
     }
 
     /// Long enough since the last pack, and longer after one that failed.
@@ -250,7 +246,9 @@ pub fn preflight(view: &View<'_>) -> Result<(), String> {
         ));
     }
     if state.paused() {
-        return Err("elections are paused, and a pack ends in one: `packmaster ctl resume` first".into());
+        return Err(
+            "elections are paused, and a pack ends in one: `packmaster ctl resume` first".into()
+        );
     }
     let voters = state.voters();
     let in_step =

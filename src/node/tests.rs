@@ -145,7 +145,7 @@ impl Node {
     }
 
     fn send(&self, to: u64, what: u32) {
-        self.feed.put(Input::JobProgress { job: to, permille: what });
+        self.feed.put(Input::JobProgress { job: to, permille: what, moved: 0 });
     }
 
     fn stop(&mut self) -> Exit {

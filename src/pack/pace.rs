@@ -24,7 +24,8 @@ impl Pace {
         if rate == 0 {
             return 0;
         }
-        let took_us = u128::from(moved.saturating_sub(self.moved_before)) * 1_000_000 / u128::from(rate);
+        let took_us =
+            u128::from(moved.saturating_sub(self.moved_before)) * 1_000_000 / u128::from(rate);
         let due_us = self.since_us.saturating_add(u64::try_from(took_us).unwrap_or(u64::MAX));
         if now_us > due_us.saturating_add(SAVED_US_MAX) {
             (self.since_us, self.moved_before) = (now_us - SAVED_US_MAX, moved);

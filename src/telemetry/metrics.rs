@@ -98,8 +98,16 @@ fn node(status: &Status, own: &NodeStatus, out: &mut Exposition) {
     out.gauge("lag_seconds", "Behind the newest known commit.", own.lag.seconds);
     out.gauge("clients", "Connected Durus clients.", own.clients);
     out.gauge("file_bytes", "Size of the database file.", own.disk.file_bytes);
-    out.gauge("garbage_bytes", "Of the file, about: what a pack would not keep.", own.disk.garbage_bytes);
-    out.gauge("pack_needs_bytes", "What must be free on the disk for a pack.", own.disk.pack_needs_bytes);
+    out.gauge(
+        "garbage_bytes",
+        "Of the file, about: what a pack would not keep.",
+        own.disk.garbage_bytes,
+    );
+    out.gauge(
+        "pack_needs_bytes",
+        "What must be free on the disk for a pack.",
+        own.disk.pack_needs_bytes,
+    );
     out.gauge("disk_free_bytes", "Free on the file's disk.", own.disk.free_bytes);
     let verified = own.verified.as_ref().map_or(0, |verified| verified.seq);
     out.gauge("verified_seq", "The file was re-verified up to here.", verified);

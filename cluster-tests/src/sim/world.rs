@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use packmaster::node::core::{Core, Input};
-use packmaster::pack::Job;
+use packmaster::pack::{Job, Pace};
 use packmaster::proto::admin::SetPause;
 use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::control::{PeerMessage, RaftRecord};
@@ -90,7 +90,9 @@ struct Process {
     disk_busy: bool,
     records: VecDeque<(u64, RaftRecord)>,
     raft_busy: bool,
-    jobs: BTreeMap<u64, Job>,
+    jobs: BTreeMap<u64, (Job, Pace)>,
+    /// Bytes a second for each of them.
+    job_rate: u64,
     /// Client connections: which client.
     conns: BTreeMap<u64, usize>,
 }

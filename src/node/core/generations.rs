@@ -82,8 +82,9 @@ impl Core {
     /// Of packs that were called off, perhaps while this node was not there.
     fn remove_leftovers(&mut self, names: &[String], out: &mut Vec<Action>) {
         let current = self.shelf.generation();
-        let is_left =
-            |name: &&String| is_building(name) || generation_of(name).is_some_and(|it| it > current);
+        let is_left = |name: &&String| {
+            is_building(name) || generation_of(name).is_some_and(|it| it > current)
+        };
         let left: Vec<String> = names.iter().filter(is_left).cloned().collect();
         if !left.is_empty() {
             slog::info!(self.log, "removing what a pack has left"; "files" => left.join(" "));

@@ -155,7 +155,10 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
 /// Bases that this node was building when its process ended. Durable with the directory's next sync.
 fn remove_unfinished(disk: &dyn Disk) -> Result<(), DiskError> {
     let names = disk.list()?;
-    names.iter().filter(|name| generations::is_building(name)).try_for_each(|name| disk.remove(name))
+    names
+        .iter()
+        .filter(|name| generations::is_building(name))
+        .try_for_each(|name| disk.remove(name))
 }
 
 fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {

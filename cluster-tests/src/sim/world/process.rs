@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use packmaster::durus::Limits;
 use packmaster::node::core::{Action, Input, Setup, Timing, start};
+use packmaster::pack::Pace;
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
 use packmaster::storage::task::perform;
@@ -38,7 +39,7 @@ impl World {
             cluster: "simulated".into(),
             version: "simulated".into(),
             members,
-            timing: Timing::default(),
+            timing: Timing { pack_failed_ms: 2000, ..Timing::default() },
             limits: Limits {
                 wait_max_ms: self.options.wait_max_ms,
                 command_timeout_ms: 4000,
@@ -112,6 +113,7 @@ impl World {
             records: VecDeque::new(),
             raft_busy: false,
             jobs: BTreeMap::new(),
+            job_rate: 0,
             conns: BTreeMap::new(),
         });
         self.look(node);
@@ -292,13 +294,18 @@ impl World {
                 self.raft_next(node);
             }
             Action::Job { job, work } => {
-                self.process(node).jobs.insert(job, work);
+                self.process(node).jobs.insert(job, (work, Pace::default()));
                 let after = self.rng.delay(100, 20_000);
                 self.at(after, Event::JobStep { node, life, job });
             }
             Action::CancelJob { job } => {
-                self.process(node).jobs.remove(&job);
+                if let Some((work, _)) = self.process(node).jobs.remove(&job) {
+                    let disk = self.hosts[node].disk.clone().expect("a disk");
+                    work.abandon(&*disk);
+                    self.look(node);
+                }
             }
+            Action::JobRate { bytes_per_s } => self.process(node).job_rate = bytes_per_s,
             Action::Exit { reason, failed } => {
                 let hurt = self.hosts[node].medium.lock().hurt();
                 assert!(
