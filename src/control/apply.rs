@@ -378,8 +378,12 @@ impl State {
         refuse_if(!ordered, || format!("P {p} and F {f} are not in order after {base}"))?;
         let asked_by = pack.asked_by.clone();
         let why = format!("P {p}, F {f}, {} objects dead", seal.dead_count);
+        let garbage = u128::from(seal.file_bytes.saturating_sub(seal.kept_bytes));
+        let share = garbage * 1000 / u128::from(seal.tail_bytes.max(1));
+        let garbage_permille = (seal.tail_bytes != 0).then_some(share.min(1000) as u64);
         pack.seal = Some(seal);
         pack.sealed_wall_us = at;
+        self.garbage_permille = garbage_permille.unwrap_or(self.garbage_permille);
         let about = About { what: "pack seal", why: &why, ..Default::default() };
         self.record(at, About { asked_by: &asked_by, ..about });
         Ok(())

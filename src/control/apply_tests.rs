@@ -156,8 +156,8 @@ fn pack_seal(generation: u64, pack_seq: u64, cut_seq: u64) -> Kind {
     let (cut_chain, dead_count) = (bytes20(9), 4);
     let seal =
         pb::PackSeal { generation, pack_seq, cut_seq, cut_chain, dead_count, ..Default::default() };
-    let (file_bytes, kept_bytes) = (300_000_000, 149_000_000);
-    Kind::PackSeal(pb::PackSeal { file_bytes, kept_bytes, ..seal })
+    let (file_bytes, kept_bytes, tail_bytes) = (300_000_000, 149_000_000, 200_000_000);
+    Kind::PackSeal(pb::PackSeal { file_bytes, kept_bytes, tail_bytes, ..seal })
 }
 
 fn pack_base(generation: u64, base: u8) -> Kind {
@@ -313,6 +313,7 @@ fn a_pack_goes_through_to_the_switch() {
     trace.no(pack_seal(2, 110, 105), "not in order");
     trace.no(pack_seal(3, 105, 110), "no pack to generation 3");
     trace.ok(pack_seal(2, 105, 110));
+    assert_eq!(trace.state.garbage_permille(), 755);
     trace.no(pack_seal(2, 105, 111), "sealed already");
     trace.no(pack_ready(2, 2), "no base is agreed");
     trace.ok(pack_base(2, 7));

@@ -49,6 +49,7 @@ impl State {
             pack_again: self.pack_again.clone().unwrap_or_default(),
             rested_wall_us: self.rested.since_wall_us,
             rested_failed: self.rested.failed,
+            garbage_permille: self.garbage_permille,
             applied: self.applied,
         };
         state.encode_to_vec()
@@ -82,6 +83,7 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
         decisions: state.decisions,
         fenced_wall_us: state.fenced_wall_us,
         pack_again: Some(state.pack_again).filter(|by| !by.is_empty()),
+        garbage_permille: state.garbage_permille.min(1000),
         rested: Rested { since_wall_us: state.rested_wall_us, failed: state.rested_failed },
         applied: state.applied,
     };
@@ -271,6 +273,7 @@ fn put_pack(pack: &Pack) -> pb::PackState {
         dead_count: seal.dead_count,
         file_bytes: seal.file_bytes,
         kept_bytes: seal.kept_bytes,
+        tail_bytes: seal.tail_bytes,
     });
     pb::PackState {
         generation: pack.generation.0,
@@ -315,6 +318,7 @@ pub(super) fn get_seal(seal: &pb::PackSeal) -> Result<Seal, String> {
         dead_count: seal.dead_count,
         file_bytes: seal.file_bytes,
         kept_bytes: seal.kept_bytes,
+        tail_bytes: seal.tail_bytes,
     })
 }
 

@@ -132,6 +132,8 @@ pub struct Seal {
     /// Bytes of the file up to F, and about how many of them are records that are kept; 0: not told.
     pub file_bytes: u64,
     pub kept_bytes: u64,
+    /// Of the file up to F, committed since the last pack.
+    pub tail_bytes: u64,
 }
 
 /// How and when the last pack ended, by its proposer's clock.
@@ -188,6 +190,7 @@ pub struct State {
     pub(super) fenced_wall_us: u64,
     pub(super) pack_again: Option<String>,
     pub(super) rested: Rested,
+    pub(super) garbage_permille: u64,
     /// Raft index of the last command.
     pub(super) applied: u64,
 }
@@ -279,6 +282,12 @@ impl State {
     /// How the last pack ended; one that is started again by itself has not.
     pub fn rested(&self) -> Rested {
         self.rested
+    }
+
+    /// How much of what is committed between two packs is garbage by the second, as the last mark found it; 0 before the
+    /// first.
+    pub fn garbage_permille(&self) -> u64 {
+        self.garbage_permille
     }
 
     pub fn member(&self, id: NodeId) -> Option<&Member> {

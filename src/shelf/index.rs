@@ -2,8 +2,9 @@
 //!
 //! Garbage is what a pack would not keep. Here it is counted without a look at the disk, as transactions are indexed:
 //! every record whose object is stored again later (it is taken to be as long as the one that replaces it), and what is
-//! round the records of a transaction: its length and its chain. Objects that nothing refers to any more are garbage
-//! too; only a mark finds those, and whoever has made one adds them (`node::core::garbage`).
+//! round the records of a transaction: its length and its chain. (An epoch start has no records and does not count: else
+//! the elections of packs alone would make enough garbage for the next pack of a small file.) Objects that nothing refers to any more are garbage
+//! too; only a mark finds those, and `Core::garbage_bytes` adds what the last one found.
 
 use roaring::RoaringTreemap;
 
@@ -33,7 +34,9 @@ impl Index {
 
     /// A transaction that begins at `offset`.
     pub fn add(&mut self, offset: u64, records: &[RecordAt]) {
-        self.garbage += OVERHEAD;
+        if !records.is_empty() {
+            self.garbage += OVERHEAD;
+        }
         for record in records {
             let before = self.map.insert(record.oid, offset + record.offset);
             if before.is_some() || self.base.contains(record.oid.0) {
@@ -62,6 +65,8 @@ mod tests {
         assert_eq!(index.garbage, OVERHEAD, "a new object replaces nothing");
         index.add(2000, &[record(1, 92), record(5, 192)]);
         assert_eq!(index.garbage, 2 * OVERHEAD + 100 + 200);
+        index.add(3000, &[]);
+        assert_eq!(index.garbage, 2 * OVERHEAD + 100 + 200, "an epoch start");
         let again = index.anew();
         assert!(again.map.is_empty() && again.base.len() == 2 && again.garbage == 0);
     }

@@ -146,7 +146,7 @@ impl Core {
             tip_wall_us: self.shelf.last_time_us(),
             promise_durable: self.promise_durable.0,
             garbage_bytes: self.garbage_bytes(),
-            tail_bytes: tip.offset.saturating_sub(self.shelf.base_end()),
+            tail_bytes: self.tail_bytes(),
             old_files: self.old_files.told(),
             keep_generations: u64::from(self.setup.keep_generations),
         }

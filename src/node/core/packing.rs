@@ -217,11 +217,21 @@ impl Core {
         }
     }
 
-    /// About how much of the current file a pack would not keep.
+    /// About how much of the current file a pack would not keep: what is known of it (replaced records, and what a mark of
+    /// this generation found besides); or, if that is more, as large a part of what was committed since the last pack as
+    /// the last mark found in what it looked at. Objects that nothing refers to any more show in no other way.
     pub(super) fn garbage_bytes(&self) -> u64 {
         let (generation, dead) = self.dead_bytes;
         let dead = if generation == self.shelf.generation() { dead } else { 0 };
-        (self.shelf.garbage_bytes() + dead).min(self.shelf.tip().offset)
+        let known = self.shelf.garbage_bytes() + dead;
+        let likely =
+            u128::from(self.tail_bytes()) * u128::from(self.control.garbage_permille()) / 1000;
+        known.max(likely as u64).min(self.shelf.tip().offset)
+    }
+
+    /// Committed since the last pack.
+    pub(super) fn tail_bytes(&self) -> u64 {
+        self.shelf.tip().offset.saturating_sub(self.shelf.base_end())
     }
 
     fn drop_pack(&mut self, out: &mut Vec<Action>) {
@@ -356,6 +366,11 @@ impl Core {
             dead_count,
             file_bytes: cut.offset,
             kept_bytes,
+            tail_bytes: match self.shelf.generation() {
+                // Nobody knows how much of an imported base is garbage: it counts as a tail.
+                Generation(1) => cut.offset,
+                _ => cut.offset.saturating_sub(self.shelf.base_end()),
+            },
         };
         self.propose(CommandKind::PackSeal(seal), out);
     }

@@ -136,6 +136,7 @@ impl World {
 
     /// The process ends here and now. `power`: the machine loses what was not synced.
     pub(super) fn dies(&mut self, node: usize, power: bool, down_us: u64) {
+        self.count_death(node);
         let host = &mut self.hosts[node];
         host.doom = None;
         host.stalled = false;
@@ -183,6 +184,29 @@ impl World {
             self.at(on, Event::PowerOn { node, down });
         }
         self.at(down_us, Event::Start { node, down });
+    }
+
+    /// In which phase of a pack, and as what.
+    fn count_death(&mut self, node: usize) {
+        let says = self.ledger.says(node).clone();
+        self.ledger.has_died(node);
+        let what = match says.phase.as_str() {
+            "" => return,
+            "mark" => "death in a pack: mark",
+            "build" => "death in a pack: build",
+            "verify" => "death in a pack: verify",
+            "rechain" => "death in a pack: rechain",
+            "ready" => "death in a pack: ready",
+            "failed" => "death in a pack: failed",
+            _ => "death in a pack: waiting",
+        };
+        self.count(what);
+        if says.is_master {
+            self.count("death in a pack: of the master");
+        }
+        if says.leads {
+            self.count("death in a pack: of the Raft leader");
+        }
     }
 
     pub(super) fn look(&mut self, node: usize) {
@@ -374,7 +398,11 @@ impl World {
                     self.elections.push((elect.epoch, elect.reported));
                     continue;
                 }
+                Some(Command::PackStart(start)) if start.asked_by.starts_with("automatic") => {
+                    "pack started by itself"
+                }
                 Some(Command::PackStart(_)) => "pack started",
+                Some(Command::Setting(_)) => "setting changed",
                 Some(Command::PackSeal(_)) => "pack sealed",
                 Some(Command::PackCancel(cancel)) => match cancel.asked_by.as_str() {
                     "automatic" => "pack cancelled by itself",
