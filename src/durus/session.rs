@@ -133,7 +133,7 @@ pub(super) struct Session {
     /// The first reading command had its sync.
     pub fresh: bool,
     pub unseen: Unseen,
-    /// All that the client may have in its cache: what it loaded, looked for or stored.
+    /// All that the client may have in its cache: what it loaded, looked for or stored, and was not told to forget since.
     pub touched: RoaringTreemap,
     /// Oids it was given and has not used.
     pub pool: RoaringTreemap,
@@ -400,6 +400,8 @@ impl Sessions {
         let Some(session) = self.sessions.get_mut(&conn) else { return };
         let before = session.unseen.generation();
         let oids = session.unseen.tell(conn, &self.log, &session.touched);
+        // It forgets them, or gives the transaction up if it has used one in it: only what it loads again counts.
+        session.touched -= &oids;
         let after = session.unseen.generation();
         out.push(SessionAction::Send { conn, bytes: super::wire::invalid_oids(&oids) });
         if before != after {

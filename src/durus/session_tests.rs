@@ -171,6 +171,25 @@ fn what_a_client_may_have_read_goes_with_its_commit() {
     assert_eq!(touched, [1, 2, 88], "3 was answered with I: it was not read");
 }
 
+/// Else a client with everything in its cache would conflict with every commit, and not only with those that it could not
+/// know of.
+#[test]
+fn what_a_client_was_told_to_forget_it_has_not_read() {
+    let mut node = Node::with_two();
+    node.send(A, &[load(2), load(3), load(4)].concat());
+    node.others_change(&[2, 3]);
+    node.send(A, b"S");
+    node.sync_all();
+    node.others_change(&[4]);
+    node.send(A, &[load(3), b"C".to_vec()].concat());
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let SessionAction::Commit { touched: Some(touched), .. } = node.asked_one() else {
+        panic!("small sets go along")
+    };
+    let touched: Vec<u64> = decode_touched(&touched).unwrap().iter().collect();
+    assert_eq!(touched, [1, 3], "3 was loaded again; 2 and 4 were not");
+}
+
 #[test]
 fn a_large_set_of_what_was_read_is_sent_when_the_master_asks() {
     let mut node = Node::with_two();
