@@ -215,11 +215,15 @@ fn a_pack_begins_by_itself_when_there_is_enough_garbage() {
     cluster.ctl(&["pack", "--wait", "--timeout", "60s"]).done();
     wait_generation(&cluster, 2);
     let made = garbage(&cluster, 0, GARBAGE);
-    wait_generation(&cluster, 3);
+    cluster.wait_for("a generation that nobody has asked for", PACK_S, |cluster| {
+        (generation(&cluster.try_status().ok()?) > 2).then_some(())
+    });
+    // With no distance between them there may be several.
+    cluster.ctl(&["config", "set", "pack.garbage_share", "default"]).done();
     let history = cluster.ctl(&["history"]).json();
     let decisions = history["decisions"].as_array().expect("decisions");
     let mut starts = decisions.iter().filter(|told| told["what"] == "pack start");
-    let start = starts.next_back().expect("it has begun");
+    let start = starts.nth(1).expect("it has begun");
     let asked_by = start["asked_by"].as_str().expect("a text");
     assert!(asked_by.starts_with("automatic, garbage share "), "{asked_by}");
     assert!(asked_by.ends_with(" % >= 50 %"), "{asked_by}");

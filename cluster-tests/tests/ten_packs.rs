@@ -11,10 +11,10 @@ use cluster_tests::scene::{Place, Scene};
 use cluster_tests::status::Status;
 
 const PACKS: u64 = 10;
-/// So slow that a kill meets a pack in every phase: a file of some hundred KB takes a second or two.
-const RATE: &str = "500KB";
+/// So slow that a kill meets a pack in every phase: a file of a megabyte takes a second or two.
+const RATE: &str = "4MB";
 /// How long after the start of a pack somebody is killed, in milliseconds.
-const KILL_WITHIN_MS: u64 = 2500;
+const KILL_WITHIN_MS: u64 = 1500;
 /// For a pack that is called off by an election or two, and begins again by itself.
 const PACK_S: u64 = 60;
 /// Leftovers are looked for every 5 s, once all is quiet.

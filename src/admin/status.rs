@@ -273,10 +273,13 @@ fn raft(view: &ClusterView, id: NodeId) -> &'static str {
 }
 
 fn pack_status(view: &ClusterView, pack: &PackState) -> PackStatus {
+    // The master is the last to build.
+    let master = view.mastership().map(|elect| elect.master);
+    let master_ready = master.is_some_and(|master| pack.ready.contains(&master));
     let phase = match (&pack.seal, pack.base_hash.is_empty()) {
         (None, _) => "mark",
         (Some(_), true) => "build",
-        (Some(_), false) if pack.ready.len() < view.majority() => "build",
+        (Some(_), false) if pack.ready.len() < view.majority() || !master_ready => "build",
         (Some(_), false) => "switch",
     };
     let seal = pack.seal.as_ref();

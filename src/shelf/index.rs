@@ -45,6 +45,11 @@ impl Index {
         }
     }
 
+    /// Every object there is.
+    pub fn oids(&self) -> RoaringTreemap {
+        &self.base | &self.map.iter().map(|(oid, _)| oid.0).collect::<RoaringTreemap>()
+    }
+
     pub fn get(&self, oid: Oid) -> Option<u64> {
         self.map.get(oid)
     }
@@ -65,6 +70,7 @@ mod tests {
         assert_eq!(index.garbage, OVERHEAD, "a new object replaces nothing");
         index.add(2000, &[record(1, 92), record(5, 192)]);
         assert_eq!(index.garbage, 2 * OVERHEAD + 100 + 200);
+        assert_eq!(index.oids().iter().collect::<Vec<_>>(), [0, 1, 5]);
         index.add(3000, &[]);
         assert_eq!(index.garbage, 2 * OVERHEAD + 100 + 200, "an epoch start");
         let again = index.anew();

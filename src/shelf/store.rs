@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use roaring::RoaringTreemap;
 
 use super::adopt::first_seal;
 use super::index::Index;
@@ -465,6 +466,13 @@ impl Shelf {
             Some(offset) => Ok(Some(offset)),
             None => Ok(self.map.get(oid)?),
         }
+    }
+
+    /// Every object, visible or not.
+    pub fn oids(&self) -> RoaringTreemap {
+        let mut oids = self.index.oids();
+        oids.extend(self.unindexed.iter().flat_map(|tx| &tx.records).map(|record| record.oid.0));
+        oids
     }
 
     /// The first oid above everything that the file uses or has a slot for.

@@ -27,6 +27,8 @@ const CAMPAIGN_STEP_MS: u64 = 30;
 const YIELD_AGAIN_MS: u64 = 500;
 /// The controller looks at everything again after this long, if nothing happened that concerns it.
 const CONTROLLER_EVERY_US: u64 = 10_000;
+/// An older decision is not worth a line in the log.
+const NEWS_US: u64 = 60_000_000;
 /// A command that was lost on its way is proposed again after this long.
 const PROPOSE_AGAIN_MS: u64 = 300;
 
@@ -304,7 +306,9 @@ impl Core {
         }
         let is_end = |what: &str| matches!(what, "generation" | "pack cancel");
         let ended = self.control.history().rev().find(|decision| is_end(&decision.what));
-        if let Some(decision) = ended {
+        // What is read again at the start of a process is no news.
+        let age_us = |wall_us: u64| self.now.wall_us.saturating_sub(wall_us);
+        if let Some(decision) = ended.filter(|decision| age_us(decision.wall_us) < NEWS_US) {
             slog::info!(self.log, "pack: ended"; "what" => &decision.what, "why" => &decision.why,
                 "asked_by" => &decision.asked_by, "decision" => decision.number);
         }

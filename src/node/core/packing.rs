@@ -154,7 +154,8 @@ impl Core {
         let (done, total) = self.pack_bytes();
         let permille = match &self.pack.building {
             Building::Following { .. } => 1000,
-            _ => self.pack.progress.permille,
+            _ if total > 0 => (u128::from(done) * 1000 / u128::from(total)) as u32,
+            _ => 0,
         };
         let ran_us = self.now.mono_us.saturating_sub(self.pack.began.mono_us).max(1);
         let bytes_per_s = u128::from(done) * 1_000_000 / u128::from(ran_us);
@@ -182,8 +183,9 @@ impl Core {
     fn pack_bytes(&self) -> (u64, u64) {
         if self.pack.jobs().next().is_some() {
             let Progress { permille, moved } = self.pack.progress;
-            let total = u128::from(moved) * 1000 / u128::from(permille.clamp(1, 1000));
-            return (moved, if permille == 0 { 0 } else { total as u64 });
+            let by_share = u128::from(moved) * 1000 / u128::from(permille.clamp(1, 1000));
+            let total = self.job_bytes().unwrap_or(by_share as u64).max(moved);
+            return (moved, if permille == 0 { 0 } else { total });
         }
         let (Building::Following { .. }, Some(next)) = (&self.pack.building, &self.next) else {
             return (0, 0);
@@ -191,6 +193,21 @@ impl Core {
         let done = next.shelf.tip().offset - next.shelf.base_end();
         let here = self.shelf.end_of(next.shelf.tip().seq).unwrap_or(self.shelf.tip().offset);
         (done, done + (self.shelf.tip().offset - here))
+    }
+
+    /// What the job that runs has to read and write, about: a mark the file and what is kept; a build the same, then what is
+    /// kept again, to copy it, and the base, written and read back. None: it is told by how far the job is.
+    fn job_bytes(&self) -> Option<u64> {
+        let file = self.shelf.tip().offset;
+        match (&self.pack.marking, &self.pack.building) {
+            (_, Building::Running { .. }) => {
+                let seal =
+                    self.control.pack()?.seal.as_ref().filter(|seal| seal.file_bytes != 0)?;
+                Some(seal.file_bytes + 4 * seal.kept_bytes)
+            }
+            (Marking::Running { .. }, Building::Waiting) => Some(2 * file - self.garbage_bytes()),
+            _ => None,
+        }
     }
 
     /// The replicated state changed: is there a pack, and is it still the same?

@@ -252,7 +252,7 @@ impl Core {
         &mut self,
         mut base: Shelf,
         record: GenerationRecord,
-        removed: Option<RoaringTreemap>,
+        mut removed: Option<RoaringTreemap>,
         out: &mut Vec<Action>,
     ) {
         let durable: Tip = base.tip();
@@ -277,6 +277,8 @@ impl Core {
                 self.disk(Purpose::AppendNext { generation: base.generation(), tip }, work, out);
             }
             self.apply_committed(out);
+            // A base that was fetched does not say what the pack has removed, and our clients are to be told.
+            removed.get_or_insert_with(|| self.shelf.oids() - base.oids());
         } else {
             // What we had was never the cluster's: a blank file, or another history before the cut.
             self.committed = base.tip().seq;
