@@ -12,9 +12,11 @@ use cluster_tests::status::Status;
 
 const PACKS: u64 = 10;
 /// So slow that a kill meets a pack in every phase: a file of a megabyte takes a second or two.
-const RATE: &str = "4MB";
+const RATE: &str = "1500KB";
 /// How long after the start of a pack somebody is killed, in milliseconds.
-const KILL_WITHIN_MS: u64 = 1500;
+const KILL_WITHIN_MS: u64 = 1000;
+/// So many of the kills, at least, must have met a pack.
+const HIT_MIN: usize = 4;
 /// For a pack that is called off by an election or two, and begins again by itself.
 const PACK_S: u64 = 60;
 /// Leftovers are looked for every 5 s, once all is quiet.
@@ -95,6 +97,7 @@ fn ten_packs_in_a_row_under_load_with_kills_in_between() {
     let mut scene = Scene::start("ten packs", Builder::default(), &places(), 8);
     scene.cluster.ctl(&["config", "set", "pack.rate", RATE]).done();
     let first = generation(&scene.cluster.wait_healthy());
+    let mut hit = 0;
     for (nth, whom) in (1..=PACKS).zip(KILLED) {
         scene.cluster.wait_healthy();
         let victim = find(&mut scene, whom);
@@ -102,6 +105,8 @@ fn ten_packs_in_a_row_under_load_with_kills_in_between() {
         scene.cluster.ctl(&["pack"]).done();
         if let Some(victim) = victim {
             scene.pause(0, KILL_WITHIN_MS);
+            let packs = scene.cluster.try_status().is_ok_and(|status| status.pack.is_some());
+            hit += usize::from(packs);
             scene.harm(victim);
             scene.cluster.kill(victim);
             scene.pause(0, 500);
@@ -119,6 +124,7 @@ fn ten_packs_in_a_row_under_load_with_kills_in_between() {
     }
     let current = generation(&scene.cluster.wait_healthy());
     assert_eq!(current, first + PACKS, "nobody asked for more");
+    assert!(hit >= HIT_MIN, "only {hit} kills met a pack");
     let deadline = Instant::now() + Duration::from_secs(TIDY_S);
     while !leftovers(&scene.cluster, current).is_empty() {
         let left = leftovers(&scene.cluster, current);

@@ -133,11 +133,10 @@ pub enum Fault {
     PackCancel {
         by: usize,
     },
-    /// Somebody changes a setting.
+    /// Somebody changes settings.
     Setting {
         by: usize,
-        name: &'static str,
-        value: String,
+        settings: Vec<(&'static str, String)>,
     },
     Hold {
         by: usize,
@@ -342,10 +341,7 @@ impl Schedule {
                 let us = rng.between(1, size) as i64;
                 Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
             }
-            23 => {
-                let (name, value) = setting(rng);
-                Fault::Setting { by: node, name, value }
-            }
+            23 => Fault::Setting { by: node, settings: settings(rng) },
             24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
             _ => {
                 let Some(node) = unlucky else { return (wait, None) };
@@ -376,18 +372,22 @@ fn ways(rng: &mut Rng, node: usize, other: usize, nodes: usize) -> Vec<(usize, u
     }
 }
 
-/// Files are of some hundred KB at most, and a run is of seconds.
-fn setting(rng: &mut Rng) -> (&'static str, String) {
-    let (name, value) = match rng.below(9) {
-        0 => ("pack.garbage_share", rng.between(5, 60).to_string()),
-        1 => ("pack.bytes", rng.between(2_000, 50_000).to_string()),
-        2 => ("pack.min_distance", format!("{}s", rng.below(3))),
-        3 => ("pack.hours", format!("{}-{}", rng.below(12), rng.between(12, 24))),
-        4 => ("pack.builders", rng.between(1, 4).to_string()),
-        5 => ("pack.rate", rng.between(100_000, 1_000_000).to_string()),
-        6 => ("keep.generations", rng.between(1, 4).to_string()),
-        7 => ("keep.age", format!("{}s", rng.below(20))),
-        _ => ("keep.bytes", rng.between(10_000, 500_000).to_string()),
+/// Files are of some hundred KB at most, and a run is of seconds: so are the settings.
+fn settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
+    let distance = |rng: &mut Rng| ("pack.min_distance", format!("{}s", rng.below(3)));
+    let mut settings = match rng.below(12) {
+        0..=2 => vec![("pack.garbage_share", rng.between(5, 60).to_string()), distance(rng)],
+        3 | 4 => vec![("pack.bytes", rng.between(2_000, 50_000).to_string()), distance(rng)],
+        5 => vec![distance(rng)],
+        6 => vec![("pack.hours", format!("{}-{}", rng.below(12), rng.between(12, 24)))],
+        7 => vec![("pack.builders", rng.between(1, 4).to_string())],
+        8 => vec![("pack.rate", rng.between(100_000, 1_000_000).to_string())],
+        9 => vec![("keep.generations", rng.between(1, 4).to_string())],
+        10 => vec![("keep.age", format!("{}s", rng.below(20)))],
+        _ => vec![("keep.bytes", rng.between(10_000, 500_000).to_string())],
     };
-    (name, if rng.chance(250) { "default".to_string() } else { value })
+    if rng.chance(200) {
+        settings.iter_mut().for_each(|(_, value)| *value = "default".to_string());
+    }
+    settings
 }

@@ -126,9 +126,11 @@ impl World {
             Fault::PackCancel { by } => {
                 self.ask(by, Verb::Pack(Pack { verb: PackVerb::Cancel.into() }));
             }
-            Fault::Setting { by, name, ref value } => {
-                let set = ConfigSet { name: name.to_string(), value: value.clone() };
-                self.ask(by, Verb::ConfigSet(set));
+            Fault::Setting { by, ref settings } => {
+                for (name, value) in settings {
+                    let set = ConfigSet { name: name.to_string(), value: value.clone() };
+                    self.ask(by, Verb::ConfigSet(set));
+                }
             }
             Fault::WrongBuild { node, builds } => {
                 // Two of them might agree on what is wrong.
