@@ -6,7 +6,8 @@
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `rebase`, `pull`, `fetch` and `giving` (generations), `beats`, `ladder`, `admin`.
+//! `packing`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old ones), `beats`, `ladder`,
+//! `admin`.
 
 mod admin;
 mod beats;
@@ -15,6 +16,7 @@ mod disk;
 mod early;
 mod fence;
 mod fetch;
+mod generations;
 mod giving;
 pub mod io;
 mod ladder;
@@ -35,7 +37,7 @@ use std::sync::Arc;
 
 use slog::Logger;
 
-use crate::control::State;
+use crate::control::{Settings, State};
 use crate::durus;
 use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
@@ -53,7 +55,7 @@ pub use io::{Action, Input, lane};
 pub use start::{FIRST, StartError, start};
 
 use master::Master;
-use packing::PackRun;
+use packing::{PackRun, Progress};
 use rebase::Rebase;
 use requests::Requests;
 
@@ -111,6 +113,8 @@ pub struct Core {
     proposed: bool,
     control: State,
     member_up_sent: Option<Now>,
+    /// As the replicated state has them.
+    settings: Settings,
 
     /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
     promised: Epoch,
@@ -137,6 +141,10 @@ pub struct Core {
     next: Option<Next>,
     /// Files of older generations, to serve those who come later.
     old: BTreeMap<Generation, Shelf>,
+    /// Such files on the disk, opened or not.
+    old_files: generations::OldFiles,
+    /// Of that generation's file, found by a mark: bytes of objects that nothing refers to.
+    dead_bytes: (Generation, u64),
     tasks: disk::Tasks,
 
     checker: durus::CommitChecker,
@@ -196,8 +204,8 @@ impl Core {
             Input::Admin { request, message } => self.on_admin(request, message, out),
             Input::DiskDone { task, result } => self.on_disk_done(task, result, out),
             Input::RaftDone { number, result } => self.on_raft_done(number, result, out),
-            Input::JobProgress { job, permille } => {
-                self.pack.on_progress(job, permille);
+            Input::JobProgress { job, permille, moved } => {
+                self.pack.on_progress(job, Progress { permille, moved });
                 self.on_rebase_progress(job, permille);
             }
             Input::JobDone { job, result } => self.on_job_done(job, result, out),
@@ -214,6 +222,7 @@ impl Core {
             self.drive_proof(out);
             self.drive_rebase(out);
             self.drive_pack(out);
+            self.drive_generations(out);
             self.drive_master(out);
             self.drive_requests(out);
             self.drive_controller(out);

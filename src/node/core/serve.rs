@@ -401,3 +401,7 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;
