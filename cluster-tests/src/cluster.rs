@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -37,6 +37,7 @@ pub struct Builder {
     net: Option<Net>,
     small_disks_mib: Option<u32>,
     slow_disks: bool,
+    host: IpAddr,
 }
 
 impl Default for Builder {
@@ -48,6 +49,7 @@ impl Default for Builder {
             net: None,
             small_disks_mib: None,
             slow_disks: false,
+            host: Ipv4Addr::LOCALHOST.into(),
         }
     }
 }
@@ -90,6 +92,12 @@ impl Builder {
         self
     }
 
+    /// Every node on IPv6's own loopback.
+    pub fn ipv6(mut self) -> Self {
+        self.host = Ipv6Addr::LOCALHOST.into();
+        self
+    }
+
     /// Starts every node and waits until all of them are in step with an open master.
     pub fn start(self) -> Cluster {
         let mut cluster = self.prepare();
@@ -111,7 +119,7 @@ impl Builder {
         let address = |kind: usize, i: usize| -> SocketAddr {
             let index = u16::try_from(kind * self.nodes + i).expect("few ports");
             let host = self.net.as_ref().map(|net| net.address(i));
-            SocketAddr::from((host.unwrap_or([127, 0, 0, 1].into()), ports.port(index)))
+            SocketAddr::from((host.unwrap_or(self.host), ports.port(index)))
         };
         let nodes: Vec<Node> = (0..self.nodes)
             .map(|i| {
@@ -269,10 +277,15 @@ impl Cluster {
     /// Starts node `i`'s process.
     #[track_caller]
     pub fn launch(&mut self, i: usize) {
+        let command = command_on(&self.nodes[i].host, &packmaster());
+        self.launch_by(i, command);
+    }
+
+    /// The same by a command that starts it with the arguments that follow.
+    pub fn launch_by(&mut self, i: usize, mut command: Command) {
         let node = &mut self.nodes[i];
         assert!(node.child.is_none(), "{} runs already", node.name);
         let log = File::options().create(true).append(true).open(&node.log).expect("open a log");
-        let mut command = command_on(&node.host, &packmaster());
         command.args(["node", "--config"]).arg(&node.config);
         if let Some(disk) = &node.slow_disk {
             command.envs(disk.environment());
@@ -290,6 +303,19 @@ impl Cluster {
         self.nodes[i].frozen = false;
         let mut child = self.nodes[i].child.take().expect("it runs");
         child.wait().expect("collect a killed node");
+    }
+
+    /// Waits until node `i` has ended by itself.
+    #[track_caller]
+    pub fn wait_ended(&mut self, i: usize, seconds: u64) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            if let Some(status) = self.has_ended(i) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} goes on", self.nodes[i].name);
+            thread::sleep(LOOK);
+        }
     }
 
     /// SIGSTOP: the process is there and does nothing.

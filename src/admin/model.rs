@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::generations::HeldBack;
+
 /// `ctl status --output json`, and `/status` of every node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -29,6 +31,9 @@ pub struct Status {
     /// Who asked for a pack that an election called off; it is started again by itself.
     pub pack_again: Option<String>,
     pub if_master_died: IfMasterDied,
+    /// Older generations that are kept only because a member has not moved on; `null`: none.
+    #[serde(default)]
+    pub held_back: Option<HeldBack>,
     pub nodes: Vec<NodeStatus>,
     /// Suggested commands, most urgent first.
     pub next: Vec<String>,
@@ -96,9 +101,21 @@ pub struct PackStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PackNode {
     pub name: String,
-    /// `waiting`, `mark`, `build`, `rechain`, `ready`, `failed: ...` or `unknown`.
+    /// `waiting`, `mark`, `build`, `verify`, `rechain`, `ready`, `failed: ...` or `unknown`.
     pub phase: String,
+    /// Of the phase, and so are the following.
     pub percent: f64,
+    /// Read and written, or re-chained.
+    #[serde(default)]
+    pub done_bytes: u64,
+    /// About; `null`: not known yet.
+    #[serde(default)]
+    pub total_bytes: Option<u64>,
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// At that rate; `null`: not known yet.
+    #[serde(default)]
+    pub seconds_left: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -235,6 +252,11 @@ pub struct Verified {
 pub struct DiskStatus {
     pub file_bytes: u64,
     pub free_bytes: u64,
+    /// About how much of the file a pack would not keep; and what must be free for a pack.
+    #[serde(default)]
+    pub garbage_bytes: u64,
+    #[serde(default)]
+    pub pack_needs_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -242,6 +264,12 @@ pub struct Addresses {
     pub durus: String,
     pub peer: String,
     pub http: String,
+}
+
+impl DiskStatus {
+    pub fn garbage_percent(&self) -> u64 {
+        super::room::garbage_percent(self.file_bytes, self.garbage_bytes)
+    }
 }
 
 impl Status {

@@ -2,9 +2,10 @@
 
 use roaring::RoaringTreemap;
 
+use super::session::REST_HELD_MS;
 use super::testing::*;
 use super::*;
-use crate::types::{ConnId, Generation, Oid, Seq};
+use crate::types::{ConnId, Epoch, Generation, Oid, Seq};
 
 #[test]
 fn a_client_says_hello_and_loads() {
@@ -24,8 +25,9 @@ fn a_client_says_hello_and_loads() {
     node.send(A, &load(77));
     assert_eq!(node.sent(A), b"K");
     node.send(A, &bulk(&[1, 77, 2]));
-    let two = [found(&record(1, b"old")), b"K".to_vec(), found(&record(2, b"old"))].concat();
-    assert_eq!(node.sent(A), two);
+    assert_eq!(node.sent(A), [found(&record(1, b"old")), b"K".to_vec()].concat());
+    node.later(REST_HELD_MS);
+    assert_eq!(node.sent(A), found(&record(2, b"old")));
     node.send(A, &bulk(&[]));
     assert_eq!(node.sent(A), b"");
     assert_eq!(node.asked(), []);
@@ -188,6 +190,80 @@ fn what_a_client_was_told_to_forget_it_has_not_read() {
     };
     let touched: Vec<u64> = decode_touched(&touched).unwrap().iter().collect();
     assert_eq!(touched, [1, 3], "3 was loaded again; 2 and 4 were not");
+}
+
+/// Else it would conflict with every commit that was under way when it began its own.
+#[test]
+fn who_begins_a_commit_is_told_of_what_is_in_the_file_and_not_committed_yet() {
+    let mut node = Node::with_two();
+    node.send(A, &[load(1), load(2), load(3)].concat());
+    node.sent(A);
+    node.store.ahead = vec![vec![2], vec![9]];
+    node.send(A, b"C");
+    assert_eq!(node.sent(A), told(&[2, 9]));
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let asked = node.asked_one();
+    let SessionAction::Commit { id, commit_id, base, ahead, touched, .. } = asked else {
+        panic!("{asked:?}")
+    };
+    assert_eq!((base, ahead), (Seq(10), Some((Epoch(7), Seq(12)))));
+    let touched: Vec<u64> = decode_touched(&touched.unwrap()).unwrap().iter().collect();
+    assert_eq!(touched, [1, 3]);
+    node.store.ahead.clear();
+    node.others_change(&[2]);
+    node.others_change(&[9]);
+    node.others_change(&[4]);
+    node.apply(&[(1, record(1, b"mine"))], commit_id);
+    node.committed(id, 14);
+    assert_eq!(node.sent(A), b"O");
+    // 2 and 9 are no news any more, 4 is: it came after what was told.
+    node.send(A, &[load(2), load(4), b"S".to_vec()].concat());
+    node.sync_all();
+    let two = found(&record(2, b"new"));
+    assert_eq!(node.sent(A), [two, b"I".to_vec(), told(&[4])].concat());
+}
+
+#[test]
+fn what_a_client_was_told_early_is_news_again_if_its_commit_came_to_nothing() {
+    for outcome in ["given up", "conflict", "cut back"] {
+        let mut node = Node::with_two();
+        node.store.ahead = vec![vec![2], vec![3]];
+        node.send(A, b"C");
+        assert_eq!(node.sent(A), told(&[2, 3]));
+        match outcome {
+            "given up" => node.send(A, &[0; 4]),
+            "conflict" => {
+                node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+                let (id, _) = node.commit_id();
+                node.conflict(id, &[]);
+                assert_eq!(node.sent(A), b"I");
+            }
+            _ => node.sessions.truncated(Seq(11)),
+        }
+        node.store.ahead.clear();
+        if outcome == "cut back" {
+            node.others_change(&[2]);
+            node.others_change(&[4]);
+            node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+            let asked = node.asked_one();
+            assert!(matches!(asked, SessionAction::Commit { ahead: None, .. }), "{asked:?}");
+            let SessionAction::Commit { id, .. } = asked else { unreachable!("as matched") };
+            node.conflict(id, &[]);
+            node.sent(A);
+            node.send(A, b"S");
+            node.sync_all();
+            assert_eq!(node.sent(A), told(&[4]), "another transaction has its number");
+            continue;
+        }
+        // Nobody has it yet, so this is right; and it is out of date in a moment.
+        node.send(A, &load(2));
+        assert_eq!(node.sent(A), found(&record(2, b"old")));
+        node.others_change(&[2]);
+        node.others_change(&[3]);
+        node.send(A, &[load(2), b"S".to_vec()].concat());
+        node.sync_all();
+        assert_eq!(node.sent(A), [b"I".to_vec(), told(&[2, 3])].concat(), "{outcome}");
+    }
 }
 
 #[test]
@@ -365,4 +441,32 @@ fn stock_durus_says_the_same() {
     says(B, &reads, &told);
     let empty = [b"C\0\0\0\x18\0\0\0\x14", zero, zero, b"\0\0\0\0L", zero].concat();
     says(A, &empty, &[b"\0\0\0\0OO\0\0\0\x0c", zero, b"\0\0\0\0"].concat());
+}
+
+/// A stock client stops reading at the first answer of a bulk load that is no record, and takes what comes after it for
+/// the answer to its next command: a count of changed oids in the billions, or another object's record.
+#[test]
+fn a_client_that_reads_no_further_than_the_first_miss_is_in_step() {
+    let mut node = Node::with_two();
+    let one = found(&record(1, b"old"));
+    node.send(A, &bulk(&[1, 77, 1]));
+    assert_eq!(node.sent(A), [&one[..], b"K"].concat());
+    // Its next command comes at once: the rest is not sent.
+    node.send(A, &load(1));
+    assert_eq!(node.sent(A), one);
+    // Any other client waits for the rest.
+    node.send(A, &bulk(&[77, 1]));
+    assert_eq!(node.sent(A), b"K");
+    node.later(REST_HELD_MS - 1);
+    assert_eq!(node.sent(A), b"");
+    node.later(1);
+    assert_eq!(node.sent(A), one);
+    assert_eq!(node.sessions.deadline(), None);
+    node.send(A, &bulk(&[1, 77]));
+    assert_eq!(node.sent(A), [&one[..], b"K"].concat(), "nothing comes after it");
+    // Who does not wait for answers gets them all.
+    node.send(B, &[load(1), load(1)].concat());
+    assert_eq!(node.sent(B), [&one[..], &one].concat());
+    node.send(B, &bulk(&[77, 1]));
+    assert_eq!(node.sent(B), [b"K", &one[..]].concat());
 }

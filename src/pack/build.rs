@@ -31,6 +31,8 @@ pub struct Build {
     to: String,
     /// Bytes of a block, if the blocks are to be hashed.
     block_bytes: Option<u64>,
+    /// Bytes read before the base was begun.
+    read: u64,
     stage: Stage,
 }
 
@@ -79,7 +81,8 @@ struct Base {
 impl Build {
     /// The base is to be built from `file`, in which every transaction up to `f` has been written.
     pub fn new(file: String, generation: Generation, p: Seq, f: Seq, to: String) -> Build {
-        Build { generation, to, block_bytes: None, stage: Stage::Mark(Mark::between(file, p, f)) }
+        let stage = Stage::Mark(Mark::between(file, p, f));
+        Build { generation, to, block_bytes: None, read: 0, stage }
     }
 
     /// The base's blocks are hashed too.
@@ -91,7 +94,30 @@ impl Build {
     /// generation is the one after the file's. There is one walk instead of two: nothing is kept that the root does not
     /// reach.
     pub fn whole(file: String, to: String) -> Build {
-        Build { generation: Generation(0), to, block_bytes: None, stage: Stage::Start(file) }
+        Build {
+            generation: Generation(0),
+            to,
+            block_bytes: None,
+            read: 0,
+            stage: Stage::Start(file),
+        }
+    }
+
+    /// Bytes read and written so far.
+    pub(super) fn moved(&self) -> u64 {
+        match &self.stage {
+            Stage::Start(_) | Stage::Over => 0,
+            Stage::Read(history) => history.position().0,
+            Stage::Mark(mark) => mark.moved(),
+            Stage::Walk(base, _) | Stage::Rest(base, _) | Stage::Map { base, .. } => {
+                self.read + base.moved()
+            }
+            Stage::Hash { base, at, .. } => self.read + base.moved() + at,
+        }
+    }
+
+    pub(super) fn abandon(self, disk: &dyn Disk) {
+        let _ = disk.remove(&self.to);
     }
 
     pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
@@ -126,6 +152,7 @@ impl Build {
             return Err(JobError::NoRoot { p: history.tip().0.seq });
         }
         self.generation = history.generation().next();
+        self.read = history.position().0;
         self.begin_walk(Base::begin(history, None, RoaringTreemap::new(), disk, &self.to)?);
         Ok(500)
     }
@@ -140,6 +167,7 @@ impl Build {
         match mark.step(disk)? {
             Step::Done(JobOutcome::Marked(marked)) => {
                 let Marked { kept, dead, history, .. } = marked;
+                self.read = mark.moved();
                 self.begin_walk(Base::begin(history, Some(kept), dead, disk, &self.to)?);
                 Ok(500)
             }
@@ -286,6 +314,10 @@ impl Base {
                 RoaringTreemap::new()
             }
         }
+    }
+
+    fn moved(&self) -> u64 {
+        self.records.read + self.out.end()
     }
 
     fn progress(&self) -> u32 {

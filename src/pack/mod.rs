@@ -15,6 +15,7 @@
 pub mod blocks;
 mod build;
 mod mark;
+mod pace;
 mod walk;
 
 use std::sync::Arc;
@@ -29,14 +30,15 @@ use crate::types::{Chain, Generation, Oid, Seq, Tip};
 pub use blocks::{BLOCK_BYTES, Blocks};
 pub use build::Build;
 pub use mark::{Mark, Marked};
+pub use pace::Pace;
 
 /// Bytes a step reads or writes, about.
 const STEP_BYTES: u64 = 1 << 20;
 /// Objects a step visits at most.
 const STEP_OBJECTS: u32 = 10_000;
 
-/// Bulk work on files, to be stepped until it is done. Dropping it calls it off; a file it was writing stays behind,
-/// to be replaced by the next attempt or removed by the caller.
+/// Bulk work on files, to be stepped until it is done. Whoever drops one before that, or after an error, lets it
+/// `abandon` its work first: a file that is no use to anybody must not stay on a disk that may be full.
 pub enum Job {
     /// Find out what is kept and what is dead.
     Mark(Mark),
@@ -130,6 +132,23 @@ impl Job {
             Job::List(list) => list.step(disk),
             Job::Check(check) => check.step(disk),
             Job::Read(read) => read.step(disk),
+        }
+    }
+
+    /// Bytes read and written so far.
+    pub fn moved(&self) -> u64 {
+        match self {
+            Job::Mark(mark) => mark.moved(),
+            Job::Build(build) => build.moved(),
+            Job::Opening(opening) => opening.read_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Removes the file that was to be made, if it can: what can't be removed is found at the next start.
+    pub fn abandon(self, disk: &dyn Disk) {
+        if let Job::Build(build) = self {
+            build.abandon(disk);
         }
     }
 

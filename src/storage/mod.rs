@@ -13,6 +13,7 @@ pub mod loss;
 pub mod mem;
 pub mod posix;
 pub mod promise;
+pub mod synced;
 pub mod task;
 
 /// Why a disk said no.

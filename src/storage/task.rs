@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::promise;
 use super::{Disk, DiskError, DiskFile};
+use super::{promise, synced};
 use crate::mutants::{self, Mutant};
-use crate::types::Epoch;
+use crate::types::{Epoch, Generation};
 
 /// The link in the data directory that says which generation's file is current.
 pub const CURRENT: &str = "current.durus";
@@ -42,6 +42,11 @@ pub enum DiskTask {
         offset: u64,
         keep_as: String,
         header: String,
+    },
+    /// Notes how far the file of `generation` is durable; see `synced`.
+    NoteSynced {
+        generation: Generation,
+        offset: u64,
     },
     /// Makes `target` the current file.
     Flip {
@@ -163,6 +168,7 @@ fn perform_one(disk: &dyn Disk, task: DiskTask) -> Result<TaskDone, DiskError> {
     match task {
         DiskTask::Append { .. } => unreachable!("appends are performed together"),
         DiskTask::Promise { epoch } => promise::write(disk, epoch)?,
+        DiskTask::NoteSynced { generation, offset } => synced::write(disk, generation, offset)?,
         DiskTask::CutBack { file, offset, keep_as, header } => {
             cut_back(disk, &*file, offset, &keep_as, &header)?;
         }
@@ -187,8 +193,10 @@ fn perform_one(disk: &dyn Disk, task: DiskTask) -> Result<TaskDone, DiskError> {
         }
         DiskTask::Remove { names } => {
             for name in names {
-                if disk.exists(&name)? {
-                    disk.remove(&name)?;
+                // A job that was called off may be removing it too.
+                match disk.remove(&name) {
+                    Ok(()) | Err(DiskError::Missing { .. }) => {}
+                    Err(error) => return Err(error),
                 }
             }
             disk.sync_dir()?;

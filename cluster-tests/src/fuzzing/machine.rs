@@ -99,17 +99,17 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
 /// Small, so that a fuzzer comes upon them.
 pub fn limits() -> Limits {
     Limits {
-        connections_max: 3,
+        clients_max: 3,
         transaction_bytes_max: 4000,
         objects_per_transaction_max: 6,
         record_bytes_max: 600,
         bulk_oids_max: 12,
-        answer_bytes_max: 1500,
-        input_buffered_max: 2000,
+        session_bytes_max: 1500,
+        input_buffered_bytes_max: 2000,
         unused_oids_max: 300,
         commits_waiting_bytes_max: 6000,
         wait_max_ms: 6000,
-        command_timeout_ms: 4000,
+        command_max_ms: 4000,
         ..Limits::default()
     }
 }
@@ -202,14 +202,19 @@ impl Machine {
         match action {
             Action::Send { to, message } => self.sent.push_back((to.0, message)),
             Action::ClientSend { conn, bytes } => self.said.push_back((conn.0, Word::Bytes(bytes))),
-            Action::ClientClose { conn, reason } => {
+            Action::ClientClose { conn, reason, .. } => {
                 self.said.push_back((conn.0, Word::Closed(reason)));
             }
             Action::AdminReply { .. } => {}
             Action::Disk { task, work } => self.tasks.push((task, work)),
             Action::RaftPersist { number, record } => self.records.push_back((number, record)),
             Action::Job { job, work } => drop(self.jobs.insert(job, work)),
-            Action::CancelJob { job } => drop(self.jobs.remove(&job)),
+            Action::CancelJob { job } => {
+                if let Some(work) = self.jobs.remove(&job) {
+                    work.abandon(&self.disk);
+                }
+            }
+            Action::JobRate { .. } => {}
             Action::Exit { reason, failed } => self.exit = Some((reason, failed)),
         }
     }
@@ -252,12 +257,16 @@ impl Machine {
             let Some(mut work) = self.jobs.remove(&job) else { continue };
             let result = match work.step(&self.disk) {
                 Ok(Step::More { permille }) => {
+                    let moved = work.moved();
                     self.jobs.insert(job, work);
-                    self.step(Input::JobProgress { job, permille });
+                    self.step(Input::JobProgress { job, permille, moved });
                     continue;
                 }
                 Ok(Step::Done(outcome)) => Ok(outcome),
-                Err(error) => Err(error),
+                Err(error) => {
+                    work.abandon(&self.disk);
+                    Err(error)
+                }
             };
             self.step(Input::JobDone { job, result });
         }

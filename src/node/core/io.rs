@@ -55,7 +55,10 @@ pub enum Input {
     },
     JobProgress {
         job: u64,
+        /// A guess for people.
         permille: u32,
+        /// Bytes read and written so far.
+        moved: u64,
     },
     JobDone {
         job: u64,
@@ -78,6 +81,8 @@ pub enum Action {
     ClientClose {
         conn: ConnId,
         reason: String,
+        /// The limit that bit, by its key in the configuration, if one did.
+        limit: Option<&'static str>,
     },
     AdminReply {
         request: u64,
@@ -93,13 +98,17 @@ pub enum Action {
         number: u64,
         record: RaftRecord,
     },
-    /// On a thread of its own; answered by `JobDone` unless cancelled.
+    /// On a thread of its own; answered by `JobDone` unless cancelled. A job that is cancelled or fails abandons its work.
     Job {
         job: u64,
         work: pack::Job,
     },
     CancelJob {
         job: u64,
+    },
+    /// From now on every job keeps to this rate of bytes read and written, by `pack::Pace`; 0: none.
+    JobRate {
+        bytes_per_s: u64,
     },
     /// The process ends with this as its last word; `failed` makes its exit status 1.
     Exit {

@@ -6,14 +6,17 @@
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `rebase`, `pull`, `fetch` and `giving` (generations), `beats`, `ladder`, `admin`.
+//! `packing`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old ones), `beats`, `ladder`,
+//! `admin`.
 
 mod admin;
 mod beats;
 mod control;
 mod disk;
+mod early;
 mod fence;
 mod fetch;
+mod generations;
 mod giving;
 pub mod io;
 mod ladder;
@@ -34,7 +37,7 @@ use std::sync::Arc;
 
 use slog::Logger;
 
-use crate::control::State;
+use crate::control::{Settings, State};
 use crate::durus;
 use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
@@ -52,7 +55,7 @@ pub use io::{Action, Input, lane};
 pub use start::{FIRST, StartError, start};
 
 use master::Master;
-use packing::PackRun;
+use packing::{PackRun, Progress};
 use rebase::Rebase;
 use requests::Requests;
 
@@ -110,6 +113,8 @@ pub struct Core {
     proposed: bool,
     control: State,
     member_up_sent: Option<Now>,
+    /// As the replicated state has them.
+    settings: Settings,
 
     /// Nothing below this is taken; `promise_durable` says how much of it a crash can't undo.
     promised: Epoch,
@@ -129,18 +134,24 @@ pub struct Core {
     applied_epoch: Epoch,
     /// The file was verified against its chain up to here, at that wall-clock time in microseconds.
     verified: (Seq, u64),
+    /// A node alone notes now and then how far its file is durable: of which generation, and when it last did.
+    synced_noted: Option<(Generation, Now)>,
     /// A cut-back is on its way to the disk: nothing is taken meanwhile.
     cutting: bool,
     next: Option<Next>,
     /// Files of older generations, to serve those who come later.
     old: BTreeMap<Generation, Shelf>,
+    /// Such files on the disk, opened or not.
+    old_files: generations::OldFiles,
+    /// Of that generation's file, found by a mark: bytes of objects that nothing refers to.
+    dead_bytes: (Generation, u64),
     tasks: disk::Tasks,
 
     checker: durus::CommitChecker,
     sessions: durus::Sessions,
     /// What our file shows is known to be committed; until then clients wait, in `early_clients`.
     serving: bool,
-    early_clients: VecDeque<Input>,
+    early_clients: early::Early,
     requests: Requests,
 
     pack: PackRun,
@@ -193,8 +204,8 @@ impl Core {
             Input::Admin { request, message } => self.on_admin(request, message, out),
             Input::DiskDone { task, result } => self.on_disk_done(task, result, out),
             Input::RaftDone { number, result } => self.on_raft_done(number, result, out),
-            Input::JobProgress { job, permille } => {
-                self.pack.on_progress(job, permille);
+            Input::JobProgress { job, permille, moved } => {
+                self.pack.on_progress(job, Progress { permille, moved });
                 self.on_rebase_progress(job, permille);
             }
             Input::JobDone { job, result } => self.on_job_done(job, result, out),
@@ -211,6 +222,7 @@ impl Core {
             self.drive_proof(out);
             self.drive_rebase(out);
             self.drive_pack(out);
+            self.drive_generations(out);
             self.drive_master(out);
             self.drive_requests(out);
             self.drive_controller(out);
@@ -244,6 +256,9 @@ impl Core {
         }
         if let Some(sessions) = self.sessions.deadline() {
             due = due.min(sessions);
+        }
+        if let Some(early) = self.early_clients.deadline_us(&self.setup.limits) {
+            due = due.min(early);
         }
         if let Some(requests) = self.requests.deadline_us() {
             due = due.min(requests.max(self.now.mono_us + 1000));

@@ -9,7 +9,8 @@ use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
 use super::fetch::partial_name;
-use super::packing::{BUILDING, file_name, rechain_onto};
+use super::generations::building_name;
+use super::packing::{file_name, rechain_onto};
 use super::pull::Goal;
 use super::{Action, Core};
 use crate::control::GenerationRecord;
@@ -126,8 +127,7 @@ impl Core {
             Err(error) => return self.cannot_rebase(error.to_string()),
         };
         if at_cut.is_some_and(|tip| tip.chain == record.cut_chain) {
-            let job = self.next_job();
-            let work = self.build_job(record.number, record.pack_seq, record.cut_seq);
+            let (job, work) = self.build_job(record.number, record.pack_seq, record.cut_seq);
             slog::info!(self.log, "rebasing: building the generation from our own file"; "generation" => record.number.0);
             out.push(Action::Job { job, work });
             self.ladder.climb(Rung::Local, record.number, self.now);
@@ -190,16 +190,17 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         match (self.rebase.take(), result) {
-            (Some(Rebase::Building { record, .. }), Ok(JobOutcome::Built(built))) => {
+            (Some(Rebase::Building { record, job }), Ok(JobOutcome::Built(built))) => {
                 if built.base_hash != record.base_hash {
                     slog::crit!(self.log, "rebase: our build differs from the agreed base: a broken disk or a bug; \
                         fetching it instead"; "ours" => %built.base_hash, "agreed" => %record.base_hash);
+                    self.remove(vec![building_name(job)], out);
                     return self.fetch_base(record, out);
                 }
                 if let Some(blocks) = built.blocks {
                     self.keep_list(record.number, record.base_hash, blocks);
                 }
-                self.name_built(record, built.removed, out);
+                self.name_built(job, record, built.removed, out);
             }
             (Some(Rebase::Opening { record, removed, .. }), Ok(JobOutcome::Opened(opened))) => {
                 match proved(*opened, &record) {
@@ -234,12 +235,13 @@ impl Core {
 
     fn name_built(
         &mut self,
+        job: u64,
         record: GenerationRecord,
         removed: RoaringTreemap,
         out: &mut Vec<Action>,
     ) {
         let name = file_name(record.number, record.base_hash);
-        let work = DiskTask::Rename { from: BUILDING.to_string(), to: name.clone() };
+        let work = DiskTask::Rename { from: building_name(job), to: name.clone() };
         self.rebase = Some(Rebase::NamingBuilt { record, removed: Some(removed) });
         self.disk(Purpose::BaseNamed { name }, work, out);
     }
@@ -277,7 +279,7 @@ impl Core {
         &mut self,
         mut base: Shelf,
         record: GenerationRecord,
-        removed: Option<RoaringTreemap>,
+        mut removed: Option<RoaringTreemap>,
         out: &mut Vec<Action>,
     ) {
         let durable: Tip = base.tip();
@@ -302,6 +304,8 @@ impl Core {
                 self.disk(Purpose::AppendNext { generation: base.generation(), tip }, work, out);
             }
             self.apply_committed(out);
+            // A base that was fetched does not say what the pack has removed, and our clients are to be told.
+            removed.get_or_insert_with(|| self.shelf.oids() - base.oids());
         } else {
             // What we had was never the cluster's: a blank file, or another history before the cut.
             self.committed = base.tip().seq;

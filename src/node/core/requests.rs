@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::serve::ASK_AGAIN_MS;
 use super::{Action, Core, Input};
-use crate::durus::{self, SessionAction};
+use crate::durus::{self, Ahead, CommitChecker, SessionAction};
 use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
@@ -51,6 +51,7 @@ impl Requests {
 /// The committed state of this node, as sessions see it.
 struct ShelfView<'a> {
     shelf: &'a Shelf,
+    checker: &'a CommitChecker,
     applied: Seq,
 }
 
@@ -62,13 +63,19 @@ impl durus::View for ShelfView<'_> {
     fn applied(&self) -> Seq {
         self.applied
     }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let tip = self.shelf.tip();
+        let oids = self.checker.changed_after(self.applied)?;
+        Some(Ahead { epoch: tip.epoch, seq: tip.seq, oids })
+    }
 }
 
 /// Calls a session function with this node's state as its view.
 macro_rules! with_view {
     ($core:expr, $out:expr, |$sessions:ident, $now:ident, $view:ident, $actions:ident| $call:expr) => {{
         let applied = $core.shelf.indexed();
-        let $view = &ShelfView { shelf: &$core.shelf, applied };
+        let $view = &ShelfView { shelf: &$core.shelf, checker: &$core.checker, applied };
         let ($sessions, $now) = (&mut $core.sessions, $core.now);
         let mut actions = Vec::new();
         let $actions = &mut actions;
@@ -85,8 +92,8 @@ impl Core {
             return self.turn_away(input, out);
         }
         if !self.serving {
-            // Backpressure is the shell's: so much and no more is read from a client before we look at it.
-            self.early_clients.push_back(input);
+            let now = self.now;
+            self.early_clients.put(input, &self.setup.limits, now, out);
             return;
         }
         match input {
@@ -101,13 +108,13 @@ impl Core {
     pub(super) fn turn_away(&mut self, input: Input, out: &mut Vec<Action>) {
         if let Input::ClientOpened { conn, .. } = input {
             let reason = format!("this node stands aside: {}", self.suspect);
-            out.push(Action::ClientClose { conn, reason });
+            out.push(Action::ClientClose { conn, reason, limit: None });
         }
     }
 
     pub(super) fn turn_away_early(&mut self, out: &mut Vec<Action>) {
         if !self.suspect.is_empty() {
-            for input in std::mem::take(&mut self.early_clients) {
+            for input in self.early_clients.take() {
                 self.turn_away(input, out);
             }
         }
@@ -127,7 +134,7 @@ impl Core {
         assert!(self.requests.open.is_empty(), "a request of nobody's session");
         self.requests.registered = None;
         self.requests.register_sent = None;
-        for input in std::mem::take(&mut self.early_clients) {
+        for input in self.early_clients.take() {
             self.on_client(input, out);
         }
     }
@@ -166,7 +173,8 @@ impl Core {
                     continue;
                 }
                 SessionAction::Close { conn, reason } => {
-                    out.push(Action::ClientClose { conn, reason: reason.to_string() });
+                    let limit = reason.limit();
+                    out.push(Action::ClientClose { conn, reason: reason.to_string(), limit });
                     continue;
                 }
                 SessionAction::Quit { conn } => {
@@ -175,13 +183,15 @@ impl Core {
                     continue;
                 }
                 SessionAction::Sync { id } => (id, Ask::Sync(pb::Sync {})),
-                SessionAction::Commit { id, commit_id, session, base, records, touched } => {
+                SessionAction::Commit { id, commit_id, session, base, ahead, records, touched } => {
                     let record =
                         |(oid, record): (Oid, Bytes)| pb::ObjectRecord { oid: oid.0, record };
                     let commit = pb::Commit {
                         commit_id: Bytes::copy_from_slice(&commit_id.0),
                         session,
                         base_seq: base.0,
+                        ahead_epoch: ahead.map_or(0, |(epoch, _)| epoch.0),
+                        ahead_seq: ahead.map_or(0, |(_, seq)| seq.0),
                         records: records.into_iter().map(record).collect(),
                         has_touched: touched.is_some(),
                         touched: touched.unwrap_or_default(),
@@ -208,6 +218,7 @@ impl Core {
 
     pub(super) fn drive_requests(&mut self, out: &mut Vec<Action>) {
         self.turn_away_early(out);
+        self.early_clients.tick(&self.setup.limits, self.now, out);
         let mut actions = Vec::new();
         self.sessions.tick(self.now, &mut actions);
         self.on_session_actions(actions, out);

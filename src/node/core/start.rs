@@ -11,8 +11,10 @@ use std::sync::Arc;
 use slog::o;
 
 use super::proof::Proof;
-use super::{Core, Role, Setup, admin, beats, disk, fetch, giving, ladder, packing, requests};
-use crate::control::{Member, Role as MemberRole, State};
+use super::{
+    Core, Role, Setup, admin, beats, disk, fetch, generations, giving, ladder, packing, requests,
+};
+use crate::control::{Member, Role as MemberRole, Settings, State};
 use crate::durus::{CommitChecker, Sessions};
 use crate::failover::controller::Controller;
 use crate::failover::health::Health;
@@ -21,6 +23,7 @@ use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::loss::{self, Loss};
 use crate::storage::promise::{self, PromiseError};
+use crate::storage::synced;
 use crate::storage::task::{AMNESIAC, CURRENT};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, Generation, NodeId, Now, Seq};
@@ -63,9 +66,13 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let promised = promise::read(&*disk)?.filter(|_| !mutants::broken(Mutant::PromiseForgotten));
     let promised = promised.unwrap_or(Epoch(0));
     let others = setup.members.len() > 1;
+    remove_unfinished(&*disk)?;
     let shelf = open_current(&disk, promised, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
+    if !others {
+        synced::write(&*disk, shelf.generation(), shelf.tip().offset)?;
+    }
     disk.sync_dir()?;
     let recovering = loss::read(&*disk, promised)?;
     let suspect = match disk.exists(AMNESIAC)? {
@@ -83,6 +90,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let raft = Driver::new(setup.id, &voters, recovered, election_ticks, &log)?;
     let checker =
         remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;
+    let control = State::new(members);
     let peers = voters.iter().copied().filter(|id| *id != setup.id);
     let tip = shelf.tip();
     slog::info!(log, "started"; "generation" => shelf.generation().0, "tip" => %tip, "promised" => promised.0);
@@ -96,7 +104,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         raft_yielded: None,
         compacted_index: 0,
         proposed: false,
-        control: State::new(members),
+        settings: Settings::of(&control),
+        control,
         member_up_sent: None,
         promised,
         promise_durable: promised,
@@ -108,9 +117,12 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         committed: shelf.cut(),
         applied_epoch: Epoch(0),
         verified: (tip.seq, now.wall_us),
+        synced_noted: None,
         cutting: false,
         next: None,
         old: BTreeMap::new(),
+        old_files: generations::OldFiles::default(),
+        dead_bytes: (Generation(0), 0),
         tasks: disk::Tasks::default(),
         checker,
         sessions: Sessions::new(
@@ -120,7 +132,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
             shelf.generation(),
         ),
         serving: false,
-        early_clients: VecDeque::new(),
+        early_clients: Default::default(),
         requests: requests::Requests::default(),
         pack: packing::PackRun::default(),
         rebase: None,
@@ -148,6 +160,15 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         setup,
     };
     Ok((core, raft_log))
+}
+
+/// Bases that this node was building when its process ended. Durable with the directory's next sync.
+fn remove_unfinished(disk: &dyn Disk) -> Result<(), DiskError> {
+    let names = disk.list()?;
+    names
+        .iter()
+        .filter(|name| generations::is_building(name))
+        .try_for_each(|name| disk.remove(name))
 }
 
 fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {
@@ -208,7 +229,15 @@ fn open_current(
             node neither votes nor acknowledges"; "damage" => %damage);
         return begin_anew(&**disk, promised, &name, now);
     }
-    let (Opened { shelf, torn }, damage) = at(&name, opened)?;
+    let (Opened { shelf, torn }, mut damage) = at(&name, opened)?;
+    if let Some(ShelfError::Corrupt { offset, why, .. }) = &damage
+        && !others
+        && shelf.tip().offset >= synced::read(&**disk, shelf.generation())?
+    {
+        slog::warn!(log, "the end of the file was never synced, and the power failure left it in pieces; nothing of it was \
+            acknowledged"; "offset" => offset, "what" => why);
+        damage = None;
+    }
     if let Some(damage) = damage.as_ref().filter(|_| !mutants::broken(Mutant::CorruptionCutAsTorn))
     {
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
@@ -286,3 +315,7 @@ fn remember(shelf: &Shelf) -> Result<CommitChecker, ShelfError> {
     }
     Ok(checker)
 }
+
+#[cfg(test)]
+#[path = "start_tests.rs"]
+mod tests;

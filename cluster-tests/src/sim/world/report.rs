@@ -6,7 +6,7 @@ use super::World;
 use crate::sim::{Counts, Report};
 
 /// Rare branches of the nodes, by the beginning of what they say when they take them.
-const SAID: [(&str, &str); 30] = [
+const SAID: [(&str, &str); 35] = [
     ("torn tail cut", "the file ends inside its last transaction"),
     ("orphan made", "cut back to the common point"),
     ("local rebuild", "rebasing: building the generation from our own file"),
@@ -25,6 +25,11 @@ const SAID: [(&str, &str); 30] = [
     ("pack called off by an election", "pack: an election called it off"),
     ("pack called off by the master", "pack: called off"),
     ("pack could not be built", "pack: this node can't build"),
+    ("another base than agreed noticed", "pack: this node built another base"),
+    ("another base noticed by a rebase", "rebase: our build differs"),
+    ("pack due and waiting", "a pack is due and can't begin"),
+    ("pack's leftovers removed", "removing what a pack has left"),
+    ("older generation removed", "removing older generations"),
     ("flipped to a new generation", "changed to a new generation"),
     ("master opened", "open: serving as master"),
     ("master fenced", "no longer master"),
