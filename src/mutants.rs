@@ -84,6 +84,7 @@ mutants! {
     CommitIdNotChecked: "a commit that is asked for twice is stored once", "SERVER-55305";
     UnknownSaidAsDone: "an unknown outcome is never called success", "MongoDB 2.4.3";
     ChangesNotChecked: "a commit on changed objects is a conflict", "design 7";
+    AheadBelieved: "what a client was told before it was committed counts only if it is in the master's file", "design 7";
     BaseMoved: "a commit is judged as of what its client was told, not of when its data came", "design 7";
     OidsBeforeRaft: "oids are given out of blocks that are committed through Raft", "design 7";
     HolesTooEarly: "an oid is used again when no session can hold it", "design 7";

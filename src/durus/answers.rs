@@ -161,6 +161,7 @@ impl Sessions {
     ) {
         let Some((conn, commit)) = self.take_commit(id) else { return };
         let session = self.sessions.get_mut(&conn).expect("a commit has a session");
+        session.unseen.forget_ahead(conn, &self.log);
         session.unseen.add(dead);
         self.settle(conn, commit, wire::INVALID, now, out);
         self.go_on(conn, Ok(()), now, view, out);

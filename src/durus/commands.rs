@@ -196,10 +196,10 @@ impl Sessions {
                     self.wait(conn, Waiting::Rest(rest), now);
                 }
             }
-            Reading::Sync => self.tell(conn, out),
+            Reading::Sync => self.tell(conn, None, out),
             Reading::Commit => {
                 session.commit_base = Some(shown);
-                self.tell(conn, out);
+                self.tell(conn, view.ahead(), out);
             }
         }
         Ok(())
@@ -238,8 +238,10 @@ impl Sessions {
     ) -> Result<(), CloseReason> {
         let session = self.sessions.get_mut(&conn).expect("an open session");
         let base = session.commit_base.take().expect("C was answered");
+        let ahead = session.commit_ahead.take();
         let base = if mutants::broken(Mutant::BaseMoved) { self.log.last() } else { base };
         if data.is_empty() {
+            session.unseen.forget_ahead(conn, &self.log);
             return Ok(());
         }
         let records = wire::split_records(&data, &self.limits)?;
@@ -255,7 +257,11 @@ impl Sessions {
         self.commit_bytes += bytes;
         let id = self.new_id();
         self.requests.insert(id, conn);
-        self.wait(conn, Waiting::Commit(Commit { id, base, records, bytes, seq: None }), now);
+        self.wait(
+            conn,
+            Waiting::Commit(Commit { id, base, ahead, records, bytes, seq: None }),
+            now,
+        );
         self.ask_commit(conn, TOUCHED_ALONG_BYTES_MAX, out);
         Ok(())
     }
@@ -281,6 +287,7 @@ impl Sessions {
             commit_id: self.commit_id(commit.id),
             session: conn.0,
             base: commit.base,
+            ahead: commit.ahead,
             records: commit.records.clone(),
             touched,
         });

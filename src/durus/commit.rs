@@ -27,6 +27,8 @@ use crate::types::{CommitId, Oid, Seq};
 const WINDOW_OIDS_MAX: usize = 1_000_000;
 /// Transactions whose commit ids are remembered.
 const IDS_MAX: usize = 262_144;
+/// Oids that a client is told of before they are visible.
+const AHEAD_OIDS_MAX: usize = 20_000;
 /// Conflicts that are remembered.
 const CONFLICTS_MAX: usize = 65_536;
 
@@ -36,6 +38,8 @@ pub struct CommitRequest<'a> {
     pub session: SessionKey,
     /// The client was told of every change up to here.
     pub base: Seq,
+    /// And of what comes after it, up to here. The caller has made sure that it was this chain's.
+    pub ahead: Option<Seq>,
     pub records: &'a [(Oid, Bytes)],
     /// What the client may have read, if it was sent along.
     pub touched: Option<&'a RoaringTreemap>,
@@ -156,6 +160,21 @@ impl CommitChecker {
         *self = CommitChecker::new(last);
     }
 
+    /// What the chain's transactions after `seq` store. None: there are none, or they are too old or too many.
+    pub fn changed_after(&self, seq: Seq) -> Option<RoaringTreemap> {
+        if seq >= self.last || seq < self.changes_after {
+            return None;
+        }
+        let from = self.changes.partition_point(|(at, _)| *at <= seq);
+        let mut oids = RoaringTreemap::new();
+        let mut left = AHEAD_OIDS_MAX;
+        for (_, changed) in self.changes.range(from..) {
+            left = left.checked_sub(changed.len())?;
+            oids.extend(changed.iter().map(|oid| oid.0));
+        }
+        Some(oids)
+    }
+
     /// Newest transaction known here.
     pub fn last(&self) -> Seq {
         self.last
@@ -240,7 +259,7 @@ impl CommitChecker {
 
     /// A conflict with what changed since the base, or too little known to say that there is none.
     fn changed(&self, request: &CommitRequest<'_>, writes: &RoaringTreemap) -> Option<Verdict> {
-        let base = request.base;
+        let base = request.ahead.map_or(request.base, |ahead| ahead.max(request.base));
         if base < self.changes_after {
             let after = self.changes_after;
             let why = format!("based on {base}, changes are known after {after}");

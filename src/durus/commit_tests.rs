@@ -8,7 +8,7 @@ use roaring::RoaringTreemap;
 
 use super::*;
 use crate::shelf;
-use crate::types::{BootId, CommitId, ConnId, Generation, NodeId, Now, Oid, Seq};
+use crate::types::{BootId, CommitId, ConnId, Epoch, Generation, NodeId, Now, Oid, Seq};
 
 const S1: SessionKey = SessionKey { node: NodeId(1), session: 1 };
 const BOOT: BootId = BootId(3);
@@ -50,13 +50,14 @@ fn checker() -> CommitChecker {
 struct Ask {
     commit_id: CommitId,
     base: u64,
+    ahead: Option<u64>,
     records: Vec<(Oid, Bytes)>,
     touched: Option<RoaringTreemap>,
 }
 
 fn ask(base: u64, oids: &[u64]) -> Ask {
     let records = oids.iter().map(|oid| record(*oid, 0, &[])).collect();
-    Ask { commit_id: id(1000 + base), base, records, touched: None }
+    Ask { commit_id: id(1000 + base), base, ahead: None, records, touched: None }
 }
 
 fn judge_on(checker: &mut CommitChecker, ask: &Ask, ground: &Ground<'_>) -> Verdict {
@@ -64,6 +65,7 @@ fn judge_on(checker: &mut CommitChecker, ask: &Ask, ground: &Ground<'_>) -> Verd
         commit_id: ask.commit_id,
         session: S1,
         base: Seq(ask.base),
+        ahead: ask.ahead.map(Seq),
         records: &ask.records,
         touched: ask.touched.as_ref(),
     };
@@ -224,7 +226,8 @@ struct Member {
     out: Vec<SessionAction>,
 }
 
-struct Shown<'a>(&'a BTreeMap<Oid, Bytes>, Seq);
+/// What a member shows, and what its file holds beyond that.
+struct Shown<'a>(&'a BTreeMap<Oid, Bytes>, Seq, &'a [Appended]);
 
 impl View for Shown<'_> {
     fn load(&self, oid: Oid) -> Result<Option<Bytes>, String> {
@@ -232,6 +235,12 @@ impl View for Shown<'_> {
     }
     fn applied(&self) -> Seq {
         self.1
+    }
+    fn ahead(&self) -> Option<Ahead> {
+        let Shown(_, Seq(applied), ahead) = *self;
+        let oids = ahead.iter().flat_map(|(_, records)| records.iter().map(|(oid, _)| oid.0));
+        let seq = Seq(applied + ahead.len() as u64);
+        (!ahead.is_empty()).then(|| Ahead { epoch: Epoch(1), seq, oids: oids.collect() })
     }
 }
 
@@ -290,7 +299,7 @@ impl Bank {
             member.records.extend(records.iter().cloned());
             let oids: Vec<Oid> = records.iter().map(|(oid, _)| *oid).collect();
             member.sessions.applied(member.applied, &oids, *commit_id);
-            let shown = Shown(&member.records, member.applied);
+            let shown = Shown(&member.records, member.applied, &[]);
             member.sessions.poke(Now::default(), &shown, &mut member.out);
         }
     }
@@ -300,17 +309,18 @@ impl Bank {
         let now = Now::default();
         let mut out = Vec::new();
         let asking = &mut self.members[member];
-        let shown = Shown(&asking.records, asking.applied);
+        let shown = Shown(&asking.records, asking.applied, &[]);
         match action {
             SessionAction::Sync { id } => {
                 asking.sessions.synced(id, self.committed, now, &shown, &mut out);
             }
-            SessionAction::Commit { id, commit_id, session, base, records, touched } => {
+            SessionAction::Commit { id, commit_id, session, base, ahead, records, touched } => {
                 let touched = touched.map(|bytes| decode_touched(&bytes).unwrap());
                 let request = CommitRequest {
                     commit_id,
                     session: SessionKey { node: NodeId(member as u64 + 1), session },
                     base,
+                    ahead: ahead.map(|(_, seq)| seq),
                     records: &records,
                     touched: touched.as_ref(),
                 };
@@ -374,7 +384,10 @@ impl Bank {
 
     fn ask(&mut self, client: usize, bytes: &[u8]) -> Vec<u8> {
         let member = &mut self.members[self.clients[client].member];
-        let shown = Shown(&member.records, member.applied);
+        // Its file holds some of what it does not show yet.
+        let appended = &self.chain[member.applied.0 as usize..];
+        let ahead = self.random.below(appended.len() as u64 + 1) as usize;
+        let shown = Shown(&member.records, member.applied, &appended[..ahead]);
         let conn = ConnId(client as u64);
         member.sessions.data(conn, bytes, Now::default(), &shown, &mut member.out);
         self.settle(client)

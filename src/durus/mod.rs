@@ -8,7 +8,8 @@
 //! The promise to a client is stock Durus's: from one sync to the next it sees one state or a conflict. A session
 //! keeps it by remembering the seq up to which its client was told of changes, and by answering "invalid" for whatever
 //! changed since. A commit says that seq to the master, which compares what changed after it with what the client
-//! wrote and with everything it may have read.
+//! wrote and with everything it may have read. Where this node's file already holds what is about to be committed, the
+//! client is told of that as well, so that only what neither of them could know of makes a needless conflict.
 //!
 //! Nothing here waits, reads a clock, opens a file or a socket, or draws a random number. Nothing here is
 //! iterated in an order that could differ from run to run.
@@ -34,4 +35,4 @@ mod testing;
 pub use close::{COMMAND_MAX, CloseReason, Limits, Malformed, WAIT_MAX};
 pub use commit::{CommitChecker, CommitRequest, Ground, TouchedError, Verdict, decode_touched};
 pub use oids::{Allocation, Exists, OidPool, OidUse, SessionKey};
-pub use session::{SessionAction, Sessions, View};
+pub use session::{Ahead, SessionAction, Sessions, View};

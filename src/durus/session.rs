@@ -29,7 +29,7 @@ use roaring::RoaringTreemap;
 use super::close::{CloseReason, Limits};
 use super::unseen::{ChangeLog, Unseen};
 use crate::mutants::{self, Mutant};
-use crate::types::{BootId, CommitId, ConnId, Generation, Now, Oid, Seq};
+use crate::types::{BootId, CommitId, ConnId, Epoch, Generation, Now, Oid, Seq};
 
 /// The node's own committed state, as loads see it. It does not change during a call.
 pub trait View {
@@ -37,6 +37,18 @@ pub trait View {
     fn load(&self, oid: Oid) -> Result<Option<Bytes>, String>;
     /// Seq of the newest transaction that loads see.
     fn applied(&self) -> Seq;
+    /// What this node's file holds beyond that; None if that is nothing, or too much to tell.
+    fn ahead(&self) -> Option<Ahead>;
+}
+
+/// Transactions that are in the file and not known to be committed: most will be, and come before any commit that is
+/// begun now. A client that is told of them can decide for itself whether it conflicts with them.
+pub struct Ahead {
+    /// Epoch and seq of the newest of them: what comes before it is the same in every file that has it.
+    pub epoch: Epoch,
+    pub seq: Seq,
+    /// What they store.
+    pub oids: RoaringTreemap,
 }
 
 /// What sessions want done. Everything with an `id` goes to the master, until it is answered.
@@ -66,6 +78,8 @@ pub enum SessionAction {
         commit_id: CommitId,
         session: u64,
         base: Seq,
+        /// What its client was told of besides, by epoch and seq: counts if the master's file has that transaction.
+        ahead: Option<(Epoch, Seq)>,
         records: Vec<(Oid, Bytes)>,
         /// Serialized set of all that the client may have read.
         touched: Option<Bytes>,
@@ -106,6 +120,7 @@ pub(super) enum Reading {
 pub(super) struct Commit {
     pub id: u64,
     pub base: Seq,
+    pub ahead: Option<(Epoch, Seq)>,
     pub records: Vec<(Oid, Bytes)>,
     /// Length of the data, as counted in `commits_waiting_bytes_max`.
     pub bytes: u64,
@@ -142,10 +157,12 @@ pub(super) struct Session {
     pub waiting_since: Now,
     /// `C` was answered as of this seq; its data is to come.
     pub commit_base: Option<Seq>,
+    /// And was told of what comes after that, up to the transaction of this epoch and seq.
+    pub commit_ahead: Option<(Epoch, Seq)>,
     /// The first reading command had its sync.
     pub fresh: bool,
     pub unseen: Unseen,
-    /// All that the client may have in its cache: what it loaded, looked for or stored.
+    /// All that the client may have in its cache: what it loaded, looked for or stored, and was not told to forget since.
     pub touched: RoaringTreemap,
     /// Memory that `touched` takes, as of its size then.
     touched_bytes: u64,
@@ -266,6 +283,7 @@ impl Sessions {
             waiting: None,
             waiting_since: now,
             commit_base: None,
+            commit_ahead: None,
             fresh: false,
             unseen: Unseen::new(&self.log),
             touched: RoaringTreemap::new(),
@@ -330,6 +348,14 @@ impl Sessions {
 
     pub(super) fn commit_id(&self, id: u64) -> CommitId {
         CommitId::new(self.boot, id)
+    }
+
+    /// This node's file was cut back to `seq`.
+    pub fn truncated(&mut self, seq: Seq) {
+        for session in self.sessions.values_mut() {
+            session.unseen.truncated(seq);
+            session.commit_ahead = session.commit_ahead.filter(|(_, ahead)| *ahead <= seq);
+        }
     }
 
     /// This node's state went to `to` without its transactions being seen one by one (it took another file).
@@ -461,10 +487,25 @@ impl Sessions {
     }
 
     /// Tells the client what it was not told of: count and oids.
-    pub(super) fn tell(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+    pub(super) fn tell(
+        &mut self,
+        conn: ConnId,
+        ahead: Option<Ahead>,
+        out: &mut Vec<SessionAction>,
+    ) {
         let Some(session) = self.sessions.get_mut(&conn) else { return };
         let before = session.unseen.generation();
-        let oids = session.unseen.tell(conn, &self.log, &session.touched);
+        let mut oids = session.unseen.tell(conn, &self.log, &session.touched);
+        if let Some(ahead) = ahead {
+            oids |= ahead.oids;
+            session.unseen.told_ahead(ahead.seq);
+            session.commit_ahead = Some((ahead.epoch, ahead.seq));
+        }
+        // It forgets them, or gives the transaction up if it has used one in it: only what it loads again counts.
+        session.touched -= &oids;
+        if session.touched_bytes > 0 {
+            session.touched_bytes = session.touched.serialized_size() as u64;
+        }
         let after = session.unseen.generation();
         out.push(SessionAction::Send { conn, bytes: super::wire::invalid_oids(&oids) });
         if before != after {

@@ -5,7 +5,7 @@ use roaring::RoaringTreemap;
 use super::session::REST_HELD_MS;
 use super::testing::*;
 use super::*;
-use crate::types::{ConnId, Generation, Oid, Seq};
+use crate::types::{ConnId, Epoch, Generation, Oid, Seq};
 
 #[test]
 fn a_client_says_hello_and_loads() {
@@ -171,6 +171,99 @@ fn what_a_client_may_have_read_goes_with_its_commit() {
     assert_eq!((base, session), (Seq(11), 1));
     let touched: Vec<u64> = decode_touched(&touched).unwrap().iter().collect();
     assert_eq!(touched, [1, 2, 88], "3 was answered with I: it was not read");
+}
+
+/// Else a client with everything in its cache would conflict with every commit, and not only with those that it could not
+/// know of.
+#[test]
+fn what_a_client_was_told_to_forget_it_has_not_read() {
+    let mut node = Node::with_two();
+    node.send(A, &[load(2), load(3), load(4)].concat());
+    node.others_change(&[2, 3]);
+    node.send(A, b"S");
+    node.sync_all();
+    node.others_change(&[4]);
+    node.send(A, &[load(3), b"C".to_vec()].concat());
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let SessionAction::Commit { touched: Some(touched), .. } = node.asked_one() else {
+        panic!("small sets go along")
+    };
+    let touched: Vec<u64> = decode_touched(&touched).unwrap().iter().collect();
+    assert_eq!(touched, [1, 3], "3 was loaded again; 2 and 4 were not");
+}
+
+/// Else it would conflict with every commit that was under way when it began its own.
+#[test]
+fn who_begins_a_commit_is_told_of_what_is_in_the_file_and_not_committed_yet() {
+    let mut node = Node::with_two();
+    node.send(A, &[load(1), load(2), load(3)].concat());
+    node.sent(A);
+    node.store.ahead = vec![vec![2], vec![9]];
+    node.send(A, b"C");
+    assert_eq!(node.sent(A), told(&[2, 9]));
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let asked = node.asked_one();
+    let SessionAction::Commit { id, commit_id, base, ahead, touched, .. } = asked else {
+        panic!("{asked:?}")
+    };
+    assert_eq!((base, ahead), (Seq(10), Some((Epoch(7), Seq(12)))));
+    let touched: Vec<u64> = decode_touched(&touched.unwrap()).unwrap().iter().collect();
+    assert_eq!(touched, [1, 3]);
+    node.store.ahead.clear();
+    node.others_change(&[2]);
+    node.others_change(&[9]);
+    node.others_change(&[4]);
+    node.apply(&[(1, record(1, b"mine"))], commit_id);
+    node.committed(id, 14);
+    assert_eq!(node.sent(A), b"O");
+    // 2 and 9 are no news any more, 4 is: it came after what was told.
+    node.send(A, &[load(2), load(4), b"S".to_vec()].concat());
+    node.sync_all();
+    let two = found(&record(2, b"new"));
+    assert_eq!(node.sent(A), [two, b"I".to_vec(), told(&[4])].concat());
+}
+
+#[test]
+fn what_a_client_was_told_early_is_news_again_if_its_commit_came_to_nothing() {
+    for outcome in ["given up", "conflict", "cut back"] {
+        let mut node = Node::with_two();
+        node.store.ahead = vec![vec![2], vec![3]];
+        node.send(A, b"C");
+        assert_eq!(node.sent(A), told(&[2, 3]));
+        match outcome {
+            "given up" => node.send(A, &[0; 4]),
+            "conflict" => {
+                node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+                let (id, _) = node.commit_id();
+                node.conflict(id, &[]);
+                assert_eq!(node.sent(A), b"I");
+            }
+            _ => node.sessions.truncated(Seq(11)),
+        }
+        node.store.ahead.clear();
+        if outcome == "cut back" {
+            node.others_change(&[2]);
+            node.others_change(&[4]);
+            node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+            let asked = node.asked_one();
+            assert!(matches!(asked, SessionAction::Commit { ahead: None, .. }), "{asked:?}");
+            let SessionAction::Commit { id, .. } = asked else { unreachable!("as matched") };
+            node.conflict(id, &[]);
+            node.sent(A);
+            node.send(A, b"S");
+            node.sync_all();
+            assert_eq!(node.sent(A), told(&[4]), "another transaction has its number");
+            continue;
+        }
+        // Nobody has it yet, so this is right; and it is out of date in a moment.
+        node.send(A, &load(2));
+        assert_eq!(node.sent(A), found(&record(2, b"old")));
+        node.others_change(&[2]);
+        node.others_change(&[3]);
+        node.send(A, &[load(2), b"S".to_vec()].concat());
+        node.sync_all();
+        assert_eq!(node.sent(A), [b"I".to_vec(), told(&[2, 3])].concat(), "{outcome}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::types::{BootId, CommitId, ConnId, Generation, Now, Oid, Seq};
+use crate::types::{BootId, CommitId, ConnId, Epoch, Generation, Now, Oid, Seq};
 
 pub const A: ConnId = ConnId(1);
 pub const B: ConnId = ConnId(2);
@@ -14,6 +14,8 @@ pub const B: ConnId = ConnId(2);
 pub struct Store {
     pub records: BTreeMap<Oid, Bytes>,
     pub applied: Seq,
+    /// What the file holds besides: the next transactions, of epoch 7, by what they store.
+    pub ahead: Vec<Vec<u64>>,
 }
 
 impl View for Store {
@@ -26,6 +28,12 @@ impl View for Store {
 
     fn applied(&self) -> Seq {
         self.applied
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let seq = Seq(self.applied.0 + self.ahead.len() as u64);
+        let oids = self.ahead.iter().flatten().copied().collect();
+        (!self.ahead.is_empty()).then_some(Ahead { epoch: Epoch(7), seq, oids })
     }
 }
 

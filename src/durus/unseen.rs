@@ -6,6 +6,10 @@
 //! removed is one set, shared by all that were not told yet.
 //!
 //! A session's own commits are not news to it.
+//!
+//! A client that begins a commit is also told what this node has in its file and not committed yet: what it then
+//! decides holds against that too (`ahead`). When those changes become visible they are no news to it, unless it gave
+//! the commit up, and may have loaded the old state since.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -79,7 +83,7 @@ impl ChangeLog {
             all.extend(change.oids.iter().map(|oid| oid.0));
         }
         for (conn, unseen) in readers {
-            if unseen.cursor < first && unseen.own < first {
+            if unseen.cursor < first && unseen.own < first && unseen.ahead < first {
                 unseen.oids |= &all;
                 unseen.cursor = self.last;
             } else {
@@ -131,6 +135,8 @@ pub(super) struct Unseen {
     generation: Generation,
     /// Anything may have changed.
     all: bool,
+    /// Changes up to here were told before they were visible; 0: none were.
+    ahead: Seq,
 }
 
 impl Unseen {
@@ -142,6 +148,7 @@ impl Unseen {
             oids: RoaringTreemap::new(),
             generation: log.generation,
             all: false,
+            ahead: Seq(0),
         }
     }
 
@@ -170,12 +177,29 @@ impl Unseen {
     pub fn jumped(&mut self, to: Seq) {
         self.all = true;
         self.cursor = to;
+        self.ahead = Seq(0);
+    }
+
+    /// The client was told of changes up to `seq`, not all of which are visible yet.
+    pub fn told_ahead(&mut self, seq: Seq) {
+        self.ahead = seq;
+    }
+
+    /// This node's file was cut back to `seq`: what comes after it will be something else.
+    pub fn truncated(&mut self, seq: Seq) {
+        self.ahead = self.ahead.min(seq);
+    }
+
+    /// The commit came to nothing: what becomes visible from now on is news again.
+    pub fn forget_ahead(&mut self, conn: ConnId, log: &ChangeLog) {
+        self.read(conn, log);
+        self.ahead = Seq(0);
     }
 
     fn read(&mut self, conn: ConnId, log: &ChangeLog) {
         let from = log.changes.partition_point(|change| change.seq <= self.cursor);
         for change in log.changes.range(from..) {
-            if change.owner != Some(conn) {
+            if change.owner != Some(conn) && change.seq > self.ahead {
                 self.oids.extend(change.oids.iter().map(|oid| oid.0));
             }
         }
@@ -214,6 +238,7 @@ impl Unseen {
             self.oids |= touched;
         }
         self.all = false;
+        self.ahead = Seq(0);
         self.generation = log.generation;
         std::mem::take(&mut self.oids)
     }

@@ -16,7 +16,7 @@ use super::core::io::Input;
 use super::run_loop::Feed;
 use crate::pack::{Job, Step};
 use crate::proto::control::RaftRecord;
-use crate::storage::task::{DiskTask, perform};
+use crate::storage::task::{DiskTask, Performer};
 use crate::storage::{Disk, DiskError};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -56,27 +56,16 @@ impl<T> Worker<T> {
 
 /// Performs disk tasks; all that wait together share their syncs.
 pub fn disk(disk: Arc<dyn Disk>, feed: Feed) -> io::Result<Worker<(u64, DiskTask)>> {
-    let mut broken: Option<String> = None;
+    let mut performer = Performer::default();
     let work = move |tasks: Receiver<(u64, DiskTask)>| {
         while let Ok(first) = tasks.recv() {
             let batch: Vec<_> = std::iter::once(first).chain(tasks.try_iter()).collect();
-            let results = match &broken {
-                None => perform(&*disk, batch),
-                Some(why) => refuse(batch, why),
-            };
-            for (task, result) in results {
-                if let Err(error) = &result {
-                    broken.get_or_insert_with(|| error.to_string());
-                }
+            for (task, result) in performer.perform(&*disk, batch) {
                 feed.put(Input::DiskDone { task, result });
             }
         }
     };
     Worker::start("disk", work)
-}
-
-fn refuse<T>(batch: Vec<(u64, DiskTask)>, why: &str) -> Vec<(u64, Result<T, DiskError>)> {
-    batch.into_iter().map(|(task, _)| (task, Err(after_failure(why)))).collect()
 }
 
 /// Appends records with `append`, which makes them durable, and refuses by itself after a failure.
@@ -91,14 +80,6 @@ pub fn raft(
         }
     };
     Worker::start("raft-log", work)
-}
-
-fn after_failure(why: &str) -> DiskError {
-    DiskError::Io {
-        verb: "write after a failure to",
-        name: "data directory".into(),
-        source: io::Error::other(why.to_string()),
-    }
 }
 
 /// The jobs that run.
@@ -281,13 +262,18 @@ mod tests {
         assert!(syncs <= 3, "{syncs} syncs for 50 appends");
     }
 
+    fn no_space() -> DiskError {
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        DiskError::Io { verb: "append to", name: "the Raft log".into(), source }
+    }
+
     #[test]
     fn raft_records_are_appended_in_order_and_each_is_answered() {
         let (feed, inputs) = Feed::channel();
         let (wrote, written) = mpsc::channel();
         let append = move |record: &RaftRecord| {
             wrote.send(record.entries.len()).unwrap();
-            if record.entries.is_empty() { Ok(()) } else { Err(after_failure("no space")) }
+            if record.entries.is_empty() { Ok(()) } else { Err(no_space()) }
         };
         let worker = raft(append, feed).unwrap();
         let bad = RaftRecord { entries: vec![Default::default()], ..Default::default() };

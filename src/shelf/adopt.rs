@@ -6,9 +6,7 @@
 //! generation, because its history says something about seq `cut` that the old one did not.
 
 use super::scan::hash_before;
-use super::{
-    Found, Kind, OffsetMap, OidMap, Scan, SealInfo, ShelfError, Torn, TxMeta, transaction,
-};
+use super::{Found, Kind, OidMap, Scan, SealInfo, ShelfError, Torn, TxMeta, transaction};
 use crate::storage::{Disk, DiskFile};
 use crate::types::{Chain, CommitId, Epoch, Generation, Oid, Seq, Tip};
 
@@ -84,12 +82,13 @@ fn check_map(
         let name = file.name().to_owned();
         Err(ShelfError::Corrupt { name, offset, seq: Seq(0), why })
     };
-    let start = scan.map().map_or(0, |shape| shape.start);
+    let map = scan.map();
+    let start = map.as_ref().map_or(0, |map| map.shape().start);
     if let Some(oid) = twice {
         return corrupt(start, format!("the base holds oid {oid} twice"));
     }
-    let Some(map) = OffsetMap::open(file, start)? else {
-        return corrupt(start, "the offset map cannot be read again".to_owned());
+    let Some(map) = map else {
+        return corrupt(start, "there is no offset map".to_owned());
     };
     if let Some(oid) = map.first_wrong(|oid| base.get(oid))? {
         return corrupt(start, format!("the offset map is wrong about oid {oid}"));

@@ -4,6 +4,9 @@
 //! of the oid's record, which is less than the map's own start; or, for an unused oid (a hole), the start plus
 //! the number of another hole: the next lower one, the lowest one pointing at the last slot. Stock Durus gives
 //! out the holes of this ring from the last slot on: highest first, and the last slot itself at the end.
+//!
+//! A slot tells nothing of whose it is, so a read that came from elsewhere would say that an object is not there, or that
+//! a used oid is a hole. The checksum of every block of slots is kept in memory, as they were when the file was proved.
 
 use std::sync::Arc;
 
@@ -14,6 +17,11 @@ use crate::types::Oid;
 
 /// Bytes before the first slot: length of what follows, bytes per slot, number of slots, 8 bytes each.
 pub(crate) const MAP_HEAD: usize = 24;
+
+/// Bytes of slots, at most, with a checksum of their own.
+const BLOCK: usize = 4096;
+/// Bytes read at a time.
+const READ: u64 = 1 << 16;
 
 /// The numbers that give an offset map its size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,8 +78,58 @@ impl MapShape {
         head
     }
 
+    /// Byte offset of the first slot.
+    pub(crate) fn slots_start(&self) -> u64 {
+        self.slot_at(0)
+    }
+
     fn slot_at(&self, slot: u64) -> u64 {
         self.start + MAP_HEAD as u64 + self.width * slot
+    }
+
+    /// No slot lies across the end of a block.
+    fn slots_per_block(&self) -> u64 {
+        BLOCK as u64 / self.width
+    }
+
+    fn block_len(&self) -> usize {
+        (self.slots_per_block() * self.width) as usize
+    }
+}
+
+/// Checksums (crc32c) of a map's blocks, made while its slots are read once, in pieces of any size.
+pub(crate) struct Sums {
+    block_len: usize,
+    done: Vec<u32>,
+    crc: u32,
+    summed: usize,
+}
+
+impl Sums {
+    pub(crate) fn new(shape: &MapShape) -> Sums {
+        Sums { block_len: shape.block_len(), done: Vec::new(), crc: 0, summed: 0 }
+    }
+
+    pub(crate) fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (piece, rest) = bytes.split_at(bytes.len().min(self.block_len - self.summed));
+            self.crc = crc32c::crc32c_append(self.crc, piece);
+            self.summed += piece.len();
+            if self.summed == self.block_len {
+                self.close_block();
+            }
+            bytes = rest;
+        }
+    }
+
+    fn close_block(&mut self) {
+        self.done.push(std::mem::take(&mut self.crc));
+        self.summed = 0;
+    }
+
+    fn finish(&self) -> Arc<[u32]> {
+        let last = (self.summed > 0).then_some(self.crc);
+        self.done.iter().copied().chain(last).collect()
     }
 }
 
@@ -107,10 +165,11 @@ impl Stitch {
 pub struct OffsetMap {
     file: Arc<dyn DiskFile>,
     shape: MapShape,
+    sums: Arc<[u32]>,
 }
 
 impl OffsetMap {
-    /// Opens the map at `start`. None if there is none, or not all of it.
+    /// The map at `start`, as it is now. None if there is none, or not all of it.
     pub fn open(file: &Arc<dyn DiskFile>, start: u64) -> Result<Option<OffsetMap>, DiskError> {
         let len = file.len()?;
         let mut head = [0; MAP_HEAD];
@@ -119,7 +178,21 @@ impl OffsetMap {
         }
         file.read_at(start, &mut head)?;
         let shape = MapShape::parse(start, &head).filter(|shape| shape.end() <= len);
-        Ok(shape.map(|shape| OffsetMap { file: file.clone(), shape }))
+        let Some(shape) = shape else { return Ok(None) };
+        let mut sums = Sums::new(&shape);
+        let mut reader = Reader::new(file.clone(), shape.end());
+        let mut at = shape.slots_start();
+        while at < shape.end() {
+            let piece = (shape.end() - at).min(READ) as usize;
+            sums.update(reader.bytes(at, piece)?);
+            at += piece as u64;
+        }
+        Ok(Some(OffsetMap::proved(file, shape, &sums)))
+    }
+
+    /// A map whose bytes, with these sums, have been proved.
+    pub(crate) fn proved(file: &Arc<dyn DiskFile>, shape: MapShape, sums: &Sums) -> OffsetMap {
+        OffsetMap { file: file.clone(), shape, sums: sums.finish() }
     }
 
     pub fn shape(&self) -> MapShape {
@@ -140,25 +213,40 @@ impl OffsetMap {
         if oid.0 >= self.shape.slots {
             return Ok(None);
         }
-        let mut slot = [0; 8];
+        let per_block = self.shape.slots_per_block();
+        let (block, slot) = (oid.0 / per_block, (oid.0 % per_block) as usize);
+        let mut bytes = [0; BLOCK];
         let width = self.shape.width as usize;
-        self.file.read_at(self.shape.slot_at(oid.0), &mut slot[8 - width..])?;
-        Ok(Some(u64::from_be_bytes(slot)).filter(|value| *value < self.shape.start))
+        let slots = per_block.min(self.shape.slots - block * per_block) as usize;
+        let bytes = &mut bytes[..slots * width];
+        let at = self.shape.slot_at(block * per_block);
+        self.file.read_at(at, bytes)?;
+        self.check(block, at, bytes)?;
+        let value = number(&bytes[slot * width..(slot + 1) * width]);
+        Ok(Some(value).filter(|value| *value < self.shape.start))
+    }
+
+    /// Are these the bytes that were proved?
+    fn check(&self, block: u64, at: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        match self.sums.get(block as usize) {
+            Some(sum) if *sum == crc32c::crc32c(bytes) => Ok(()),
+            _ => Err(DiskError::Changed { name: self.file.name().to_owned(), offset: at }),
+        }
     }
 
     /// Calls `visit` with the number and the value of every slot, ascending, until it says false.
     pub fn for_each(&self, mut visit: impl FnMut(u64, u64) -> bool) -> Result<(), DiskError> {
         let width = self.shape.width as usize;
         let mut reader = Reader::new(self.file.clone(), self.shape.end());
-        // a whole number of slots a time, of less than one read
-        let slots_a_time = (1 << 16) / self.shape.width;
+        let per_block = self.shape.slots_per_block();
         let mut slot = 0;
-        while slot < self.shape.slots {
-            let count = slots_a_time.min(self.shape.slots - slot);
-            let bytes = reader.bytes(self.shape.slot_at(slot), count as usize * width)?;
+        for block in 0..self.shape.slots.div_ceil(per_block) {
+            let count = per_block.min(self.shape.slots - slot) as usize;
+            let at = self.shape.slot_at(slot);
+            let bytes = reader.bytes(at, count * width)?;
+            self.check(block, at, bytes)?;
             for word in bytes.chunks_exact(width) {
-                let value = word.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
-                if !visit(slot, value) {
+                if !visit(slot, number(word)) {
                     return Ok(());
                 }
                 slot += 1;
@@ -200,6 +288,11 @@ impl OffsetMap {
         })?;
         Ok(wrong)
     }
+}
+
+/// Big-endian, of up to 8 bytes.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -274,5 +367,44 @@ mod tests {
             bad[at] = value;
             assert!(open(100, &bad).is_none(), "byte {at} set to {value}");
         }
+    }
+
+    /// Found by the simulator (seeds 2003070, 2004326): a read gone astray, and a client was told that there is no such
+    /// object. A used oid could have been taken for a hole as well.
+    #[test]
+    fn other_bytes_than_were_proved_are_no_answer() {
+        let records: Vec<(u64, u64)> = (0..3000).map(|slot| (slot, 16 + slot)).collect();
+        let bytes = write(5000, &records);
+        let disk = MemDisk::new();
+        let file = disk.create("map").unwrap();
+        file.write_at(5000, &bytes).unwrap();
+        let map = OffsetMap::open(&file, 5000).unwrap().unwrap();
+        let shape = map.shape();
+        assert_eq!((shape.width, shape.slots_per_block()), (2, 2048));
+        for oid in [0, 1, 2047, 2048, 2999] {
+            assert_eq!(map.get(Oid(oid)).unwrap(), Some(16 + oid));
+        }
+        assert_eq!(map.holes().unwrap(), [Oid(3000)]);
+        file.write_at(shape.slot_at(2500), &[0xff; 2]).unwrap();
+        assert!(matches!(map.get(Oid(2500)), Err(DiskError::Changed { .. })));
+        assert!(matches!(map.get(Oid(2999)), Err(DiskError::Changed { .. })), "of the same block");
+        assert_eq!(map.get(Oid(2047)).unwrap(), Some(16 + 2047));
+        assert!(map.holes().is_err());
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_pieces() {
+        let records: Vec<(u64, u64)> = (0..9000).map(|slot| (slot, 16 + 7 * slot)).collect();
+        let bytes = write(70_000, &records);
+        let shape = open(70_000, &bytes).unwrap().shape();
+        let slots = &bytes[MAP_HEAD..];
+        let of = |piece: usize| {
+            let mut sums = Sums::new(&shape);
+            slots.chunks(piece).for_each(|piece| sums.update(piece));
+            sums.finish()
+        };
+        assert_eq!(of(1), of(slots.len()));
+        assert_eq!(of(4095), of(slots.len()));
+        assert_eq!(of(1).len(), slots.len().div_ceil(shape.block_len()));
     }
 }

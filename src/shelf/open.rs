@@ -1,9 +1,8 @@
 //! From a file's name to an open shelf, in steps.
 
-use super::offset_map::OffsetMap;
 use super::oid_map::OidMap;
 use super::scan::{Found, Progress, Scan, Torn};
-use super::store::{Opened, Parts, Shelf, corrupt, index_records};
+use super::store::{Opened, Parts, Shelf, index_records};
 use super::{ShelfError, TxMeta};
 use crate::storage::Disk;
 use crate::types::Chain;
@@ -74,10 +73,8 @@ impl Opening {
         let Some(((info, tip), (seal_meta, base_hash))) = self.scan.sealed().zip(self.seal) else {
             return Err(ShelfError::Plain { name });
         };
-        let start = self.scan.map().map_or(0, |shape| shape.start);
         let file = self.scan.file();
-        let map = OffsetMap::open(&file, start)?;
-        let map = map.ok_or_else(|| corrupt(&name, start, tip.seq, "the offset map is gone"))?;
+        let map = self.scan.map().expect("before the seal");
         Ok(Shelf::from_parts(Parts {
             name,
             file,

@@ -7,15 +7,16 @@
 //! The judgement that matters is between *torn* (the file ends inside its last transaction: a crash cut an append
 //! short, and nothing was ever promised of it) and *corrupt* (something that was whole is no longer). When a
 //! transaction does not fit into what is left of the file, its length may lie: so the rest is searched for a
-//! whole chain record, which a torn append cannot hold. Whatever is in doubt is corrupt, since corruption is
-//! reported and tears are cut off.
+//! whole chain record, which a torn append cannot hold. The file may have got its length before its bytes: sectors that
+//! never reached the disk read as zeros, and where they begin the file ends. Whatever is in doubt is corrupt, since
+//! corruption is reported and tears are cut off.
 
 use std::sync::Arc;
 
 use sha1::{Digest, Sha1};
 
 use super::ShelfError;
-use super::offset_map::{MAP_HEAD, MapShape};
+use super::offset_map::{MAP_HEAD, MapShape, OffsetMap, Sums};
 use super::transaction::{
     CHAIN_RECORD_LEN, Kind, PREAMBLE, RECORD_HEAD, RecordAt, SEAL_RECORD_LEN, SealInfo, TxError,
     TxMeta, check_chain, parse_chain_record, parse_into, parse_plain_into, u64_at,
@@ -29,6 +30,8 @@ pub(crate) const PREFIX: &[u8; 8] = b"SHELF-1\n";
 const BASE_START: u64 = 16;
 /// Bytes read at a time.
 const READ: usize = 1 << 20;
+/// A disk writes no less than this at once.
+const SECTOR: u64 = 512;
 /// A buffer that grew beyond this for a large transaction is given back.
 const KEEP_MAX: usize = 8 << 20;
 
@@ -138,7 +141,7 @@ pub(crate) struct Scan {
     at: u64,
     base_end: u64,
     base_records: u64,
-    map: Option<MapShape>,
+    map: Option<(MapShape, Sums)>,
     /// Of every byte before `at`; None once there is a seal.
     whole: Option<Sha1>,
     sealed: Option<(SealInfo, Tip)>,
@@ -192,8 +195,10 @@ impl Scan {
         self.file.clone()
     }
 
-    pub fn map(&self) -> Option<MapShape> {
-        self.map
+    /// The offset map, once it has been read whole.
+    pub fn map(&self) -> Option<OffsetMap> {
+        let (shape, sums) = self.map.as_ref().filter(|(shape, _)| self.at >= shape.end())?;
+        Some(OffsetMap::proved(&self.file, *shape, sums))
     }
 
     pub fn base_records(&self) -> u64 {
@@ -314,20 +319,28 @@ impl Scan {
     }
 
     fn pass_map(&mut self, until: u64) -> Result<(), ShelfError> {
-        let shape = match self.map {
-            Some(shape) => shape,
-            None => {
-                let bad = "there is no whole offset map after the base transaction";
-                if self.reader.end() - self.at < MAP_HEAD as u64 {
-                    return Err(self.corrupt(bad));
-                }
-                let shape = MapShape::parse(self.at, self.reader.bytes(self.at, MAP_HEAD)?);
-                let shape = shape.filter(|shape| shape.end() <= self.reader.end());
-                *self.map.insert(shape.ok_or_else(|| self.corrupt(bad))?)
+        if self.map.is_none() {
+            let bad = "there is no whole offset map after the base transaction";
+            if self.reader.end() - self.at < MAP_HEAD as u64 {
+                return Err(self.corrupt(bad));
             }
-        };
-        let to = shape.end().min(until.max(self.at + MAP_HEAD as u64));
-        self.accept(to)?;
+            let shape = MapShape::parse(self.at, self.reader.bytes(self.at, MAP_HEAD)?);
+            let shape = shape.filter(|shape| shape.end() <= self.reader.end());
+            let shape = shape.ok_or_else(|| self.corrupt(bad))?;
+            self.accept(shape.slots_start())?;
+            self.map = Some((shape, Sums::new(&shape)));
+        }
+        let Some((shape, sums)) = &mut self.map else { unreachable!("made above") };
+        let to = shape.end().min(until.max(self.at + READ as u64));
+        while self.at < to {
+            let piece = (to - self.at).min(READ as u64) as usize;
+            let bytes = self.reader.bytes(self.at, piece)?;
+            sums.update(bytes);
+            if let Some(whole) = &mut self.whole {
+                whole.update(bytes);
+            }
+            self.at += piece as u64;
+        }
         if self.at == shape.end() {
             self.phase = Phase::Tail;
         }
@@ -379,26 +392,26 @@ impl Scan {
             return self.end(None).map(Some);
         }
         let Some(len) = self.next_len()? else {
-            return self.judge(true, "its length runs past the end of the file").map(Some);
+            return self.judge(None, "its length runs past the end of the file").map(Some);
         };
         let offset = self.at;
+        let end = offset + len as u64;
         let bytes = self.reader.bytes(offset, len)?;
         match parse_into(bytes, &mut self.records) {
             Ok((meta, chain, _)) => {
-                let tip =
-                    Tip { epoch: meta.epoch, seq: meta.seq, offset: offset + len as u64, chain };
-                match meta.kind {
-                    Kind::Seal(info) => self.seal(info, meta, tip, visit)?,
+                let tip = Tip { epoch: meta.epoch, seq: meta.seq, offset: end, chain };
+                let end = match meta.kind {
+                    Kind::Seal(info) => self.seal(info, meta, tip, visit).map(|()| None)?,
                     _ => self.chained(meta, tip, visit)?,
-                }
+                };
                 self.last_empty = None;
-                Ok(None)
+                Ok(end)
             }
             Err(TxError::NotChained) => match parse_plain_into(bytes, &mut self.records) {
                 Ok(_) => self.plain(len, visit).map(|()| None),
-                Err(why) => self.judge(false, &why.to_string()).map(Some),
+                Err(why) => self.judge(Some(end), &why.to_string()).map(Some),
             },
-            Err(why) => self.judge(false, &why.to_string()).map(Some),
+            Err(why) => self.judge(Some(end), &why.to_string()).map(Some),
         }
     }
 
@@ -442,14 +455,18 @@ impl Scan {
         meta: TxMeta,
         tip: Tip,
         visit: &mut dyn FnMut(Found<'_>),
-    ) -> Result<(), ShelfError> {
+    ) -> Result<Option<End>, ShelfError> {
         let offset = self.at;
         let Some((info, last)) = self.sealed.filter(|_| self.foreign.is_none()) else {
             return Err(self.corrupt("a chained transaction without a seal before it"));
         };
         let bytes = self.reader.bytes(offset, (tip.offset - offset) as usize)?;
         if let Err(why) = check_chain(&last.chain, bytes, &tip.chain) {
-            return Err(self.corrupt(&why.to_string()));
+            // Of the chain itself the last bytes can be missing.
+            return match self.is_hollow(tip.offset)? {
+                true => self.end(Some(offset)).map(Some),
+                false => Err(self.corrupt(&why.to_string())),
+            };
         }
         if Some(tip.seq.0) != last.seq.0.checked_add(1) {
             let why = format!("seq {} follows seq {}", tip.seq, last.seq);
@@ -462,7 +479,7 @@ impl Scan {
         self.time_us = meta.time_us;
         self.at = tip.offset;
         visit(Found::Chained { offset, bytes, records: &self.records, meta, tip });
-        Ok(())
+        Ok(None)
     }
 
     fn plain(&mut self, len: usize, visit: &mut dyn FnMut(Found<'_>)) -> Result<(), ShelfError> {
@@ -477,19 +494,30 @@ impl Scan {
         Ok(())
     }
 
-    /// The transaction at `at` is not what it should be, and `overruns` if it ends beyond the file.
-    fn judge(&mut self, overruns: bool, why: &str) -> Result<End, ShelfError> {
+    /// The transaction from `at` to `end` is not what it should be; no end if that is beyond the file's.
+    fn judge(&mut self, end: Option<u64>, why: &str) -> Result<End, ShelfError> {
         let from = self.foreign.or(self.last_empty).unwrap_or(self.at);
         if holds_chain_record(&self.file, from, self.reader.end())? {
             return Err(self.corrupt(why));
         }
         // Stock Durus writes a length of 0, then the records, and the length last: what looks like an empty
         // transaction before nonsense is one that it did not finish.
-        if overruns || self.last_empty.is_some() {
-            let unfinished = self.last_empty.unwrap_or(self.at);
-            return self.end(Some(unfinished));
+        let is_torn = match end {
+            Some(end) => self.last_empty.is_some() || self.is_hollow(end)?,
+            None => true,
+        };
+        match is_torn {
+            true => self.end(Some(self.last_empty.unwrap_or(self.at))),
+            false => Err(self.corrupt(why)),
         }
-        Err(self.corrupt(why))
+    }
+
+    /// Is there nothing but zeros from a sector's start, inside the transaction from `at` to `end`, to the end of the file?
+    /// And no whole chain record before them, so that its own length is no lie.
+    fn is_hollow(&self, end: u64) -> Result<bool, DiskError> {
+        let zeros = trailing_zeros(&self.file, self.at, self.reader.end())?;
+        let sector = zeros.next_multiple_of(SECTOR);
+        Ok(sector < end && !holds_chain_record(&self.file, self.at, sector)?)
     }
 
     /// The file is over, or its rest from `torn` on is no whole transaction.
@@ -529,6 +557,22 @@ pub(crate) fn hash_before(file: &Arc<dyn DiskFile>, end: u64) -> Result<Chain, D
         at += piece as u64;
     }
     Ok(Chain(hash.finalize().into()))
+}
+
+/// Where the zeros at the end of `from..to` begin.
+fn trailing_zeros(file: &Arc<dyn DiskFile>, from: u64, to: u64) -> Result<u64, DiskError> {
+    let mut bytes = Vec::new();
+    let mut end = to;
+    while end > from {
+        let start = from.max(end.saturating_sub(READ as u64));
+        bytes.resize((end - start) as usize, 0);
+        file.read_at(start, &mut bytes)?;
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            return Ok(start + last as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(from)
 }
 
 /// Is there a whole chain record anywhere in `from..to`? A torn append cannot hold one, as it is the last to be

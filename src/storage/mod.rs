@@ -13,6 +13,7 @@ pub mod loss;
 pub mod mem;
 pub mod posix;
 pub mod promise;
+pub mod synced;
 pub mod task;
 
 /// Why a disk said no.
@@ -24,6 +25,11 @@ pub enum DiskError {
     Missing { verb: &'static str, name: String },
     #[error("read {name} at {offset}: file ends before {wanted} bytes")]
     Short { name: String, offset: u64, wanted: u64 },
+    #[error(
+        "read {name} at {offset}: the disk gives other bytes than when the file was verified; check the disk, and restart \
+         this node to have the file verified and repaired"
+    )]
+    Changed { name: String, offset: u64 },
 }
 
 impl DiskError {

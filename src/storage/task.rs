@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::promise;
 use super::{Disk, DiskError, DiskFile};
+use super::{promise, synced};
 use crate::mutants::{self, Mutant};
-use crate::types::Epoch;
+use crate::types::{Epoch, Generation};
 
 /// The link in the data directory that says which generation's file is current.
 pub const CURRENT: &str = "current.durus";
@@ -43,6 +43,11 @@ pub enum DiskTask {
         keep_as: String,
         header: String,
     },
+    /// Notes how far the file of `generation` is durable; see `synced`.
+    NoteSynced {
+        generation: Generation,
+        offset: u64,
+    },
     /// Makes `target` the current file.
     Flip {
         target: String,
@@ -68,43 +73,60 @@ pub enum TaskDone {
     Created(Arc<dyn DiskFile>),
 }
 
-/// Performs `tasks` in order; one result each, by the number it came with. After the first failure nothing more is
-/// tried: the rest is answered with the same kind of failure.
+/// Performs one batch of tasks: see [`Performer`].
 pub fn perform(
     disk: &dyn Disk,
     tasks: Vec<(u64, DiskTask)>,
 ) -> Vec<(u64, Result<TaskDone, DiskError>)> {
-    let mut results = Vec::with_capacity(tasks.len());
-    let mut written: Vec<(u64, Arc<dyn DiskFile>)> = Vec::new();
-    let mut broken: Option<String> = None;
-    for (number, task) in tasks {
-        if let Some(why) = &broken {
-            results.push((number, Err(not_tried(why))));
-            continue;
-        }
-        if let DiskTask::Append { file, offset, bytes } = &task {
-            match file.write_at(*offset, bytes) {
-                Ok(()) => written.push((number, file.clone())),
-                Err(error) => {
-                    broken = Some(error.to_string());
-                    sync_written(&mut written, &mut results, &mut broken);
-                    results.push((number, Err(error)));
-                }
+    Performer::default().perform(disk, tasks)
+}
+
+/// Performs one batch after the other. After the first failure nothing more is tried, in no later batch either: what
+/// comes after a write that failed would leave a hole.
+#[derive(Default)]
+pub struct Performer {
+    broken: Option<String>,
+}
+
+impl Performer {
+    /// In order; one result each, by the number it came with.
+    pub fn perform(
+        &mut self,
+        disk: &dyn Disk,
+        tasks: Vec<(u64, DiskTask)>,
+    ) -> Vec<(u64, Result<TaskDone, DiskError>)> {
+        let mut results = Vec::with_capacity(tasks.len());
+        let mut written: Vec<(u64, Arc<dyn DiskFile>)> = Vec::new();
+        let broken = &mut self.broken;
+        for (number, task) in tasks {
+            if let Some(why) = &broken {
+                results.push((number, Err(not_tried(why))));
+                continue;
             }
-            continue;
+            if let DiskTask::Append { file, offset, bytes } = &task {
+                match file.write_at(*offset, bytes) {
+                    Ok(()) => written.push((number, file.clone())),
+                    Err(error) => {
+                        *broken = Some(error.to_string());
+                        sync_written(&mut written, &mut results, broken);
+                        results.push((number, Err(error)));
+                    }
+                }
+                continue;
+            }
+            sync_written(&mut written, &mut results, broken);
+            let result = match &broken {
+                Some(why) => Err(not_tried(why)),
+                None => perform_one(disk, task),
+            };
+            if let Err(error) = &result {
+                broken.get_or_insert_with(|| error.to_string());
+            }
+            results.push((number, result));
         }
-        sync_written(&mut written, &mut results, &mut broken);
-        let result = match &broken {
-            Some(why) => Err(not_tried(why)),
-            None => perform_one(disk, task),
-        };
-        if let Err(error) = &result {
-            broken.get_or_insert_with(|| error.to_string());
-        }
-        results.push((number, result));
+        sync_written(&mut written, &mut results, broken);
+        results
     }
-    sync_written(&mut written, &mut results, &mut broken);
-    results
 }
 
 /// One sync for each file that was written, then the appends are done.
@@ -146,6 +168,7 @@ fn perform_one(disk: &dyn Disk, task: DiskTask) -> Result<TaskDone, DiskError> {
     match task {
         DiskTask::Append { .. } => unreachable!("appends are performed together"),
         DiskTask::Promise { epoch } => promise::write(disk, epoch)?,
+        DiskTask::NoteSynced { generation, offset } => synced::write(disk, generation, offset)?,
         DiskTask::CutBack { file, offset, keep_as, header } => {
             cut_back(disk, &*file, offset, &keep_as, &header)?;
         }

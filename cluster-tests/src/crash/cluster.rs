@@ -18,8 +18,14 @@ const SEEDS_MAX: u64 = 60;
 const DOWN_US: [u64; 2] = [5_000, 600_000];
 
 /// What a kill and the loss of everything unsynced leave open.
-pub const OTHER_FATES: [Fate; 5] =
-    [Fate::FilesOnly, Fate::NamesOnly, Fate::TornMiddle, Fate::TornHead, Fate::Hollow];
+pub const OTHER_FATES: [Fate; 6] = [
+    Fate::FilesOnly,
+    Fate::NamesOnly,
+    Fate::TornMiddle,
+    Fate::TornHead,
+    Fate::Hollow,
+    Fate::HollowTail,
+];
 
 pub const SCRIPTS: &[Script] = {
     use Step::*;

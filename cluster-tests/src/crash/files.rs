@@ -15,8 +15,15 @@ use super::{Crash, Operation};
 use crate::sim::parse;
 
 pub fn operations() -> Vec<Operation> {
-    let mut all =
-        vec![make_identity(), import(), start_empty(), start_torn(), start_damaged(), start_anew()];
+    let mut all = vec![
+        make_identity(),
+        import(),
+        start_empty(),
+        start_torn(),
+        start_hollow(),
+        start_damaged(),
+        start_anew(),
+    ];
     all.extend([append("append", LARGE, 1), append("append of a few bytes", 5, 1)]);
     all.extend([append("append, three in a batch", LARGE, 3), append_and_promise()]);
     all.extend([promise_first(), promise_again(), cut_back()]);
@@ -134,6 +141,29 @@ fn start_torn() -> Operation {
             ensure!(found.bytes == history.upto(last), "not cut where the tear is");
             let tail = &history.bytes[history.end(last) as usize..torn];
             ensure!(kept(disk, tail)?, "what was cut off is gone");
+            Ok(1)
+        }),
+    }
+}
+
+/// A file that got its length and not its last sectors is torn, too.
+fn start_hollow() -> Operation {
+    let history = History::of(4, LARGE);
+    let mut before = history.bytes.clone();
+    let last = history.tip().seq.0 - 1;
+    let begins = history.end(last) as usize;
+    let hollow = (begins + 700).next_multiple_of(512);
+    before[hollow..].fill(0);
+    let file = before.clone();
+    Operation {
+        name: "start: hollow tail cut",
+        before: Box::new(move |disk| put_current(&**disk, &file)),
+        act: Box::new(start_once),
+        check: Box::new(move |disk, crash| {
+            let found = started(disk, crash.start)?;
+            ensure!(!found.recovering, "a hollow tail was taken for damage");
+            ensure!(found.bytes == history.upto(last), "not cut where the tear is");
+            ensure!(kept(disk, &before[begins..])?, "what was cut off is gone");
             Ok(1)
         }),
     }

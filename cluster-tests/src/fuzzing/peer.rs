@@ -422,6 +422,8 @@ impl Node {
                     .collect(),
                 touched: Bytes::copy_from_slice(script.piece()),
                 has_touched: script.byte() & 1 != 0,
+                ahead_seq: script.number(),
+                ahead_epoch: script.number(),
             }),
         };
         let id = script.number();

@@ -67,8 +67,6 @@ impl Inode {
 pub enum Loss {
     /// What was written first is kept first; the last one kept may be torn.
     Ordered,
-    /// The same, and the file is never longer than what is kept of it.
-    Short,
     /// Any subset, each perhaps torn into sectors.
     Any,
 }

@@ -11,6 +11,9 @@ use crate::storage::DiskError;
 use crate::storage::task::{DiskTask, TaskDone};
 use crate::types::{Epoch, Generation, Now, Tip};
 
+/// So often a node alone notes how far its file is durable.
+const NOTE_SYNCED_MS: u64 = 1000;
+
 /// Why a task was asked for.
 pub(super) enum Purpose {
     /// Transactions of the current file up to `tip`, taken in `epoch`.
@@ -139,7 +142,22 @@ impl Core {
             Role::Slave(_) => self.acknowledge(out),
             Role::None => {}
         }
+        self.note_synced(out);
         self.pull_on(out);
+    }
+
+    /// A node alone has nobody to ask what was acknowledged when it finds a hole after a power failure.
+    fn note_synced(&mut self, out: &mut Vec<Action>) {
+        let generation = self.shelf.generation();
+        let recent = self
+            .synced_noted
+            .is_some_and(|(of, at)| of == generation && self.now.since_ms(at) < NOTE_SYNCED_MS);
+        if recent || self.setup.members.len() > 1 {
+            return;
+        }
+        self.synced_noted = Some((generation, self.now));
+        let work = DiskTask::NoteSynced { generation, offset: self.durable.offset };
+        self.disk(Purpose::Housekeeping, work, out);
     }
 
     /// Makes everything visible that is committed, and tells the sessions.

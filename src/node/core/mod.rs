@@ -122,6 +122,8 @@ pub struct Core {
     applied_epoch: Epoch,
     /// The file was verified against its chain up to here, at that wall-clock time in microseconds.
     verified: (Seq, u64),
+    /// A node alone notes now and then how far its file is durable: of which generation, and when it last did.
+    synced_noted: Option<(Generation, Now)>,
     /// A cut-back is on its way to the disk: nothing is taken meanwhile.
     cutting: bool,
     next: Option<Next>,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::serve::ASK_AGAIN_MS;
 use super::{Action, Core, Input};
-use crate::durus::{self, SessionAction};
+use crate::durus::{self, Ahead, CommitChecker, SessionAction};
 use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
@@ -51,6 +51,7 @@ impl Requests {
 /// The committed state of this node, as sessions see it.
 struct ShelfView<'a> {
     shelf: &'a Shelf,
+    checker: &'a CommitChecker,
     applied: Seq,
 }
 
@@ -62,13 +63,19 @@ impl durus::View for ShelfView<'_> {
     fn applied(&self) -> Seq {
         self.applied
     }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let tip = self.shelf.tip();
+        let oids = self.checker.changed_after(self.applied)?;
+        Some(Ahead { epoch: tip.epoch, seq: tip.seq, oids })
+    }
 }
 
 /// Calls a session function with this node's state as its view.
 macro_rules! with_view {
     ($core:expr, $out:expr, |$sessions:ident, $now:ident, $view:ident, $actions:ident| $call:expr) => {{
         let applied = $core.shelf.indexed();
-        let $view = &ShelfView { shelf: &$core.shelf, applied };
+        let $view = &ShelfView { shelf: &$core.shelf, checker: &$core.checker, applied };
         let ($sessions, $now) = (&mut $core.sessions, $core.now);
         let mut actions = Vec::new();
         let $actions = &mut actions;
@@ -176,13 +183,15 @@ impl Core {
                     continue;
                 }
                 SessionAction::Sync { id } => (id, Ask::Sync(pb::Sync {})),
-                SessionAction::Commit { id, commit_id, session, base, records, touched } => {
+                SessionAction::Commit { id, commit_id, session, base, ahead, records, touched } => {
                     let record =
                         |(oid, record): (Oid, Bytes)| pb::ObjectRecord { oid: oid.0, record };
                     let commit = pb::Commit {
                         commit_id: Bytes::copy_from_slice(&commit_id.0),
                         session,
                         base_seq: base.0,
+                        ahead_epoch: ahead.map_or(0, |(epoch, _)| epoch.0),
+                        ahead_seq: ahead.map_or(0, |(_, seq)| seq.0),
                         records: records.into_iter().map(record).collect(),
                         has_touched: touched.is_some(),
                         touched: touched.unwrap_or_default(),

@@ -173,10 +173,12 @@ impl Core {
         };
         let records: Vec<_> =
             commit.records.into_iter().map(|record| (Oid(record.oid), record.record)).collect();
+        let ahead = self.known_ahead(Epoch(commit.ahead_epoch), Seq(commit.ahead_seq))?;
         let request = CommitRequest {
             commit_id,
             session: SessionKey { node: from, session: commit.session },
             base: Seq(commit.base_seq),
+            ahead,
             records: &records,
             touched: touched.as_ref(),
         };
@@ -203,6 +205,17 @@ impl Core {
         };
         self.answer(from, boot, id, answer, out);
         Ok(())
+    }
+
+    /// The client was told of a file's transactions up to this one: do they count? They do if ours has it, and so
+    /// all before it: no two transactions have the same epoch and seq.
+    fn known_ahead(&self, epoch: Epoch, seq: Seq) -> Result<Option<Seq>, String> {
+        if seq == Seq(0) || seq > self.shelf.tip().seq {
+            return Ok(None);
+        }
+        let ours = self.shelf.tip_at(seq).map_err(|error| error.to_string())?;
+        let known = ours.is_some_and(|ours| ours.epoch == epoch);
+        Ok((known || mutants::broken(Mutant::AheadBelieved)).then_some(seq))
     }
 
     fn judge_commit(&mut self, request: &CommitRequest<'_>) -> Result<Verdict, String> {

@@ -346,6 +346,7 @@ impl Core {
             return;
         }
         self.checker.truncated(point.seq);
+        self.sessions.truncated(point.seq);
         // What comes before the point may still be on its way to the disk.
         if self.durable.seq > point.seq {
             self.durable = point;

@@ -21,6 +21,7 @@ use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::loss::{self, Loss};
 use crate::storage::promise::{self, PromiseError};
+use crate::storage::synced;
 use crate::storage::task::{AMNESIAC, CURRENT};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, Generation, NodeId, Now, Seq};
@@ -66,6 +67,9 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let shelf = open_current(&disk, promised, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
+    if !others {
+        synced::write(&*disk, shelf.generation(), shelf.tip().offset)?;
+    }
     disk.sync_dir()?;
     let recovering = loss::read(&*disk, promised)?;
     let suspect = match disk.exists(AMNESIAC)? {
@@ -108,6 +112,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         committed: shelf.cut(),
         applied_epoch: Epoch(0),
         verified: (tip.seq, now.wall_us),
+        synced_noted: None,
         cutting: false,
         next: None,
         old: BTreeMap::new(),
@@ -205,7 +210,15 @@ fn open_current(
             node neither votes nor acknowledges"; "damage" => %damage);
         return begin_anew(&**disk, promised, &name, now);
     }
-    let (Opened { shelf, torn }, damage) = at(&name, opened)?;
+    let (Opened { shelf, torn }, mut damage) = at(&name, opened)?;
+    if let Some(ShelfError::Corrupt { offset, why, .. }) = &damage
+        && !others
+        && shelf.tip().offset >= synced::read(&**disk, shelf.generation())?
+    {
+        slog::warn!(log, "the end of the file was never synced, and the power failure left it in pieces; nothing of it was \
+            acknowledged"; "offset" => offset, "what" => why);
+        damage = None;
+    }
     if let Some(damage) = damage.as_ref().filter(|_| !mutants::broken(Mutant::CorruptionCutAsTorn))
     {
         slog::crit!(log, "the file is damaged: what is proved of it is used, the rest is kept aside; this node neither \
@@ -283,3 +296,7 @@ fn remember(shelf: &Shelf) -> Result<CommitChecker, ShelfError> {
     }
     Ok(checker)
 }
+
+#[cfg(test)]
+#[path = "start_tests.rs"]
+mod tests;

@@ -1,4 +1,4 @@
-//! What the core's own tests begin with: node 1 of three, and what another node says to it.
+//! What the core's own tests begin with: node 1 of a cluster, and what another node says to it.
 
 use std::sync::Arc;
 
@@ -13,6 +13,11 @@ use crate::types::{BootId, NodeId, Now};
 
 /// Node 1 of three, started on this disk.
 pub(super) fn first_of_three(disk: Arc<dyn Disk>, now: Now) -> Core {
+    first_of(3, disk, now)
+}
+
+/// Node 1 of so many, started on this disk.
+pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
     let member = |id: u64| Member {
         id,
         name: format!("n{id}"),
@@ -26,7 +31,7 @@ pub(super) fn first_of_three(disk: Arc<dyn Disk>, now: Now) -> Core {
         disk_uuid: [1; 16],
         cluster: "c".into(),
         version: "v".into(),
-        members: (1..=3).map(member).collect(),
+        members: (1..=nodes).map(member).collect(),
         timing: Timing::default(),
         limits: Limits::default(),
         keep_generations: 1,

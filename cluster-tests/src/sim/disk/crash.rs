@@ -28,6 +28,8 @@ pub enum Fate {
     TornHead,
     /// All is kept, but of each file's last write only the length: the file reads as zeros there.
     Hollow,
+    /// All is kept, but of each file's last write only the first sector, and the length.
+    HollowTail,
     /// Those changes are kept whose bit is set: writes by file, then names, each in their order.
     Subset(u32),
 }
@@ -35,7 +37,7 @@ pub enum Fate {
 impl Fate {
     /// Is what was written first kept first, file by file? Else holes may be left, which look like corruption.
     pub fn is_ordered(self) -> bool {
-        !matches!(self, Fate::TornHead | Fate::Hollow | Fate::Subset(_))
+        !matches!(self, Fate::TornHead | Fate::Subset(_))
     }
 }
 
@@ -104,7 +106,7 @@ impl Platter {
             fates.extend([Fate::FilesOnly, Fate::NamesOnly]);
         }
         if writes > 0 {
-            fates.extend([Fate::TornMiddle, Fate::TornHead, Fate::Hollow]);
+            fates.extend([Fate::TornMiddle, Fate::TornHead, Fate::Hollow, Fate::HollowTail]);
         }
         assert!(changes <= CHANGES_MAX, "{changes} unsynced changes are too many to choose from");
         let all = (1u32 << changes) - 1;
@@ -164,7 +166,8 @@ fn torn(op: &FileOp, fate: Fate) -> Option<Vec<FileOp>> {
     let (offset, end) = (*offset, *offset + data.len());
     let middle = data.len() / 2;
     // Of a write within one sector half is lost, which is more than a disk does.
-    let first = Some(SECTOR - offset % SECTOR).filter(|at| *at < data.len()).unwrap_or(middle);
+    let sector = Some(SECTOR - offset % SECTOR).filter(|at| *at < data.len());
+    let first = sector.unwrap_or(middle);
     // A write of nothing at the end makes the file as long as the write would have.
     let length = FileOp::Write { offset: end, data: Vec::new() };
     match fate {
@@ -173,6 +176,10 @@ fn torn(op: &FileOp, fate: Fate) -> Option<Vec<FileOp>> {
             Some(vec![FileOp::Write { offset: offset + first, data: data[first..].to_vec() }])
         }
         Fate::Hollow => Some(vec![length]),
+        Fate::HollowTail => {
+            let kept = data[..sector.unwrap_or(0)].to_vec();
+            Some(vec![FileOp::Write { offset, data: kept }, length])
+        }
         _ => None,
     }
 }

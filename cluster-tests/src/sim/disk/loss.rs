@@ -18,8 +18,7 @@ impl Platter {
             lost += pending.len();
             let before = inode.durable.clone();
             match loss {
-                Loss::Ordered => keep_first(&mut inode.durable, &pending, true, rng),
-                Loss::Short => keep_first(&mut inode.durable, &pending, false, rng),
+                Loss::Ordered => keep_first(&mut inode.durable, &pending, rng),
                 Loss::Any => keep_any(&mut inode.durable, &pending, rng),
             }
             let same = before.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
@@ -45,7 +44,7 @@ impl Platter {
     }
 }
 
-fn keep_first(content: &mut Vec<u8>, pending: &[FileOp], lengthens: bool, rng: &mut Rng) {
+fn keep_first(content: &mut Vec<u8>, pending: &[FileOp], rng: &mut Rng) {
     let kept = rng.index(pending.len() + 1);
     for op in &pending[..kept] {
         apply(content, op);
@@ -60,7 +59,7 @@ fn keep_first(content: &mut Vec<u8>, pending: &[FileOp], lengthens: bool, rng: &
             n => ((offset / SECTOR + n) * SECTOR - offset).min(data.len()),
         };
         apply(content, &FileOp::Write { offset: *offset, data: data[..end].to_vec() });
-        if rng.chance(300) && lengthens {
+        if rng.chance(300) {
             // The length was kept, the data was not.
             let end = offset + data.len();
             if content.len() < end {

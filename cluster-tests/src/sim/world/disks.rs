@@ -3,7 +3,7 @@
 use packmaster::node::core::Input;
 use packmaster::pack::Step;
 use packmaster::storage::DiskError;
-use packmaster::storage::task::{TaskDone, perform};
+use packmaster::storage::task::TaskDone;
 
 use super::{Event, World};
 
@@ -51,7 +51,7 @@ impl World {
         let tasks = std::mem::take(&mut self.process(node).tasks);
         let disk = self.hosts[node].disk.clone().expect("a disk");
         self.light_fuse(node);
-        let results = perform(&*disk, tasks);
+        let results = self.process(node).performer.perform(&*disk, tasks);
         if self.fuse_burnt(node) {
             return;
         }

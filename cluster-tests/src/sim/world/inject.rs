@@ -161,11 +161,15 @@ impl World {
             Fault::Rot { down_us, .. } | Fault::AstrayWrite { down_us, .. } => down_us,
             _ => unreachable!("sorted above"),
         };
-        if self.hosts[node].process.is_some() {
-            self.dies(node, true, down_us);
+        let medium = self.hosts[node].medium.clone();
+        match self.hosts[node].process {
+            Some(_) => self.dies(node, true, down_us),
+            // What a killed process had not synced must not mend later what is damaged now.
+            None => {
+                medium.lock().power_fails(&mut self.rng, self.loss);
+            }
         }
         self.ledger.disk_damaged(node, Fate::Damaged);
-        let medium = self.hosts[node].medium.clone();
         let what = match *fault {
             Fault::Rot { part, .. } => medium.lock().rot(part, &mut self.rng),
             _ => medium.lock().astray_write(&mut self.rng),

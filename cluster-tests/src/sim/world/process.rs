@@ -6,7 +6,7 @@ use packmaster::durus::Limits;
 use packmaster::node::core::{Action, Input, Setup, Timing, start};
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
-use packmaster::storage::task::perform;
+use packmaster::storage::task::Performer;
 use packmaster::types::{BootId, NodeId, Now};
 use prost::Message as _;
 
@@ -109,6 +109,7 @@ impl World {
             wake_at: None,
             tasks: Vec::new(),
             disk_busy: false,
+            performer: Performer::default(),
             records: VecDeque::new(),
             raft_busy: false,
             jobs: BTreeMap::new(),
@@ -331,7 +332,7 @@ impl World {
         let Some(disk) = self.hosts[node].disk.clone() else { return };
         let process = self.process(node);
         let tasks = std::mem::take(&mut process.tasks);
-        perform(&*disk, tasks);
+        process.performer.perform(&*disk, tasks);
         while let Some((_, record)) = process.records.pop_front() {
             if let Err(error) = process.raft_log.append(&record) {
                 assert!(disk_hurt(&self.hosts[node]), "the Raft log takes a record: {error}");

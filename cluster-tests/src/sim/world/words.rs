@@ -11,6 +11,9 @@ pub(super) fn describe(work: &DiskTask) -> String {
         }
         DiskTask::Promise { epoch } => format!("promise {epoch}"),
         DiskTask::CutBack { file, offset, .. } => format!("cut {} back to {offset}", file.name()),
+        DiskTask::NoteSynced { generation, offset } => {
+            format!("note that generation {generation} is synced up to {offset}")
+        }
         DiskTask::Flip { target } => format!("flip to {target}"),
         DiskTask::Create { name } => format!("create {name}"),
         DiskTask::Rename { from, to } => format!("rename {from} to {to}"),
