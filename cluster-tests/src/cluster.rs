@@ -4,8 +4,8 @@
 //! log is printed and the directories are kept; otherwise they are removed.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -25,6 +25,7 @@ use crate::stock;
 const LOG_TAIL_BYTES: u64 = 12_000;
 /// How long a node may take to stop by itself.
 const STOP_S: u64 = 20;
+const METRICS_WITHIN: Duration = Duration::from_secs(2);
 /// How often what is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(30);
 
@@ -420,6 +421,18 @@ impl Cluster {
         }
         let parsed = serde_json::from_str(&answer.stdout);
         Ok(parsed.unwrap_or_else(|e| panic!("status is not as documented ({e}): {answer:?}")))
+    }
+
+    /// A number of this node's `/metrics`, by its name with its labels; None if the node does not answer or has it not.
+    pub fn metric(&self, i: usize, name: &str) -> Option<u64> {
+        let address = self.nodes[i].http;
+        let mut page = TcpStream::connect_timeout(&address, METRICS_WITHIN).ok()?;
+        page.set_read_timeout(Some(METRICS_WITHIN)).ok()?;
+        page.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        page.read_to_string(&mut text).ok()?;
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        values.filter_map(|value| value.parse::<f64>().ok()).map(|value| value as u64).next()
     }
 
     /// The index of the open master.

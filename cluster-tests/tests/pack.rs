@@ -203,3 +203,112 @@ fn a_client_may_ask_for_a_pack() {
     assert_eq!(garbage(&cluster, slave, &["--check"]), made);
     cluster.finish();
 }
+
+/// The settings say so, and nobody types anything. What clients unlink shows in no record; how much of it there is
+/// likely to be, the first pack has learnt.
+#[test]
+fn a_pack_begins_by_itself_when_there_is_enough_garbage() {
+    let cluster = Cluster::start();
+    cluster.ctl(&["config", "set", "pack.min_distance", "0s"]).done();
+    cluster.ctl(&["config", "set", "pack.garbage_share", "50"]).done();
+    garbage(&cluster, 0, GARBAGE);
+    cluster.ctl(&["pack", "--wait", "--timeout", "60s"]).done();
+    wait_generation(&cluster, 2);
+    let made = garbage(&cluster, 0, GARBAGE);
+    cluster.wait_for("a generation that nobody has asked for", PACK_S, |cluster| {
+        (generation(&cluster.try_status().ok()?) > 2).then_some(())
+    });
+    // With no distance between them there may be several.
+    cluster.ctl(&["config", "set", "pack.garbage_share", "default"]).done();
+    let history = cluster.ctl(&["history"]).json();
+    let decisions = history["decisions"].as_array().expect("decisions");
+    let mut starts = decisions.iter().filter(|told| told["what"] == "pack start");
+    let start = starts.nth(1).expect("it has begun");
+    let asked_by = start["asked_by"].as_str().expect("a text");
+    assert!(asked_by.starts_with("automatic, garbage share "), "{asked_by}");
+    assert!(asked_by.ends_with(" % >= 50 %"), "{asked_by}");
+    assert_eq!(garbage(&cluster, 1, &["--check"]), made);
+    let refused = cluster.ctl(&["config", "set", "pack.garbage_share", "lots"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("a number from 0 to 99"), "{refused:?}");
+    cluster.finish();
+}
+
+fn files(cluster: &Cluster, begin: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for node in &cluster.nodes {
+        for entry in fs::read_dir(&node.data).expect("a data directory").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(begin) {
+                found.push(format!("{}/{name}", node.name));
+            }
+        }
+    }
+    found
+}
+
+/// In the middle of a build that would take minutes.
+#[test]
+fn a_pack_that_is_called_off_leaves_nothing() {
+    let cluster = Cluster::start();
+    let made = garbage(&cluster, 0, GARBAGE);
+    cluster.ctl(&["config", "set", "pack.rate", "3MB"]).done();
+    cluster.ctl(&["pack"]).done();
+    cluster.wait_for("a base that is being written", 60, |cluster| {
+        let pack = cluster.try_status().ok()?.pack?;
+        let nodes = pack["nodes"].as_array()?;
+        let at_work = nodes.iter().find(|node| node["phase"] == "build")?;
+        // The rate is kept, but for the first step and the last.
+        let (done, rate) = (at_work["done_bytes"].as_u64()?, at_work["bytes_per_s"].as_u64()?);
+        assert!(done < 9_000_000 || rate <= 4_000_000, "{rate} bytes a second");
+        (!files(cluster, "building").is_empty() && at_work["seconds_left"].is_f64()).then_some(())
+    });
+    cluster.ctl(&["pack", "--cancel"]).done();
+    cluster.wait_for("the directories to be clean", 15, |cluster| {
+        let left = [files(cluster, "building"), files(cluster, "g00000002")].concat();
+        (left.is_empty() && cluster.try_status().ok()?.pack.is_none()).then_some(())
+    });
+    assert_eq!(generation(&cluster.wait_healthy()), 1);
+    cluster.ctl(&["config", "set", "pack.rate", "default"]).done();
+    cluster.ctl(&["pack", "--wait", "--timeout", "60s"]).done();
+    wait_generation(&cluster, 2);
+    assert_eq!(garbage(&cluster, 2, &["--check"]), made);
+    cluster.finish();
+}
+
+/// Old files go when the settings let them and every member has moved on; who has not is named.
+#[test]
+fn old_generations_are_kept_for_a_member_that_is_away() {
+    let mut cluster = Cluster::start();
+    garbage(&cluster, 0, GARBAGE);
+    let away = (cluster.master() + 1) % 3;
+    let name = cluster.nodes[away].name.clone();
+    let at_work = (away + 1) % 3;
+    cluster.kill(away);
+    for number in 2..5 {
+        load_some(&cluster, at_work);
+        cluster.ctl(&["pack", "--wait", "--timeout", "60s"]).done();
+        cluster.wait_for("the new generation without it", PACK_S, |cluster| {
+            (generation(&cluster.try_status().ok()?) == number).then_some(())
+        });
+    }
+    let held = cluster.wait_for("what is kept to be told", 20, |cluster| {
+        let status = cluster.ctl(&["status"]).json();
+        (status["held_back"]["generations"] == 2).then(|| status["held_back"].clone())
+    });
+    assert_eq!(held["by"], serde_json::json!([name]), "{held}");
+    let told = cluster.ctl(&["generations"]).json();
+    let of = |i: usize| told["nodes"][i]["generations"].as_array().expect("a list").clone();
+    let why: Vec<Value> = of(at_work).iter().map(|kept| kept["why"].clone()).collect();
+    let needed = format!("needed by {name}");
+    assert_eq!(why, [needed.as_str(), needed.as_str(), needed.as_str(), "current"], "{told}");
+    // It comes back, and finds what it needs.
+    cluster.launch(away);
+    wait_generation(&cluster, 4);
+    cluster.wait_for("the old generations to be removed", 20, |cluster| {
+        let old = [files(cluster, "g00000001"), files(cluster, "g00000002")].concat();
+        old.is_empty().then_some(())
+    });
+    assert_eq!(files(&cluster, "g00000003").len(), 3, "one is kept; the late one came by it, too");
+    cluster.finish();
+}

@@ -10,10 +10,14 @@
 //!
 //! Nothing here reads a clock, a file or a socket.
 
+pub mod config;
 pub mod eligible;
+pub mod generations;
 pub mod history;
+pub mod keep;
 pub mod model;
 pub mod render;
+pub mod room;
 pub mod status;
 mod summary;
 pub mod view;
@@ -41,6 +45,12 @@ pub fn history_reply(id: u64, cluster: &str, state: &ControlState, number: u64) 
         }
         Err(why) => refusal(id, why),
     }
+}
+
+/// The answer to a question for data: done, with the JSON.
+pub fn data_reply(id: u64, data: &impl serde::Serialize) -> AdminReply {
+    let json = serde_json::to_vec(data).expect("data is always representable").into();
+    AdminReply { id, outcome: Outcome::Done.into(), message: String::new(), json }
 }
 
 /// The answer to anything that is not done, with the reason and the remedy.

@@ -3,11 +3,14 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, TableComponent};
 
+use super::generations::Generations;
 use super::history::{Decision, History};
-use super::model::{NodeStatus, PackStatus, Status, Verdict};
+use super::model::{NodeStatus, PackNode, PackStatus, Status, Verdict};
 
 /// Longest text in the `why` column of the history; `--explain` tells it in full.
 const WHY_CHARS_MAX: usize = 70;
+/// Longest phase in the table of a pack; a node that failed says why at length.
+const PHASE_CHARS_MAX: usize = 60;
 
 /// The cluster at a glance: several lines, ending in a newline. Colours only on a terminal.
 pub fn status(status: &Status) -> String {
@@ -17,11 +20,12 @@ pub fn status(status: &Status) -> String {
     }
     out.push_str(&format!("{}\n{}\n", facts(status), nodes(status)));
     if let Some(pack) = &status.pack {
-        out.push_str(&pack_line(pack));
+        out.push_str(&format!("{}{}\n", pack_line(pack), pack_nodes(pack)));
     } else if let Some(who) = &status.pack_again {
         out.push_str(&format!("pack    called off by an election; starts again for {who}\n"));
     }
     out.push_str(&if_master_died(status));
+    out.push_str(&held_back(status));
     for command in &status.next {
         out.push_str(&format!("next    {command}\n"));
     }
@@ -65,8 +69,13 @@ fn facts(status: &Status) -> String {
         }
         None => "none yet".to_owned(),
     };
+    let garbage = status.master.as_deref().and_then(|name| status.node(name));
+    let garbage = garbage.filter(|node| node.disk.file_bytes != 0);
+    let garbage = garbage.map_or(String::new(), |node| {
+        format!(" · garbage about {} %", node.disk.garbage_percent())
+    });
     format!(
-        "master {master} · epoch {} · generation {generation} · durability {} · raft leader {leader}",
+        "master {master} · epoch {} · generation {generation}{garbage} · durability {} · raft leader {leader}",
         status.epoch, status.durability
     )
 }
@@ -119,23 +128,65 @@ fn lag(node: &NodeStatus) -> String {
     }
 }
 
-fn pack_line(pack: &PackStatus) -> String {
-    let nodes: Vec<String> = pack
-        .nodes
-        .iter()
-        .map(|node| match node.phase.as_str() {
-            "ready" | "waiting" | "unknown" => format!("{} {}", node.name, node.phase),
-            phase => format!("{} {phase} {:.0}%", node.name, node.percent),
-        })
-        .collect();
+fn held_back(status: &Status) -> String {
+    let Some(held) = &status.held_back else { return String::new() };
+    format!(
+        "kept    older generations for {}, behind or not heard of: {} of them, {}\n",
+        held.by.join(" and "),
+        held.generations,
+        bytes(held.bytes)
+    )
+}
+
+/// What the pack as a whole is at; a line without indentation, ending in a newline.
+pub fn pack_line(pack: &PackStatus) -> String {
     let dead = pack.dead_objects.map_or(String::new(), |dead| format!(", {dead} objects dropped"));
     format!(
-        "pack    to generation {}, {}{dead}: {} (asked by {})\n",
-        pack.generation,
-        pack.phase,
-        nodes.join(", "),
-        pack.asked_by
+        "pack    to generation {}, {}{dead} (asked for by: {})\n",
+        pack.generation, pack.phase, pack.asked_by
     )
+}
+
+/// A row for each node: phase, share, rate, time left.
+pub fn pack_nodes(pack: &PackStatus) -> Table {
+    let mut table = plain_table();
+    table.set_header(["        node", "phase", "done", "of", "share", "rate", "left"]);
+    for node in &pack.nodes {
+        let at_work = node.total_bytes.is_some();
+        let when = |text: String| if at_work { text } else { "-".to_owned() };
+        table.add_row([
+            format!("        {}", node.name),
+            shorten(&node.phase, PHASE_CHARS_MAX),
+            when(bytes(node.done_bytes)),
+            node.total_bytes.map_or("-".to_owned(), bytes),
+            when(format!("{:.0}%", node.percent)),
+            when(rate(node.bytes_per_s)),
+            node.seconds_left.map_or("-".to_owned(), |left| seconds((left * 1000.0) as u64)),
+        ]);
+    }
+    table
+}
+
+/// The same in one line, for logs.
+pub fn pack_nodes_line(pack: &PackStatus) -> String {
+    let node = |node: &PackNode| match (node.total_bytes, node.seconds_left) {
+        (Some(_), Some(left)) => format!(
+            "{} {} {:.0}% at {}, {} left",
+            node.name,
+            node.phase,
+            node.percent,
+            rate(node.bytes_per_s),
+            seconds((left * 1000.0) as u64)
+        ),
+        (Some(_), None) => format!("{} {} {:.0}%", node.name, node.phase, node.percent),
+        _ => format!("{} {}", node.name, node.phase),
+    };
+    pack.nodes.iter().map(node).collect::<Vec<_>>().join(", ")
+}
+
+/// "12.3 MB/s".
+fn rate(bytes_per_s: u64) -> String {
+    format!("{:.1} MB/s", bytes_per_s as f64 / 1e6)
 }
 
 fn if_master_died(status: &Status) -> String {
@@ -159,6 +210,49 @@ fn if_master_died(status: &Status) -> String {
         line.push_str("\n        but not by itself: automatic elections are paused");
     }
     format!("safety  {line}\n")
+}
+
+/// What each node holds; ends in a newline.
+pub fn generations(told: &Generations) -> String {
+    let mut table = plain_table();
+    table.set_header([
+        "node",
+        "generation",
+        "base",
+        "cut",
+        "since (UTC)",
+        "size",
+        "why it is kept",
+    ]);
+    for node in &told.nodes {
+        let mut name = match node.answering {
+            true => node.name.clone(),
+            false => format!("{} (silent)", node.name),
+        };
+        for kept in &node.generations {
+            let hash = kept.base_hash.as_deref().and_then(|hash| hash.get(..8));
+            table.add_row([
+                std::mem::take(&mut name),
+                kept.number.to_string(),
+                hash.unwrap_or("?").to_owned(),
+                kept.cut_seq.map_or("?".to_owned(), |cut| cut.to_string()),
+                kept.since.clone().unwrap_or_else(|| "?".to_owned()),
+                bytes(kept.bytes),
+                kept.why.clone(),
+            ]);
+        }
+        if node.generations.is_empty() {
+            table.add_row([name.as_str(), "?", "", "", "", "", "nothing was heard of it"]);
+        }
+    }
+    let mut out = format!("{table}\n");
+    if !told.held_back_by.is_empty() {
+        out.push_str(&format!(
+            "{} has not moved on to the current generation: what it needs stays on the other nodes until it has\n",
+            told.held_back_by.join(" and ")
+        ));
+    }
+    out
 }
 
 /// Newest last, as a log; ends in a newline.

@@ -32,6 +32,7 @@ fn three() -> Status {
         paused: false,
         pack: None,
         pack_again: None,
+        held_back: None,
         if_master_died: IfMasterDied {
             winner: Some("n2".into()),
             transactions_at_risk: 0,
@@ -88,29 +89,70 @@ fn a_cluster_without_master_or_generation_renders() {
     assert!(line(&told).contains("master none"));
 }
 
-#[test]
-fn a_pack_has_one_line() {
-    let mut told = three();
-    told.pack = Some(PackStatus {
+fn pack() -> PackStatus {
+    let node = |name: &str, phase: &str, percent| PackNode {
+        name: name.into(),
+        phase: phase.into(),
+        percent,
+        done_bytes: 0,
+        total_bytes: None,
+        bytes_per_s: 0,
+        seconds_left: None,
+    };
+    let at_work = PackNode {
+        done_bytes: 41 << 20,
+        total_bytes: Some(100 << 20),
+        bytes_per_s: 12_300_000,
+        seconds_left: Some(5.0),
+        ..node("n2", "build", 41.3)
+    };
+    PackStatus {
         generation: 4,
         phase: "build".into(),
         since: None,
-        asked_by: "dba".into(),
+        asked_by: "automatic, garbage share 52 % >= 50 %".into(),
         pack_seq: Some(1),
         cut_seq: Some(2),
         dead_objects: Some(40),
         base_hash: None,
         base_bytes: None,
-        nodes: vec![
-            PackNode { name: "n1".into(), phase: "waiting".into(), percent: 0.0 },
-            PackNode { name: "n2".into(), phase: "build".into(), percent: 41.3 },
-        ],
+        nodes: vec![node("n1", "waiting", 0.0), at_work],
+    }
+}
+
+#[test]
+fn a_pack_has_a_line_and_a_row_for_each_node() {
+    let mut told = three();
+    told.pack = Some(pack());
+    let text = status(&told);
+    for part in [
+        "pack    to generation 4, build, 40 objects dropped (asked for by: automatic, garbage share 52 % >= 50 %)",
+        "n1     waiting",
+        "41.0 MiB",
+        "100.0 MiB",
+        "41%",
+        "12.3 MB/s",
+        "5 s",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+    assert_eq!(pack_nodes_line(&pack()), "n1 waiting, n2 build 41% at 12.3 MB/s, 5 s left");
+}
+
+#[test]
+fn garbage_and_what_is_kept_for_others_are_told() {
+    let mut told = three();
+    told.nodes[0].disk.garbage_bytes = 630;
+    told.held_back = Some(crate::admin::generations::HeldBack {
+        by: vec!["n2".into(), "n3".into()],
+        generations: 2,
+        bytes: 3 << 20,
     });
     let text = status(&told);
-    assert!(
-        text.contains("to generation 4, build, 40 objects dropped: n1 waiting, n2 build 41%"),
-        "{text}"
-    );
+    assert!(text.contains("garbage about 41 %"), "{text}");
+    let kept =
+        "kept    older generations for n2 and n3, behind or not heard of: 2 of them, 3.0 MiB";
+    assert!(text.contains(kept), "{text}");
 }
 
 fn decisions() -> History {

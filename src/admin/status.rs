@@ -2,12 +2,12 @@
 
 use super::eligible::{Candidate, eligible, winner};
 use super::model::{
-    Addresses, DiskStatus, GenerationStatus, IfMasterDied, Lag, Loser, NodeStatus, PackNode,
-    PackStatus, Phase, Status, Verdict, Verified,
+    Addresses, DiskStatus, GenerationStatus, IfMasterDied, Lag, LastRebase, Loser, NodeStatus,
+    PackNode, PackStatus, Phase, RebaseNow, RebaseStatus, RungStatus, Status, Verdict, Verified,
 };
 use super::view::ClusterView;
-use super::{hex, rfc3339, summary};
-use crate::proto::control::{Beat, GenerationRecord, Member, PackState};
+use super::{generations, hex, rfc3339, room, summary};
+use crate::proto::control::{Beat, GenerationRecord, Member, PackState, Rebases, Rung, RungNow};
 use crate::proto::replication::{Position, Tip};
 use crate::types::NodeId;
 
@@ -32,6 +32,7 @@ pub fn status(view: &ClusterView) -> Status {
         pack: state.pack.as_ref().map(|pack| pack_status(view, pack)),
         pack_again: Some(state.pack_again.clone()).filter(|who| !who.is_empty()),
         if_master_died: if_master_died(view),
+        held_back: generations::held_back(view),
         nodes: state.members.iter().map(|member| node(view, member)).collect(),
         next: Vec::new(),
         answered_by: view.name(view.own),
@@ -183,7 +184,12 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
         why_not: fit.err(),
         raft: raft(view, id).to_owned(),
         clients: if answering { beat.clients } else { 0 },
-        disk: DiskStatus { file_bytes: beat.file_bytes, free_bytes: beat.free_bytes },
+        disk: DiskStatus {
+            file_bytes: beat.file_bytes,
+            free_bytes: beat.free_bytes,
+            garbage_bytes: beat.garbage_bytes,
+            pack_needs_bytes: room::for_pack(beat.file_bytes, beat.garbage_bytes),
+        },
         seen_ms_ago: view.heard.get(&id).map(|heard| heard.age_ms),
         version: beat.version.clone(),
         addresses: Addresses {
@@ -199,6 +205,57 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
         failing: said(&beat.failing),
         fetched_bytes: beat.fetched_bytes,
         rebase: said(&beat.rebase),
+        rebases: beat.rebases.as_deref().map(rebases).unwrap_or_default(),
+    }
+}
+
+fn rebases(told: &Rebases) -> RebaseStatus {
+    let rung = |rung: Rung| {
+        let tally = told.rungs.iter().find(|tally| tally.rung() == rung);
+        tally.map_or(RungStatus::default(), |tally| RungStatus {
+            finished: tally.finished,
+            wire_bytes: tally.wire_bytes,
+        })
+    };
+    let last = LastRebase {
+        rung: rung_name(told.last()).to_owned(),
+        generation: told.last_generation,
+        wire_bytes: told.last_bytes,
+        seconds: told.last_ms as f64 / 1000.0,
+    };
+    RebaseStatus {
+        local: rung(Rung::Local),
+        tail: rung(Rung::Tail),
+        base: rung(Rung::Base),
+        reused_bytes: told.reused_bytes,
+        refused_bytes: told.refused_bytes,
+        given_bytes: told.given_bytes,
+        last: Some(last).filter(|_| told.last() != Rung::NoRung),
+        now: told.now.as_ref().map(rebase_now),
+    }
+}
+
+fn rebase_now(now: &RungNow) -> RebaseNow {
+    let known = |number: u64| Some(number).filter(|number| *number > 0);
+    let share = |total: u64| now.done_bytes.min(total) as f64 / total as f64;
+    RebaseNow {
+        rung: rung_name(now.rung()).to_owned(),
+        generation: now.generation,
+        doing: now.doing.clone(),
+        bytes: now.done_bytes,
+        total_bytes: known(now.total_bytes),
+        share: known(now.total_bytes).map(share),
+        bytes_per_second: known(now.bytes_per_s),
+        seconds_left: known(now.bytes_per_s).map(|_| now.left_ms as f64 / 1000.0),
+    }
+}
+
+fn rung_name(rung: Rung) -> &'static str {
+    match rung {
+        Rung::NoRung => "none",
+        Rung::Local => "local",
+        Rung::Tail => "tail",
+        Rung::Base => "base",
     }
 }
 
@@ -267,10 +324,13 @@ fn raft(view: &ClusterView, id: NodeId) -> &'static str {
 }
 
 fn pack_status(view: &ClusterView, pack: &PackState) -> PackStatus {
+    // The master is the last to build.
+    let master = view.mastership().map(|elect| elect.master);
+    let master_ready = master.is_some_and(|master| pack.ready.contains(&master));
     let phase = match (&pack.seal, pack.base_hash.is_empty()) {
         (None, _) => "mark",
         (Some(_), true) => "build",
-        (Some(_), false) if pack.ready.len() < view.majority() => "build",
+        (Some(_), false) if pack.ready.len() < view.majority() || !master_ready => "build",
         (Some(_), false) => "switch",
     };
     let seal = pack.seal.as_ref();
@@ -300,7 +360,23 @@ fn pack_node(view: &ClusterView, pack: &PackState, member: &Member) -> PackNode 
         None => ("waiting", 0),
     };
     let percent = f64::from(permille.min(1000)) / 10.0;
-    PackNode { name: member.name.clone(), phase: phase.to_owned(), percent }
+    // Who is ready has nothing left to do but to follow.
+    let said = said.filter(|_| phase != "ready");
+    let (done, total) = said.map_or((0, 0), |progress| (progress.done_bytes, progress.total_bytes));
+    let bytes_per_s = said.map_or(0, |progress| progress.bytes_per_s);
+    let left = total.saturating_sub(done);
+    PackNode {
+        name: member.name.clone(),
+        phase: phase.to_owned(),
+        percent,
+        done_bytes: done,
+        total_bytes: (total != 0).then_some(total),
+        bytes_per_s,
+        seconds_left: (total != 0 && bytes_per_s != 0).then(|| {
+            let tenths = left.saturating_mul(10) / bytes_per_s;
+            tenths as f64 / 10.0
+        }),
+    }
 }
 
 fn position(beat: &Beat) -> Position {

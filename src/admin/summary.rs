@@ -1,11 +1,9 @@
 //! The one line at the top of a status, and the commands suggested under it.
 
 use super::model::{NodeStatus, Status, Verdict};
+use super::room;
 use super::view::ClusterView;
 use crate::types::NodeId;
-
-/// A node with less free space than this many times its file can't pack, and less than this is said early.
-const FREE_FILES_MIN: u64 = 2;
 
 /// Whether the data is safe and how much more is survived, in one line.
 pub(super) fn summary(view: &ClusterView, status: &Status) -> String {
@@ -113,6 +111,9 @@ pub(super) fn next(view: &ClusterView, status: &Status) -> Vec<String> {
             next.push("packmaster ctl pack --wait  # follow the pack".to_owned());
         }
     }
+    if status.held_back.is_some() {
+        next.push("packmaster ctl generations  # what is kept, and for whom".to_owned());
+    }
     next.extend(better_master(view, status));
     next
 }
@@ -130,21 +131,11 @@ fn for_node(node: &NodeStatus) -> Option<String> {
     if let Some(why) = &node.failing {
         return Some(format!("df -h  # on {host}: {name} is failing: {why}"));
     }
-    let DiskWords { short, free, file } = disk_words(node);
-    short.then(|| format!("df -h  # on {host}: {name} has {free} free for a file of {file}"))
-}
-
-struct DiskWords {
-    short: bool,
-    free: String,
-    file: String,
-}
-
-fn disk_words(node: &NodeStatus) -> DiskWords {
-    let (free, file) = (node.disk.free_bytes, node.disk.file_bytes);
+    let disk = &node.disk;
     // 0 of both: not told.
-    let short = (free, file) != (0, 0) && free < file.saturating_mul(FREE_FILES_MIN);
-    DiskWords { short, free: super::render::bytes(free), file: super::render::bytes(file) }
+    let told = (disk.free_bytes, disk.file_bytes) != (0, 0);
+    let short = room::enough(disk.free_bytes, disk.pack_needs_bytes).err().filter(|_| told);
+    short.map(|why| format!("df -h  # on {host}: {name} {why}"))
 }
 
 /// Somebody of higher priority is in step: mastership may go home.

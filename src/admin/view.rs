@@ -21,6 +21,8 @@ pub struct ClusterView {
     pub raft_leader: Option<NodeId>,
     /// A member that was not heard for longer than this does not count.
     pub silence_ms: u64,
+    /// The node's wall clock.
+    pub now_wall_us: u64,
 }
 
 #[derive(Clone, Debug, Default)]

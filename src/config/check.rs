@@ -202,7 +202,8 @@ fn check_limits(raw: RawLimits) -> Result<Limits> {
     check_limits_fit(&clients)?;
     let peers = raw.peer_queue_bytes_max.map_or(PEER_QUEUE_BYTES_MAX, |size| size.0);
     let peers = in_range("peer_queue_bytes_max", peers, KIB * KIB, BYTES_MOST)?;
-    Ok(Limits { peer_queue_bytes_max: peers as usize, clients })
+    let fetch = raw.fetch_bytes_per_s_max.map_or(0, |size| size.0);
+    Ok(Limits { peer_queue_bytes_max: peers as usize, fetch_bytes_per_s_max: fetch, clients })
 }
 
 fn time(key: &str, given: Option<Span>, usual_ms: u64) -> Result<u64> {

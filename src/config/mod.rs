@@ -98,6 +98,8 @@ pub struct Limits {
     pub clients: durus::Limits,
     /// Bytes waiting to be sent to one peer on one connection before it is closed and opened anew.
     pub peer_queue_bytes_max: usize,
+    /// Of a base that is fetched; 0: no bound.
+    pub fetch_bytes_per_s_max: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]

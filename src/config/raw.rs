@@ -118,6 +118,8 @@ pub struct RawLimits {
     pub allow_quit: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer_queue_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetch_bytes_per_s_max: Option<ByteSize>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

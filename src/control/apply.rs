@@ -3,10 +3,11 @@
 
 use prost::Message;
 
-use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_seal};
+use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_root, get_seal};
+use super::settings;
 use super::state::{
     Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Pack, Phase, Reason,
-    Role, State,
+    Rested, Role, State,
 };
 use crate::mutants::{self, Mutant};
 use crate::proto::control as pb;
@@ -15,9 +16,6 @@ use crate::types::{Epoch, Generation, NodeId, Oid, Seq};
 
 /// Bytes of a text that is kept; more is cut off.
 const TEXT_MAX: usize = 512;
-/// Bytes of a setting's name, and number of settings.
-const NAME_MAX: usize = 64;
-const SETTINGS_MAX: usize = 256;
 /// Epochs from here on are nonsense; they would soon run out.
 pub const EPOCH_MAX: u64 = 1 << 62;
 /// And so is whatever else is counted.
@@ -94,7 +92,7 @@ impl State {
             Kind::PackStart(start) => self.on_pack_start(at, start),
             Kind::PackSeal(seal) => self.on_pack_seal(at, seal),
             Kind::PackBase(base) => self.on_pack_base(at, base),
-            Kind::PackReady(ready) => self.on_pack_ready(ready),
+            Kind::PackReady(ready) => self.on_pack_ready(at, ready),
             Kind::PackCancel(cancel) => self.on_pack_cancel(at, cancel),
             Kind::OidBlock(block) => self.on_oid_block(block),
             Kind::Pause(pause) => self.on_pause(at, pause),
@@ -204,7 +202,9 @@ impl State {
         let about = About { why: &mastership.why, asked_by: &asked_by, ..Default::default() };
         self.record(at, About { what: "elect", node: Some(mastership.master), ..about });
         if switched {
+            let agreed = self.pack.as_ref().and_then(|pack| pack.block_root);
             mastership.generation.since_wall_us = at;
+            mastership.generation.block_root = agreed;
             self.begin_generation(at, &mastership.generation);
             self.pack_again = None;
         } else {
@@ -274,6 +274,7 @@ impl State {
             cut_seq: seal.cut_seq,
             cut_chain: seal.cut_chain,
             since_wall_us: 0,
+            block_root: pack.block_root,
         };
         refuse_if(!record.same(&agreed), || {
             format!("generation {number} is elected as {record:?}, and agreed as {agreed:?}")
@@ -282,8 +283,14 @@ impl State {
     }
 
     fn begin_generation(&mut self, at: u64, record: &GenerationRecord) {
-        let asked_by = self.pack.take().map_or(AUTOMATIC.into(), |pack| pack.asked_by);
-        let why = format!("generation {} with base {} is current", record.number, record.base_hash);
+        let pack = self.pack.take();
+        let mut why =
+            format!("generation {} with base {} is current", record.number, record.base_hash);
+        if let Some(pack) = &pack {
+            why.push_str(&how_it_went(pack, at));
+            self.rested = Rested { since_wall_us: at, failed: false };
+        }
+        let asked_by = pack.map_or(AUTOMATIC.into(), |pack| pack.asked_by);
         let about = About { what: "generation", why: &why, ..Default::default() };
         self.record(at, About { asked_by: &asked_by, ..about });
         self.generations.push_back(record.clone());
@@ -344,7 +351,11 @@ impl State {
             seal: None,
             base_hash: None,
             base_len: 0,
+            block_root: None,
             ready: Default::default(),
+            sealed_wall_us: 0,
+            based_wall_us: 0,
+            readied_wall_us: 0,
         });
         Ok(())
     }
@@ -371,7 +382,12 @@ impl State {
         refuse_if(!ordered, || format!("P {p} and F {f} are not in order after {base}"))?;
         let asked_by = pack.asked_by.clone();
         let why = format!("P {p}, F {f}, {} objects dead", seal.dead_count);
+        let garbage = u128::from(seal.file_bytes.saturating_sub(seal.kept_bytes));
+        let share = garbage * 1000 / u128::from(seal.tail_bytes.max(1));
+        let garbage_permille = (seal.tail_bytes != 0).then_some(share.min(1000) as u64);
         pack.seal = Some(seal);
+        pack.sealed_wall_us = at;
+        self.garbage_permille = garbage_permille.unwrap_or(self.garbage_permille);
         let about = About { what: "pack seal", why: &why, ..Default::default() };
         self.record(at, About { asked_by: &asked_by, ..about });
         Ok(())
@@ -379,6 +395,7 @@ impl State {
 
     fn on_pack_base(&mut self, at: u64, base: &pb::PackBase) -> Decided {
         let base_hash = get_chain("the base hash", &base.base_hash)?;
+        let block_root = get_root(&base.block_root)?;
         let node = NodeId(base.node);
         self.known(node)?;
         let pack = self.pack_of(base.generation)?;
@@ -386,6 +403,8 @@ impl State {
         refuse_if(pack.base_hash.is_some(), || "the base is agreed already".into())?;
         pack.base_hash = Some(base_hash);
         pack.base_len = base.base_len;
+        pack.block_root = block_root;
+        pack.based_wall_us = at;
         let asked_by = pack.asked_by.clone();
         let why = format!("base {base_hash} of {} bytes was built first here", base.base_len);
         let about = About { what: "pack base", why: &why, ..Default::default() };
@@ -393,12 +412,14 @@ impl State {
         Ok(())
     }
 
-    fn on_pack_ready(&mut self, ready: &pb::PackReady) -> Decided {
+    fn on_pack_ready(&mut self, at: u64, ready: &pb::PackReady) -> Decided {
         let node = NodeId(ready.node);
         self.known(node)?;
         let pack = self.pack_of(ready.generation)?;
         refuse_if(pack.base_hash.is_none(), || "no base is agreed".into())?;
-        refuse_if(!pack.ready.insert(node), || format!("node {node} is ready already"))
+        refuse_if(!pack.ready.insert(node), || format!("node {node} is ready already"))?;
+        pack.readied_wall_us = at;
+        Ok(())
     }
 
     fn on_pack_cancel(&mut self, at: u64, cancel: &pb::PackCancel) -> Decided {
@@ -412,6 +433,7 @@ impl State {
         })?;
         self.pack = None;
         self.pack_again = None;
+        self.rested = Rested { since_wall_us: at, failed: true };
         let asked_by = cancel.asked_by.as_str();
         let asked_by = if asked_by.is_empty() { AUTOMATIC } else { asked_by };
         let about = About { what: "pack cancel", why: &cancel.why, ..Default::default() };
@@ -445,14 +467,42 @@ impl State {
 
     fn on_setting(&mut self, at: u64, setting: &pb::Setting) -> Decided {
         let pb::Setting { name, value, asked_by } = setting;
-        let fits = (1..=NAME_MAX).contains(&name.len()) && value.len() <= TEXT_MAX;
-        refuse_if(!fits, || "the setting's name or value is empty or too long".into())?;
-        let full = self.settings.len() >= SETTINGS_MAX && !self.settings.contains_key(name);
-        refuse_if(full, || format!("there are {SETTINGS_MAX} settings already"))?;
-        let why = format!("{name} = {value}");
-        self.settings.insert(name.clone(), value.clone());
+        let fits = value.len() <= TEXT_MAX;
+        refuse_if(!fits, || format!("a value of {} bytes is too long", value.len()))?;
+        let value = settings::check(name, value)?;
+        let before = self.settings.get(name).cloned();
+        refuse_if(value == before, || format!("{name} is {} already", shown(&value)))?;
+        let why = format!("{name} = {}, was {}", shown(&value), shown(&before));
+        match value {
+            Some(value) => self.settings.insert(name.clone(), value),
+            None => self.settings.remove(name),
+        };
         self.record(at, About { what: "setting", why: &why, asked_by, ..Default::default() });
         Ok(())
+    }
+}
+
+/// ": mark 1.2 s, build 8.0 s, switch 0.1 s; 300.0 MB became 150.0 MB", by the proposers' clocks.
+fn how_it_went(pack: &Pack, at: u64) -> String {
+    let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let readied = pack.readied_wall_us;
+    let times = format!(
+        ": mark {:.1} s, build {:.1} s, switch {:.1} s",
+        seconds(pack.started_wall_us, pack.sealed_wall_us),
+        seconds(pack.sealed_wall_us, readied),
+        seconds(readied, at)
+    );
+    let Some(seal) = pack.seal.as_ref().filter(|seal| seal.file_bytes != 0) else { return times };
+    let (before, after) = (megabytes(seal.file_bytes), megabytes(pack.base_len));
+    format!("{times}; {before:.1} MB became {after:.1} MB")
+}
+
+fn shown(value: &Option<String>) -> &str {
+    match value {
+        None => settings::DEFAULT,
+        Some(text) if text.is_empty() => "empty",
+        Some(text) => text,
     }
 }
 

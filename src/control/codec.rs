@@ -10,11 +10,11 @@ use prost::Message;
 use super::apply::{EPOCH_MAX, NUMBER_MAX};
 use super::state::{
     Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,
-    Reason, Role, Seal, State,
+    Reason, Rested, Role, Seal, State,
 };
 use crate::proto::control as pb;
 use crate::proto::replication;
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
 
 const FORMAT: u32 = 1;
 
@@ -47,6 +47,9 @@ impl State {
             decisions: self.decisions,
             fenced_wall_us: self.fenced_wall_us,
             pack_again: self.pack_again.clone().unwrap_or_default(),
+            rested_wall_us: self.rested.since_wall_us,
+            rested_failed: self.rested.failed,
+            garbage_permille: self.garbage_permille,
             applied: self.applied,
         };
         state.encode_to_vec()
@@ -80,6 +83,8 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
         decisions: state.decisions,
         fenced_wall_us: state.fenced_wall_us,
         pack_again: Some(state.pack_again).filter(|by| !by.is_empty()),
+        garbage_permille: state.garbage_permille.min(1000),
+        rested: Rested { since_wall_us: state.rested_wall_us, failed: state.rested_failed },
         applied: state.applied,
     };
     check(&state)?;
@@ -121,6 +126,18 @@ pub(super) fn get_chain(what: &str, bytes: &[u8]) -> Result<Chain, String> {
 
 fn put_chain(chain: &Chain) -> Bytes {
     Bytes::copy_from_slice(&chain.0)
+}
+
+/// Absent in what an older program wrote.
+pub(super) fn get_root(bytes: &[u8]) -> Result<Option<BlockRoot>, String> {
+    match bytes {
+        [] => Ok(None),
+        root => Ok(Some(BlockRoot(get_chain("the root of the block hashes", root)?.0))),
+    }
+}
+
+fn put_root(root: Option<BlockRoot>) -> Bytes {
+    root.map_or(Bytes::new(), |root| Bytes::copy_from_slice(&root.0))
 }
 
 /// 0 is nobody.
@@ -236,6 +253,7 @@ fn put_generation(record: &GenerationRecord) -> pb::GenerationRecord {
         cut_seq: record.cut_seq.0,
         cut_chain: put_chain(&record.cut_chain),
         since_wall_us: record.since_wall_us,
+        block_root: put_root(record.block_root),
     }
 }
 
@@ -256,6 +274,7 @@ fn get_generation(record: &pb::GenerationRecord) -> Result<GenerationRecord, Str
         cut_seq: Seq(record.cut_seq),
         cut_chain,
         since_wall_us: record.since_wall_us,
+        block_root: get_root(&record.block_root)?,
     })
 }
 
@@ -266,6 +285,9 @@ fn put_pack(pack: &Pack) -> pb::PackState {
         cut_seq: seal.cut_seq.0,
         cut_chain: put_chain(&seal.cut_chain),
         dead_count: seal.dead_count,
+        file_bytes: seal.file_bytes,
+        kept_bytes: seal.kept_bytes,
+        tail_bytes: seal.tail_bytes,
     });
     pb::PackState {
         generation: pack.generation.0,
@@ -276,6 +298,10 @@ fn put_pack(pack: &Pack) -> pb::PackState {
         base_hash: pack.base_hash.as_ref().map_or(Bytes::new(), put_chain),
         base_len: pack.base_len,
         ready: pack.ready.iter().map(|node| node.0).collect(),
+        block_root: put_root(pack.block_root),
+        sealed_wall_us: pack.sealed_wall_us,
+        based_wall_us: pack.based_wall_us,
+        readied_wall_us: pack.readied_wall_us,
     }
 }
 
@@ -293,6 +319,10 @@ fn get_pack(pack: &pb::PackState) -> Result<Pack, String> {
         base_hash,
         base_len: pack.base_len,
         ready: pack.ready.iter().map(|node| NodeId(*node)).collect(),
+        block_root: get_root(&pack.block_root)?,
+        sealed_wall_us: pack.sealed_wall_us,
+        based_wall_us: pack.based_wall_us,
+        readied_wall_us: pack.readied_wall_us,
     })
 }
 
@@ -302,6 +332,9 @@ pub(super) fn get_seal(seal: &pb::PackSeal) -> Result<Seal, String> {
         cut_seq: Seq(seal.cut_seq),
         cut_chain: get_chain("the cut's chain", &seal.cut_chain)?,
         dead_count: seal.dead_count,
+        file_bytes: seal.file_bytes,
+        kept_bytes: seal.kept_bytes,
+        tail_bytes: seal.tail_bytes,
     })
 }
 

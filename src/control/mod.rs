@@ -16,11 +16,13 @@
 
 mod apply;
 mod codec;
+pub mod settings;
 mod state;
 
 pub use apply::{Applied, EPOCH_MAX, command};
 pub use codec::StateError;
+pub use settings::Settings;
 pub use state::{
     Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,
-    Phase, Reason, Role, Seal, State,
+    Phase, Reason, Rested, Role, Seal, State,
 };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use crate::proto::control::Reason;
 use crate::proto::replication;
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
 
 /// Decisions kept.
 pub const HISTORY_MAX: usize = 256;
@@ -89,12 +89,17 @@ pub struct GenerationRecord {
     /// Chain of the generation before at F; zeros for the first.
     pub cut_chain: Chain,
     pub since_wall_us: u64,
+    /// Root of the base's block hashes. None: it was never agreed, as for the first generation.
+    pub block_root: Option<BlockRoot>,
 }
 
 impl GenerationRecord {
-    /// Everything but the time at which it became current.
+    /// Everything but the time at which it became current. Whoever knows no root has nothing against one: it may be of
+    /// an older program.
     pub fn same(&self, other: &GenerationRecord) -> bool {
-        *self == GenerationRecord { since_wall_us: self.since_wall_us, ..other.clone() }
+        let block_root = self.block_root.and(other.block_root).or(self.block_root);
+        let since_wall_us = self.since_wall_us;
+        *self == GenerationRecord { since_wall_us, block_root, ..other.clone() }
     }
 }
 
@@ -112,8 +117,14 @@ pub struct Pack {
     pub base_hash: Option<Chain>,
     /// Bytes up to the end of the seal; 0 without a base.
     pub base_len: u64,
+    /// Root of the base's block hashes; None also if whoever built it first did not say.
+    pub block_root: Option<BlockRoot>,
     /// Who has the base and follows in both files.
     pub ready: BTreeSet<NodeId>,
+    /// When it was sealed, when the base was agreed, and when the last node became ready; 0: not yet.
+    pub sealed_wall_us: u64,
+    pub based_wall_us: u64,
+    pub readied_wall_us: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,6 +136,19 @@ pub struct Seal {
     /// Chain of the present generation at F.
     pub cut_chain: Chain,
     pub dead_count: u64,
+    /// Bytes of the file up to F, and about how many of them are records that are kept; 0: not told.
+    pub file_bytes: u64,
+    pub kept_bytes: u64,
+    /// Of the file up to F, committed since the last pack.
+    pub tail_bytes: u64,
+}
+
+/// How and when the last pack ended, by its proposer's clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rested {
+    /// 0: there never was one.
+    pub since_wall_us: u64,
+    pub failed: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -172,6 +196,8 @@ pub struct State {
     pub(super) decisions: u64,
     pub(super) fenced_wall_us: u64,
     pub(super) pack_again: Option<String>,
+    pub(super) rested: Rested,
+    pub(super) garbage_permille: u64,
     /// Raft index of the last command.
     pub(super) applied: u64,
 }
@@ -258,6 +284,17 @@ impl State {
     /// An election called a pack off: start it again, asked for by this.
     pub fn pack_again(&self) -> Option<&str> {
         self.pack_again.as_deref()
+    }
+
+    /// How the last pack ended; one that is started again by itself has not.
+    pub fn rested(&self) -> Rested {
+        self.rested
+    }
+
+    /// How much of what is committed between two packs is garbage by the second, as the last mark found it; 0 before the
+    /// first.
+    pub fn garbage_permille(&self) -> u64 {
+        self.garbage_permille
     }
 
     pub fn member(&self, id: NodeId) -> Option<&Member> {

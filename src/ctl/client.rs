@@ -66,7 +66,8 @@ impl Client {
         self.read(Verb::History(admin::History { number }))
     }
 
-    fn read<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Failure> {
+    /// Data of another verb.
+    pub fn read<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Failure> {
         let reply = self.ask(verb, false)?;
         serde_json::from_slice(&reply.json).map_err(not_understood).and_then(understood)
     }

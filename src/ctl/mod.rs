@@ -5,6 +5,8 @@
 //! that changes something is never sent twice: if its answer does not come, the outcome is unknown and is said to be.
 
 pub mod client;
+mod config;
+mod generations;
 mod history;
 mod pack;
 mod pause;
@@ -61,6 +63,12 @@ enum Verb {
     Pack(pack::Args),
     /// Decisions: when, what, why, by whom, how long clients waited
     History(history::Args),
+    /// Settings that hold for the whole cluster, at once
+    #[command(subcommand)]
+    Config(config::Verb),
+    /// Which generations each node has on its disk, and why
+    #[command(after_help = generations::HELP)]
+    Generations,
     /// No automatic elections until `resume`
     #[command(after_help = pause::PAUSE_HELP)]
     Pause,
@@ -119,6 +127,8 @@ pub fn run(args: Args) -> ExitCode {
         Verb::Promote(args) => promote::run(&client, &args),
         Verb::Pack(args) => pack::run(&client, &args),
         Verb::History(args) => history::run(&client, &args),
+        Verb::Config(verb) => config::run(&client, &verb),
+        Verb::Generations => generations::run(&client),
         Verb::Pause => pause::run(&client, true),
         Verb::Resume => pause::run(&client, false),
     };
@@ -205,7 +215,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in ["", "dance", "promote", "status --wait", "--timeout soon status"] {
+        for line in [
+            "",
+            "dance",
+            "promote",
+            "status --wait",
+            "--timeout soon status",
+            "config",
+            "config set x",
+        ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("pack --wait --cancel").unwrap_err().exit_code(), 2);

@@ -8,10 +8,13 @@ use super::client::Client;
 use super::promote::clients_waited_ms;
 use super::{Answer, Failure, POLL, done, unknown};
 use crate::admin::model::{PackStatus, Status};
-use crate::admin::render::{bytes, milliseconds};
+use crate::admin::render::{self, bytes, milliseconds};
 use crate::proto::admin;
 use crate::proto::admin::PackVerb;
 use crate::proto::admin::admin_request::Verb;
+
+/// Without a terminal a line is written at least so often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -20,10 +23,10 @@ node may answer and nothing may change; the pack itself takes what it takes. --w
 Examples: packmaster ctl pack --wait
           packmaster ctl pack --cancel")]
 pub struct Args {
-    /// Until the new generation is current, or the pack was called off
+    /// Until the new generation is current, or the pack was called off; shows every node's phase, rate and time left
     #[arg(long, conflicts_with = "cancel")]
     wait: bool,
-    /// Call off the pack that is running
+    /// Call off the pack that is running, or that is about to begin again; nothing is left of it
     #[arg(long)]
     cancel: bool,
 }
@@ -55,15 +58,17 @@ struct Follow {
     /// When something was last learnt.
     news: Instant,
     shown: String,
+    /// When a line was last written, where there is no terminal.
+    said: Instant,
     bar: ProgressBar,
 }
 
 impl Follow {
     fn new(before: Status) -> Follow {
-        let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}");
-        let bar = ProgressBar::new(100).with_style(style.expect("the template is right"));
-        let decisions = before.decisions;
-        Follow { before, decisions, news: Instant::now(), shown: String::new(), bar }
+        let style = ProgressStyle::with_template("{msg}").expect("the template is right");
+        let bar = ProgressBar::new_spinner().with_style(style);
+        let (decisions, now) = (before.decisions, Instant::now());
+        Follow { before, decisions, news: now, shown: String::new(), said: now, bar }
     }
 
     fn run(mut self, client: &Client) -> Result<Answer, Failure> {
@@ -126,12 +131,16 @@ impl Follow {
             bytes(old),
             bytes(new)
         );
+        let how = how_it_went(client, generation);
+        if let Some(how) = &how {
+            text.push_str(&format!("; {how}"));
+        }
         if let Some(waited_ms) = waited_ms {
             text.push_str(&format!("; clients waited {} for the switch", milliseconds(waited_ms)));
         }
         let json = serde_json::json!({
             "outcome": "done", "message": text, "generation": generation, "epoch": now.epoch,
-            "file_bytes_before": old, "file_bytes": new, "clients_waited_ms": waited_ms
+            "file_bytes_before": old, "file_bytes": new, "clients_waited_ms": waited_ms, "how": how
         });
         Answer { text, json, code: 0 }
     }
@@ -150,17 +159,23 @@ impl Follow {
         ))
     }
 
+    /// On a terminal a table that is redrawn; otherwise a line when a node comes to another phase, and now and then.
     fn show(&mut self, pack: &PackStatus) {
-        let nodes: Vec<String> =
-            pack.nodes.iter().map(|node| format!("{} {}", node.name, node.phase)).collect();
-        let sum: f64 = pack.nodes.iter().map(|node| node.percent).sum();
-        self.bar.set_position((sum / pack.nodes.len().max(1) as f64) as u64);
-        self.say(&format!("{}: {}", pack.phase, nodes.join(", ")));
         // It is alive as long as somebody tells of it.
         self.news = Instant::now();
+        if !self.bar.is_hidden() {
+            let (line, nodes) = (render::pack_line(pack), render::pack_nodes(pack));
+            self.bar.set_message(format!("{line}{nodes}"));
+            return;
+        }
+        let phases: Vec<&str> = pack.nodes.iter().map(|node| node.phase.as_str()).collect();
+        let shown = format!("{} {}", pack.phase, phases.join(" "));
+        if self.shown != shown || self.said.elapsed() >= LINE_EVERY {
+            (self.shown, self.said) = (shown, Instant::now());
+            eprintln!("{}: {}", pack.phase, render::pack_nodes_line(pack));
+        }
     }
 
-    /// On a terminal beside the bar; otherwise a line for each change.
     fn say(&mut self, text: &str) {
         self.news = Instant::now();
         if self.shown == text {
@@ -173,6 +188,16 @@ impl Follow {
             self.bar.set_message(self.shown.clone());
         }
     }
+}
+
+/// "mark 1.2 s, build 8.0 s, switch 0.1 s; ...", by the decision that made the generation current.
+fn how_it_went(client: &Client, generation: u64) -> Option<String> {
+    let begins = format!("generation {generation} ");
+    let history = client.history(0).ok()?;
+    let mut newest_first = history.decisions.into_iter().rev();
+    let decision =
+        newest_first.find(|told| told.what == "generation" && told.why.starts_with(&begins))?;
+    decision.why.split_once(": ").map(|(_, how)| how.to_owned())
 }
 
 fn generation(status: &Status) -> u64 {

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 
 use super::election::{self, Report, Verdict};
 use super::health::{Health, Look, Opinions};
+use super::packs::Packs;
+pub use super::packs::preflight;
 use crate::admin::eligible::eligible;
 use crate::control::{Phase, State};
 use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind;
-use crate::proto::control::{
-    Beat, ControlState, FenceCommand, Opened, PackCancel, PackStart, Reason,
-};
+use crate::proto::control::{Beat, ControlState, FenceCommand, Opened, Reason};
 use crate::replication::quorum::majority;
 use crate::types::{Epoch, Generation, NodeId, Now};
 
@@ -37,6 +37,8 @@ pub struct Timing {
     pub straggler_ms: u64,
     /// A pack that was called off by an election begins again after the new master has been open for this long.
     pub pack_again_ms: u64,
+    /// After a pack that failed none begins by itself for so long, whatever the settings say.
+    pub pack_failed_ms: u64,
 }
 
 impl Default for Timing {
@@ -50,6 +52,7 @@ impl Default for Timing {
             report_grace_ms: 150,
             straggler_ms: 10_000,
             pack_again_ms: 1000,
+            pack_failed_ms: 600_000,
         }
     }
 }
@@ -76,7 +79,7 @@ impl View<'_> {
         }
     }
 
-    fn is_alive(&self, id: NodeId) -> bool {
+    pub(super) fn is_alive(&self, id: NodeId) -> bool {
         self.look(id) == Look::Alive && self.beat(id).is_some()
     }
 }
@@ -92,6 +95,11 @@ pub enum Decision {
     PackTurn {
         node: NodeId,
         generation: Generation,
+    },
+    /// A pack is due, and can't begin.
+    PackWaits {
+        cause: String,
+        why: String,
     },
     /// A person must look: the election can't go on.
     Alarm(String),
@@ -118,11 +126,10 @@ pub struct Controller {
     promote: Option<PromoteAsked>,
     /// When this leader first saw the present election, and when it first saw it open.
     elected: Option<(Epoch, Now)>,
-    opened: Option<(Epoch, Now)>,
+    pub(super) opened: Option<(Epoch, Now)>,
     /// Since when clients have been waiting for a master.
     outage: Option<Now>,
-    pack_turn: Option<(NodeId, Now)>,
-    majority_ready: Option<Now>,
+    pub(super) packs: Packs,
     alarmed: Option<String>,
 }
 
@@ -340,89 +347,9 @@ impl Controller {
         view.health.count(view.me, whom, &voters, view.timing.silence_ms, view.now)
     }
 
-    // ---- packs ----
-
-    fn packing(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
-        let Some(pack) = view.state.pack() else {
-            self.pack_turn = None;
-            self.majority_ready = None;
-            self.pack_again(view, out);
-            return;
-        };
-        if pack.seal.is_none() {
-            return;
-        }
-        let generation = pack.generation;
-        let (master, _) = view.state.master().expect("somebody is open");
-        let voters = view.state.voters();
-        let is_ready = |id: &NodeId| pack.ready.contains(id);
-        let has_failed = |id: &NodeId| {
-            view.beat(*id).and_then(|beat| beat.pack.as_ref()).is_some_and(|progress| {
-                progress.generation == generation.0 && progress.phase.starts_with("failed")
-            })
-        };
-        let failed = voters.iter().filter(|id| has_failed(id)).count();
-        if has_failed(&master) || failed >= majority(voters.len()) {
-            let why =
-                format!("{failed} of {} nodes could not build the new generation", voters.len());
-            let cancel = PackCancel { generation: generation.0, why, asked_by: "automatic".into() };
-            self.propose(view, Kind::PackCancel(cancel), out);
-            return;
-        }
-        let ready = voters.iter().filter(|id| is_ready(id)).count();
-        if ready >= majority(voters.len()) && is_ready(&master) {
-            let since = *self.majority_ready.get_or_insert(view.now);
-            let everybody =
-                voters.iter().all(|id| is_ready(id) || has_failed(id) || !view.is_alive(*id));
-            if everybody || view.now.since_ms(since) >= view.timing.straggler_ms {
-                if !view.state.paused() {
-                    self.switch(view, generation, master, ready, out);
-                }
-                return;
-            }
-        }
-        let mut order: Vec<NodeId> = voters.iter().copied().filter(|id| *id != master).collect();
-        order.push(master);
-        let turn =
-            order.into_iter().find(|id| !is_ready(id) && !has_failed(id) && view.is_alive(*id));
-        let Some(node) = turn else { return };
-        let due =
-            self.pack_turn.is_none_or(|(of, at)| of != node || view.now.since_ms(at) >= REASK_MS);
-        if due {
-            self.pack_turn = Some((node, view.now));
-            out.push(Decision::PackTurn { node, generation });
-        }
-    }
-
-    fn switch(
-        &mut self,
-        view: &View<'_>,
-        generation: Generation,
-        master: NodeId,
-        ready: usize,
-        out: &mut Vec<Decision>,
-    ) {
-        let why =
-            format!("{ready} of {} nodes have generation {generation}", view.state.voters().len());
-        self.fence_now(view, Reason::GenerationSwitch, Some(master), "automatic", &why, out);
-    }
-
-    fn pack_again(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
-        let Some(asked_by) = view.state.pack_again() else { return };
-        let settled = self
-            .opened
-            .is_some_and(|(_, since)| view.now.since_ms(since) >= view.timing.pack_again_ms);
-        if !settled || view.state.paused() || preflight(view).is_err() {
-            return;
-        }
-        let generation = view.state.generation().map_or(1, |current| current.number.next().0);
-        let start = PackStart { generation, asked_by: asked_by.to_string() };
-        self.propose(view, Kind::PackStart(start), out);
-    }
-
     // ---- plumbing ----
 
-    fn fence_now(
+    pub(super) fn fence_now(
         &mut self,
         view: &View<'_>,
         reason: Reason,
@@ -443,7 +370,7 @@ impl Controller {
         self.propose(view, Kind::Fence(fence), out);
     }
 
-    fn propose(&mut self, view: &View<'_>, kind: Kind, out: &mut Vec<Decision>) {
+    pub(super) fn propose(&mut self, view: &View<'_>, kind: Kind, out: &mut Vec<Decision>) {
         let again = self.proposed.as_ref().is_some_and(|(last, at)| {
             std::mem::discriminant(last) == std::mem::discriminant(&kind)
                 && view.now.since_ms(*at) < REPROPOSE_MS
@@ -467,38 +394,8 @@ impl Controller {
     }
 }
 
-fn name(view: &View<'_>, id: NodeId) -> String {
+pub(super) fn name(view: &View<'_>, id: NodeId) -> String {
     view.state.member(id).map_or_else(|| format!("node {id}"), |member| member.name.clone())
-}
-
-/// Can a pack begin now? The reason why not is for whoever asked.
-pub fn preflight(view: &View<'_>) -> Result<(), String> {
-    let state = view.state;
-    if !matches!(state.phase(), Phase::Elected { opened: true, .. }) {
-        return Err("there is no open master; see `packmaster ctl status`".into());
-    }
-    if let Some(pack) = state.pack() {
-        return Err(format!("a pack to generation {} is in progress", pack.generation));
-    }
-    let voters = state.voters();
-    let in_step =
-        |id: &&NodeId| view.is_alive(**id) && view.beat(**id).is_some_and(|beat| beat.in_step);
-    let healthy = voters.iter().filter(in_step).count();
-    if healthy < majority(voters.len()) {
-        return Err(format!("only {healthy} of {} nodes are in step", voters.len()));
-    }
-    for &id in voters.iter().filter(|id| view.is_alive(**id)) {
-        let beat = view.beat(id).expect("alive nodes have said something");
-        if beat.free_bytes < beat.file_bytes + beat.file_bytes / 4 {
-            return Err(format!(
-                "{} has {} bytes free and needs {}: make room on its disk",
-                name(view, id),
-                beat.free_bytes,
-                beat.file_bytes + beat.file_bytes / 4
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Can `target` take over now? Shared by `ctl promote`, its dry run and the execution.

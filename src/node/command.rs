@@ -173,6 +173,8 @@ fn setup(
         timing: timing(&config.timing),
         limits: config.limits.clients.clone(),
         keep_generations: config.keep_generations,
+        block_bytes: crate::pack::BLOCK_BYTES,
+        fetch_bytes_per_s_max: Some(config.limits.fetch_bytes_per_s_max).filter(|max| *max > 0),
         disk: disk.clone(),
         log: log.clone(),
     }

@@ -249,6 +249,7 @@ impl Outlets {
                 }
             }
             Action::CancelJob { job } => self.jobs.cancel(job),
+            Action::JobRate { bytes_per_s } => self.jobs.set_rate(bytes_per_s),
             Action::Exit { reason, failed } => return ControlFlow::Break(Exit { reason, failed }),
         }
         ControlFlow::Continue(())

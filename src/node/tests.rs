@@ -66,7 +66,7 @@ impl Machine for Echo {
                     AdminReply { id: message.id, message: "hi".into(), ..Default::default() };
                 return out.push(Action::AdminReply { request, reply });
             }
-            Input::JobProgress { job, permille } => {
+            Input::JobProgress { job, permille, .. } => {
                 return out.push(Action::Send { to: NodeId(job), message: message(permille) });
             }
             Input::Stop => {
@@ -152,7 +152,7 @@ impl Node {
     }
 
     fn send(&self, to: u64, what: u32) {
-        self.feed.put(Input::JobProgress { job: to, permille: what });
+        self.feed.put(Input::JobProgress { job: to, permille: what, moved: 0 });
     }
 
     fn stop(&mut self) -> Exit {

@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::core::io::Input;
 use super::run_loop::Feed;
-use crate::pack::{Job, Step};
+use crate::pack::{Job, Pace, Step};
 use crate::proto::control::RaftRecord;
 use crate::storage::task::{DiskTask, Performer};
 use crate::storage::{Disk, DiskError};
@@ -86,22 +86,29 @@ pub fn raft(
 pub struct Jobs {
     disk: Arc<dyn Disk>,
     feed: Feed,
+    /// Bytes a second that each may read and write; 0: unlimited.
+    rate: Arc<AtomicU64>,
     running: HashMap<u64, (Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
 impl Jobs {
     pub fn new(disk: Arc<dyn Disk>, feed: Feed) -> Jobs {
-        Jobs { disk, feed, running: HashMap::new() }
+        Jobs { disk, feed, rate: Arc::default(), running: HashMap::new() }
     }
 
     pub fn start(&mut self, number: u64, job: Job) -> io::Result<()> {
         self.running.retain(|_, (_, thread)| !thread.is_finished());
         let cancelled = Arc::new(AtomicBool::new(false));
         let (disk, feed, cancel) = (self.disk.clone(), self.feed.clone(), cancelled.clone());
-        let work = move || run_job(number, job, &*disk, &feed, &cancel);
+        let rate = self.rate.clone();
+        let work = move || run_job(number, job, &*disk, &feed, &rate, &cancel);
         let thread = Builder::new().name(format!("job-{number}")).spawn(work)?;
         self.running.insert(number, (cancelled, thread));
         Ok(())
+    }
+
+    pub fn set_rate(&self, bytes_per_s: u64) {
+        self.rate.store(bytes_per_s, Ordering::Relaxed);
     }
 
     /// It stops after the step it is in, and nothing more is heard of it.
@@ -119,21 +126,41 @@ impl Jobs {
     }
 }
 
-fn run_job(number: u64, mut job: Job, disk: &dyn Disk, feed: &Feed, cancelled: &AtomicBool) {
+fn run_job(
+    number: u64,
+    mut job: Job,
+    disk: &dyn Disk,
+    feed: &Feed,
+    rate: &AtomicU64,
+    cancelled: &AtomicBool,
+) {
     let mut told = Instant::now();
+    let mut pace = Pace::default();
+    let began = Instant::now();
     let result = loop {
         if cancelled.load(Ordering::Relaxed) {
-            return;
+            return job.abandon(disk);
+        }
+        let now_us = began.elapsed().as_micros() as u64;
+        let wait_us = pace.wait_us(now_us, job.moved(), rate.load(Ordering::Relaxed));
+        if wait_us > 0 {
+            // In short pieces: it may be called off, or the rate may change.
+            std::thread::sleep(Duration::from_micros(wait_us).min(PROGRESS_EVERY));
+            continue;
         }
         match job.step(disk) {
             Ok(Step::More { permille }) => {
                 if told.elapsed() >= PROGRESS_EVERY {
                     told = Instant::now();
-                    feed.put(Input::JobProgress { job: number, permille });
+                    let moved = job.moved();
+                    feed.put(Input::JobProgress { job: number, permille, moved });
                 }
             }
             Ok(Step::Done(outcome)) => break Ok(outcome),
-            Err(error) => break Err(error),
+            Err(error) => {
+                job.abandon(disk);
+                break Err(error);
+            }
         }
     };
     feed.put(Input::JobDone { job: number, result });

@@ -19,9 +19,12 @@ pub struct Marked {
     pub kept: RoaringTreemap,
     /// Every object that exists as of F and is not.
     pub dead: RoaringTreemap,
+    /// Bytes of the records that are kept, about: of some it may be those of P.
+    pub kept_bytes: u64,
     pub(super) history: Box<History>,
-    /// What the root reaches as of P.
+    /// What the root reaches as of P, and the bytes of its records.
     reached: RoaringTreemap,
+    reached_bytes: u64,
 }
 
 /// A job that makes a `Marked`.
@@ -29,6 +32,13 @@ pub struct Mark {
     file: String,
     p: Seq,
     f: Seq,
+    /// Bytes of the records that the walk from the root visited, and then the walk from what was touched.
+    reached_bytes: u64,
+    touched_bytes: u64,
+    /// Bytes of the file that a mark before this one has read, and bytes that walks have read which are over.
+    skipped: u64,
+    walked: u64,
+    moved: u64,
     stage: Stage,
 }
 
@@ -48,19 +58,30 @@ enum Stage {
 impl Mark {
     /// A mark at P alone: P = F.
     pub fn new(file: String, p: Seq) -> Mark {
-        Mark { file, p, f: p, stage: Stage::Start }
+        Mark::begin(file, p, p, Stage::Start)
     }
 
     /// A mark at (P, F) in one go.
     pub fn between(file: String, p: Seq, f: Seq) -> Mark {
         assert!(p <= f, "a mark from {p} to {f}");
-        Mark { file, p, f, stage: Stage::Start }
+        Mark::begin(file, p, f, Stage::Start)
+    }
+
+    fn begin(file: String, p: Seq, f: Seq, stage: Stage) -> Mark {
+        let (reached_bytes, touched_bytes, skipped, walked, moved) = (0, 0, 0, 0, 0);
+        Mark { file, p, f, reached_bytes, touched_bytes, skipped, walked, moved, stage }
     }
 
     /// Takes a mark to a later F. `file` is the one it was made of.
     pub fn extend(file: String, marked: Marked, f: Seq) -> Mark {
         assert!(marked.f <= f, "a mark at {} cannot be extended to {f}", marked.f);
-        Mark { file, p: marked.p, f, stage: Stage::ReadOn(marked.history, marked.reached) }
+        let (reached_bytes, skipped) = (marked.reached_bytes, marked.history.position().0);
+        let stage = Stage::ReadOn(marked.history, marked.reached);
+        Mark { reached_bytes, skipped, ..Mark::begin(file, marked.p, f, stage) }
+    }
+
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
     }
 
     pub(super) fn step(&mut self, disk: &dyn Disk) -> Result<Step, JobError> {
@@ -87,6 +108,7 @@ impl Mark {
     fn read(&mut self, mut history: Box<History>) -> Result<u32, JobError> {
         let reached = history.step()?;
         let (part, whole) = history.position();
+        self.moved = part;
         if !reached {
             self.stage = Stage::Read(history);
             return Ok(between(0, 400, part, whole));
@@ -107,7 +129,10 @@ impl Mark {
         mut walk: Walk,
         mut records: Records,
     ) -> Result<u32, JobError> {
-        if walk_some(&history, &mut walk, &mut records)? {
+        let over = walk_some(&history, &mut walk, &mut records, &mut self.reached_bytes)?;
+        self.count(&history, &records);
+        if over {
+            self.walked += records.read;
             self.stage = Stage::ReadOn(history, walk.seen);
             return Ok(800);
         }
@@ -142,7 +167,9 @@ impl Mark {
         mut walk: Walk,
         mut records: Records,
     ) -> Result<Option<Marked>, JobError> {
-        if !walk_some(&history, &mut walk, &mut records)? {
+        let over = walk_some(&history, &mut walk, &mut records, &mut self.touched_bytes)?;
+        self.count(&history, &records);
+        if !over {
             self.stage = Stage::Close(history, reached, walk, records);
             return Ok(None);
         }
@@ -150,17 +177,30 @@ impl Mark {
         let exist = history.index.iter().map(|(oid, _)| oid.0);
         let exist: RoaringTreemap = exist.collect();
         let dead = exist - &kept;
-        Ok(Some(Marked { p: self.p, f: self.f, kept, dead, history, reached }))
+        let reached_bytes = self.reached_bytes;
+        let kept_bytes = reached_bytes + self.touched_bytes;
+        let Mark { p, f, .. } = *self;
+        Ok(Some(Marked { p, f, kept, dead, kept_bytes, history, reached, reached_bytes }))
+    }
+
+    fn count(&mut self, history: &History, records: &Records) {
+        self.moved = history.position().0 - self.skipped + self.walked + records.read;
     }
 }
 
 /// A bounded piece of a walk; true when it is over.
-fn walk_some(history: &History, walk: &mut Walk, records: &mut Records) -> Result<bool, JobError> {
+fn walk_some(
+    history: &History,
+    walk: &mut Walk,
+    records: &mut Records,
+    visited_bytes: &mut u64,
+) -> Result<bool, JobError> {
     let (mut objects, mut bytes) = (0, 0);
     while objects < STEP_OBJECTS && bytes < STEP_BYTES {
         let Some((_, raw)) = walk.next(&history.index, records)? else { return Ok(true) };
         objects += 1;
         bytes += raw.len() as u64;
+        *visited_bytes += raw.len() as u64;
     }
     Ok(false)
 }

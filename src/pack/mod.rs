@@ -12,26 +12,33 @@
 //!
 //! Nothing here decides when a pack starts or what becomes of it.
 
+pub mod blocks;
 mod build;
 mod mark;
+mod pace;
 mod walk;
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use crate::shelf::{Opened, Opening, ShelfError};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Chain, Generation, Oid, Seq, Tip};
 
+pub use blocks::{BLOCK_BYTES, Blocks};
 pub use build::Build;
 pub use mark::{Mark, Marked};
+pub use pace::Pace;
 
 /// Bytes a step reads or writes, about.
 const STEP_BYTES: u64 = 1 << 20;
 /// Objects a step visits at most.
 const STEP_OBJECTS: u32 = 10_000;
 
-/// Bulk work on files, to be stepped until it is done. Dropping it calls it off; a file it was writing stays behind,
-/// to be replaced by the next attempt or removed by the caller.
+/// Bulk work on files, to be stepped until it is done. Whoever drops one before that, or after an error, lets it
+/// `abandon` its work first: a file that is no use to anybody must not stay on a disk that may be full.
 pub enum Job {
     /// Find out what is kept and what is dead.
     Mark(Mark),
@@ -41,6 +48,12 @@ pub enum Job {
     Open(String),
     /// `Open`, begun.
     Opening(Box<Opening>),
+    /// Hash the blocks of a base.
+    List(blocks::List),
+    /// See what an unfinished copy of a base has.
+    Check(blocks::Check),
+    /// Read bytes for a peer.
+    Read(blocks::Read),
 }
 
 /// What one step came to.
@@ -57,6 +70,9 @@ pub enum JobOutcome {
     Marked(Marked),
     Built(Built),
     Opened(Box<Opened>),
+    Listed(Blocks),
+    Checked(blocks::Checked),
+    Read(Bytes),
 }
 
 /// A new base, whole and durable under its temporary name.
@@ -67,6 +83,8 @@ pub struct Built {
     pub base_hash: Chain,
     /// Bytes of the file: base, offset map and seal.
     pub base_len: u64,
+    /// Its blocks, if they were asked for.
+    pub blocks: Option<Arc<Blocks>>,
     /// The seal.
     pub tip: Tip,
     /// Objects that existed as of F and are not in the base.
@@ -111,6 +129,26 @@ impl Job {
                 Some(opened) => Step::Done(JobOutcome::Opened(Box::new(opened))),
                 None => Step::More { permille: opening.permille() },
             }),
+            Job::List(list) => list.step(disk),
+            Job::Check(check) => check.step(disk),
+            Job::Read(read) => read.step(disk),
+        }
+    }
+
+    /// Bytes read and written so far.
+    pub fn moved(&self) -> u64 {
+        match self {
+            Job::Mark(mark) => mark.moved(),
+            Job::Build(build) => build.moved(),
+            Job::Opening(opening) => opening.read_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Removes the file that was to be made, if it can: what can't be removed is found at the next start.
+    pub fn abandon(self, disk: &dyn Disk) {
+        if let Job::Build(build) = self {
+            build.abandon(disk);
         }
     }
 

@@ -259,9 +259,36 @@ fn a_mark_goes_on_in_a_file_that_grows_while_it_is_made() {
         }
     };
     assert_eq!(marked.dead.iter().collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(marked.kept_bytes, 2 * 28 + 8, "what the root reaches, length fields included");
     let f = commit(&mut shelf, &[(0, b"", &[2])]);
     let marked = mark(&disk, Mark::extend("f".into(), marked, f));
     assert_eq!((marked.f, marked.dead.len(), marked.kept.len()), (f, 0, 5));
+}
+
+#[test]
+fn what_is_moved_is_counted_and_what_is_abandoned_leaves_nothing() {
+    let disk = MemDisk::new();
+    let mut shelf = Shelf::create(&disk, "f").unwrap();
+    let large = vec![7; 3_000_000];
+    commit(&mut shelf, &[(0, b"", &[1]), (1, &large, &[]), (2, &large, &[])]);
+    commit(&mut shelf, &[(1, &large, &[])]);
+    let mut job = Job::Build(Build::new("f".into(), Generation(2), Seq(2), Seq(2), "g".into()));
+    let (mut moved, mut most) = (0, 0);
+    while let Step::More { .. } = job.step(&disk).unwrap() {
+        assert!(job.moved() >= moved, "{moved} became {}", job.moved());
+        most = most.max(job.moved() - moved);
+        moved = job.moved();
+    }
+    // The whole file is read, what is kept is read by both walks, written, and read back.
+    let (file, base) = (shelf.tip().offset, get(&disk, "g").len() as u64);
+    assert!((file + 3 * base..file + 5 * base).contains(&moved), "{moved} of {file} and {base}");
+    assert!(most <= 7_000_000, "a step of {most} bytes can't be paced");
+    let mut job = Job::Build(Build::new("f".into(), Generation(2), Seq(2), Seq(2), "h".into()));
+    while !disk.exists("h").unwrap() {
+        assert!(matches!(job.step(&disk), Ok(Step::More { .. })));
+    }
+    job.abandon(&disk);
+    assert!(!disk.exists("h").unwrap());
 }
 
 #[test]

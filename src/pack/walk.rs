@@ -117,6 +117,7 @@ impl History {
             end: self.position().0,
             blocks: vec![Block::default(); BLOCKS],
             long: Vec::new(),
+            read: 0,
         }
     }
 }
@@ -128,6 +129,8 @@ pub(super) struct Records {
     blocks: Vec<Block>,
     /// A record that does not lie in one block.
     long: Vec<u8>,
+    /// Bytes read so far.
+    pub read: u64,
 }
 
 #[derive(Clone, Default)]
@@ -164,6 +167,7 @@ impl Records {
                 }
                 self.long.resize(whole as usize, 0);
                 self.file.read_at(offset, &mut self.long)?;
+                self.read += whole;
                 &self.long[..]
             }
         };
@@ -185,6 +189,7 @@ impl Records {
                 block.bytes.clear();
                 return Err(error.into());
             }
+            self.read += block.bytes.len() as u64;
         }
         Ok(nth)
     }

@@ -8,12 +8,13 @@
 //! * `scan`: one pass over a whole file; what is torn and what is corrupt
 //! * `open`, `store`: an open file with its index: `Shelf`
 //! * `adopt`: a plain file of stock Durus becomes one of ours, by appending
-//! * `offset_map`, `oid_map`: where objects are, on disk and in memory
+//! * `offset_map`, `oid_map`, `index`: where objects are, on disk and in memory, and how much of the file is garbage
 //!
 //! Nothing here knows of clients, nodes or time, and nothing here writes but `create`, `cut_torn` and `adopt`:
 //! appending is the caller's work, since it decides when a disk is synced.
 
 mod adopt;
+mod index;
 mod offset_map;
 mod oid_map;
 mod open;

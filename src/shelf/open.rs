@@ -1,8 +1,8 @@
 //! From a file's name to an open shelf, in steps.
 
-use super::oid_map::OidMap;
+use super::index::Index;
 use super::scan::{Found, Progress, Scan, Torn};
-use super::store::{Opened, Parts, Shelf, index_records};
+use super::store::{Opened, Parts, Shelf};
 use super::{ShelfError, TxMeta};
 use crate::storage::Disk;
 use crate::types::Chain;
@@ -11,7 +11,7 @@ use crate::types::Chain;
 pub struct Opening {
     name: String,
     scan: Scan,
-    index: OidMap,
+    index: Index,
     ends: Vec<u64>,
     seal: Option<(TxMeta, Chain)>,
 }
@@ -20,7 +20,7 @@ impl Opening {
     pub fn new(disk: &dyn Disk, name: &str) -> Result<Opening, ShelfError> {
         let scan = Scan::new(disk.open(name)?, None)?;
         let name = name.to_owned();
-        Ok(Opening { name, scan, index: OidMap::new(), ends: Vec::new(), seal: None })
+        Ok(Opening { name, scan, index: Index::default(), ends: Vec::new(), seal: None })
     }
 
     /// How much of the file has been read.
@@ -29,12 +29,18 @@ impl Opening {
         (part as f64 / whole.max(1) as f64 * 1000.0) as u32
     }
 
+    pub fn read_bytes(&self) -> u64 {
+        self.scan.position().0
+    }
+
     /// Reads about `budget` bytes further. After `Some` or an error it is over.
     pub fn step(&mut self, budget: u64) -> Result<Option<Opened>, ShelfError> {
         let Opening { scan, index, ends, seal, .. } = self;
         let progress = scan.step(budget, &mut |found| match found {
-            Found::Base { .. } => {}
-            Found::Plain { offset, records, .. } => index_records(index, offset, records),
+            Found::Base { oid, .. } => {
+                index.base.insert(oid.0);
+            }
+            Found::Plain { offset, records, .. } => index.add(offset, records),
             Found::Seal { meta, tip, .. } => {
                 *seal = Some((meta, tip.chain));
                 ends.clear();
@@ -42,7 +48,7 @@ impl Opening {
             }
             Found::Chained { offset, records, tip, .. } => {
                 ends.push(tip.offset);
-                index_records(index, offset, records);
+                index.add(offset, records);
             }
         })?;
         let end = match progress {

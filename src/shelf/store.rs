@@ -12,8 +12,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use roaring::RoaringTreemap;
 
 use super::adopt::first_seal;
+use super::index::Index;
 use super::offset_map::{MapShape, OffsetMap};
 use super::oid_map::OidMap;
 use super::open::Opening;
@@ -47,7 +49,7 @@ pub struct Shelf {
     /// Time of the tip.
     time_us: u64,
     indexed: Seq,
-    index: OidMap,
+    index: Index,
     /// Transactions above `indexed`, oldest first.
     unindexed: VecDeque<Unindexed>,
     /// Bytes at and after the first one's offset are not known to be in the file.
@@ -91,7 +93,7 @@ pub(super) struct Parts {
     pub ends: Vec<u64>,
     pub tip: Tip,
     pub time_us: u64,
-    pub index: OidMap,
+    pub index: Index,
 }
 
 /// What `Shelf::open` found.
@@ -204,6 +206,11 @@ impl Shelf {
         Ok(())
     }
 
+    /// The file was renamed.
+    pub fn set_name(&mut self, name: &str) {
+        self.name = name.to_owned();
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -239,6 +246,11 @@ impl Shelf {
         self.tip
     }
 
+    /// About how much of what loads see a pack would not keep, as far as the records themselves tell (`index`).
+    pub fn garbage_bytes(&self) -> u64 {
+        self.index.garbage
+    }
+
     /// The newest transaction that loads see.
     pub fn indexed(&self) -> Seq {
         self.indexed
@@ -252,7 +264,7 @@ impl Shelf {
     /// Does it hold no object at all, visible or not?
     pub fn is_blank(&self) -> bool {
         self.base_records == 0
-            && self.index.is_empty()
+            && self.index.map.is_empty()
             && self.unindexed.iter().all(|tx| tx.records.is_empty())
     }
 
@@ -286,7 +298,8 @@ impl Shelf {
         }
     }
 
-    fn end_of(&self, seq: Seq) -> Option<u64> {
+    /// Where the transaction of this seq ends; None outside of seal and tip.
+    pub fn end_of(&self, seq: Seq) -> Option<u64> {
         let nth = seq.0.checked_sub(self.seal.cut.0)?;
         self.ends.get(usize::try_from(nth).ok()?).copied()
     }
@@ -361,7 +374,7 @@ impl Shelf {
         let mut applied = Vec::new();
         while self.unindexed.front().is_some_and(|tx| tx.meta.seq <= seq) {
             let Some(tx) = self.unindexed.pop_front() else { break };
-            index_records(&mut self.index, tx.offset, &tx.records);
+            self.index.add(tx.offset, &tx.records);
             let oids = tx.records.iter().map(|record| record.oid).collect();
             self.indexed = tx.meta.seq;
             applied.push(Applied { seq: tx.meta.seq, meta: tx.meta, oids });
@@ -393,7 +406,7 @@ impl Shelf {
     }
 
     fn reindex(&mut self) -> Result<(), ShelfError> {
-        let mut index = OidMap::new();
+        let mut index = self.index.anew();
         let mut records = Vec::new();
         let mut at = self.map.shape().end();
         while at < self.tip.offset {
@@ -410,7 +423,7 @@ impl Shelf {
             for tx in transaction::split_transactions(&bytes).map_while(Result::ok) {
                 transaction::list_records(tx, &mut records)
                     .map_err(|why| corrupt(&self.name, at, self.tip.seq, &why.to_string()))?;
-                index_records(&mut index, at + done, &records);
+                index.add(at + done, &records);
                 done += tx.len() as u64;
             }
             at += done;
@@ -460,10 +473,17 @@ impl Shelf {
         }
     }
 
+    /// Every object, visible or not.
+    pub fn oids(&self) -> RoaringTreemap {
+        let mut oids = self.index.oids();
+        oids.extend(self.unindexed.iter().flat_map(|tx| &tx.records).map(|record| record.oid.0));
+        oids
+    }
+
     /// The first oid above everything that the file uses or has a slot for.
     pub fn next_free(&self) -> Oid {
         let not_indexed = self.unindexed.iter().flat_map(|tx| &tx.records);
-        let used = not_indexed.map(|record| record.oid).chain(self.index.last()).max();
+        let used = not_indexed.map(|record| record.oid).chain(self.index.map.last()).max();
         let above = used.map_or(0, |oid| oid.0.saturating_add(1));
         Oid(above.max(self.map.len()))
     }
@@ -475,7 +495,7 @@ impl Shelf {
         for record in self.unindexed.iter().flat_map(|tx| &tx.records) {
             used.insert(record.oid, 1);
         }
-        holes.retain(|oid| !self.index.contains(*oid) && !used.contains(*oid));
+        holes.retain(|oid| !self.index.map.contains(*oid) && !used.contains(*oid));
         Ok(holes)
     }
 
@@ -502,12 +522,6 @@ impl Shelf {
             bytes.extend_from_slice(&tx.bytes[from..to]);
         }
         Ok(bytes.into())
-    }
-}
-
-pub(super) fn index_records(index: &mut OidMap, tx_offset: u64, records: &[RecordAt]) {
-    for record in records {
-        index.insert(record.oid, tx_offset + record.offset);
     }
 }
 

@@ -193,8 +193,10 @@ fn perform_one(disk: &dyn Disk, task: DiskTask) -> Result<TaskDone, DiskError> {
         }
         DiskTask::Remove { names } => {
             for name in names {
-                if disk.exists(&name)? {
-                    disk.remove(&name)?;
+                // A job that was called off may be removing it too.
+                match disk.remove(&name) {
+                    Ok(()) | Err(DiskError::Missing { .. }) => {}
+                    Err(error) => return Err(error),
                 }
             }
             disk.sync_dir()?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::admin::model::{NodeStatus, Status, Verdict};
+use crate::admin::model::{NodeStatus, PackNode, RebaseStatus, Status, Verdict};
 
 /// Prometheus text exposition format 0.0.4.
 pub fn text(status: &Status) -> String {
@@ -17,7 +17,39 @@ pub fn text(status: &Status) -> String {
             out.labelled("packmaster_peer_seen_seconds", "node", &node.name, ms as f64 / 1000.0);
         }
     }
+    if let Some(pack) = &status.pack {
+        packing(&pack.nodes, &mut out);
+    }
     out.0
+}
+
+/// The pack in progress, node by node, each in its phase.
+fn packing(nodes: &[PackNode], out: &mut Exposition) {
+    type Value = fn(&PackNode) -> Option<f64>;
+    let families: [(&str, &str, Value); 4] = [
+        ("packmaster_pack_done_bytes", "Read and written in this phase of the pack.", |node| {
+            Some(node.done_bytes as f64)
+        }),
+        ("packmaster_pack_total_bytes", "The same at the phase's end, about.", |node| {
+            node.total_bytes.map(|bytes| bytes as f64)
+        }),
+        ("packmaster_pack_bytes_per_second", "In this phase of the pack.", |node| {
+            Some(node.bytes_per_s as f64)
+        }),
+        ("packmaster_pack_left_seconds", "To the end of the phase, at that rate.", |node| {
+            node.seconds_left
+        }),
+    ];
+    for (name, help, value) in families {
+        out.family(name, help);
+        for node in nodes {
+            if let Some(value) = value(node) {
+                let phase = node.phase.split(':').next().unwrap_or_default();
+                let labels = format!("node=\"{}\",phase=\"{}\"", escape(&node.name), escape(phase));
+                let _ = writeln!(out.0, "{name}{{{labels}}} {value}");
+            }
+        }
+    }
 }
 
 fn cluster(status: &Status, out: &mut Exposition) {
@@ -39,6 +71,12 @@ fn cluster(status: &Status, out: &mut Exposition) {
     out.gauge("packing", "1: a pack is in progress.", u8::from(status.pack.is_some()));
     let risk = status.if_master_died.transactions_at_risk;
     out.gauge("transactions_at_risk", "Acknowledged, but only on the master.", risk);
+    let held = status.held_back.as_ref();
+    out.gauge(
+        "held_back_bytes",
+        "Older generations kept only for members that have not moved on.",
+        held.map_or(0, |held| held.bytes),
+    );
     out.gauge("decisions", "Decisions ever made.", status.decisions);
 }
 
@@ -60,6 +98,16 @@ fn node(status: &Status, own: &NodeStatus, out: &mut Exposition) {
     out.gauge("lag_seconds", "Behind the newest known commit.", own.lag.seconds);
     out.gauge("clients", "Connected Durus clients.", own.clients);
     out.gauge("file_bytes", "Size of the database file.", own.disk.file_bytes);
+    out.gauge(
+        "garbage_bytes",
+        "Of the file, about: what a pack would not keep.",
+        own.disk.garbage_bytes,
+    );
+    out.gauge(
+        "pack_needs_bytes",
+        "What must be free on the disk for a pack.",
+        own.disk.pack_needs_bytes,
+    );
     out.gauge("disk_free_bytes", "Free on the file's disk.", own.disk.free_bytes);
     let verified = own.verified.as_ref().map_or(0, |verified| verified.seq);
     out.gauge("verified_seq", "The file was re-verified up to here.", verified);
@@ -68,6 +116,37 @@ fn node(status: &Status, own: &NodeStatus, out: &mut Exposition) {
         "File data that rebases took over the wire.",
         own.fetched_bytes,
     );
+    ladder(&own.rebases, out);
+}
+
+fn ladder(rebases: &RebaseStatus, out: &mut Exposition) {
+    let rungs = [("local", rebases.local), ("tail", rebases.tail), ("base", rebases.base)];
+    out.family("packmaster_rebases", "Rebases done since start, by the rung of the ladder.");
+    for (rung, tally) in rungs {
+        out.labelled("packmaster_rebases", "rung", rung, tally.finished as f64);
+    }
+    out.family("packmaster_rebase_wire_bytes", "File data over the wire since start, by rung.");
+    for (rung, tally) in rungs {
+        out.labelled("packmaster_rebase_wire_bytes", "rung", rung, tally.wire_bytes as f64);
+    }
+    let reused = rebases.reused_bytes;
+    out.gauge("rebase_reused_bytes", "Of bases: here from a fetch that was interrupted.", reused);
+    let refused = rebases.refused_bytes;
+    out.gauge("rebase_refused_bytes", "Of bases: blocks that were not as they should be.", refused);
+    out.gauge("rebase_given_bytes", "Of bases: given to other nodes.", rebases.given_bytes);
+    let now = rebases.now.as_ref();
+    out.gauge("rebasing", "1: a rebase is in progress.", u8::from(now.is_some()));
+    let Some(now) = now else { return };
+    out.gauge("rebase_progress_bytes", "Done of the present step.", now.bytes);
+    if let Some(total) = now.total_bytes {
+        out.gauge("rebase_progress_total_bytes", "Of the present step.", total);
+    }
+    if let Some(rate) = now.bytes_per_second {
+        out.gauge("rebase_bytes_per_second", "Lately.", rate);
+    }
+    if let Some(left) = now.seconds_left {
+        out.gauge("rebase_seconds_left", "At that rate.", left);
+    }
 }
 
 /// The limits: key, value (a count, bytes, or seconds), and how often each was reached since the process started.

@@ -89,6 +89,8 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
         timing: Timing { raft_election_ticks: 6, ..Timing::default() },
         limits: limits(),
         keep_generations: KEEP,
+        block_bytes: 64,
+        fetch_bytes_per_s_max: None,
         disk: Arc::new(disk.clone()),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }
@@ -207,7 +209,12 @@ impl Machine {
             Action::Disk { task, work } => self.tasks.push((task, work)),
             Action::RaftPersist { number, record } => self.records.push_back((number, record)),
             Action::Job { job, work } => drop(self.jobs.insert(job, work)),
-            Action::CancelJob { job } => drop(self.jobs.remove(&job)),
+            Action::CancelJob { job } => {
+                if let Some(work) = self.jobs.remove(&job) {
+                    work.abandon(&self.disk);
+                }
+            }
+            Action::JobRate { .. } => {}
             Action::Exit { reason, failed } => self.exit = Some((reason, failed)),
         }
     }
@@ -250,12 +257,16 @@ impl Machine {
             let Some(mut work) = self.jobs.remove(&job) else { continue };
             let result = match work.step(&self.disk) {
                 Ok(Step::More { permille }) => {
+                    let moved = work.moved();
                     self.jobs.insert(job, work);
-                    self.step(Input::JobProgress { job, permille });
+                    self.step(Input::JobProgress { job, permille, moved });
                     continue;
                 }
                 Ok(Step::Done(outcome)) => Ok(outcome),
-                Err(error) => Err(error),
+                Err(error) => {
+                    work.abandon(&self.disk);
+                    Err(error)
+                }
             };
             self.step(Input::JobDone { job, result });
         }

@@ -444,6 +444,8 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         let mut platter = self.enter("write", true)?;
+        let spoilt = platter.spoil(&self.name, offset, data);
+        let data = spoilt.as_deref().unwrap_or(data);
         let len = platter.inodes[&self.number].written.len();
         let grows = offset as usize + data.len() > len;
         let (part, result) = if platter.strikes(Error::Write) {

@@ -39,6 +39,8 @@ pub mod weight {
     pub const ROT: usize = 18;
     pub const IMAGE: usize = 20;
     pub const ROLLBACK: usize = 21;
+    pub const SETTING: usize = 23;
+    pub const WRONG_BUILD: usize = 24;
 }
 
 impl Default for Options {
@@ -131,6 +133,11 @@ pub enum Fault {
     PackCancel {
         by: usize,
     },
+    /// Somebody changes settings.
+    Setting {
+        by: usize,
+        settings: Vec<(&'static str, String)>,
+    },
     Hold {
         by: usize,
         us: u64,
@@ -156,6 +163,11 @@ pub enum Fault {
         node: usize,
         nearly_us: u64,
         us: u64,
+    },
+    /// So many bases that the node builds come out with a bit flipped, without a word.
+    WrongBuild {
+        node: usize,
+        builds: u32,
     },
     /// The wall clock jumps.
     ClockJump {
@@ -203,12 +215,15 @@ impl Fault {
             Fault::Promote { .. } => "promote",
             Fault::Pack { .. } => "pack",
             Fault::PackCancel { .. } => "pack cancel",
+            Fault::Setting { .. } => "setting",
+            Fault::WrongBuild { .. } => "disk: wrong bytes in a build",
             Fault::Hold { .. } => "pause",
             Fault::Stop { .. } => "stop",
             Fault::StopAll { .. } => "restart of all",
             Fault::KillClient { .. } => "client killed",
             Fault::DiskError { error: Error::Read, .. } => "disk: failed read",
             Fault::DiskError { error: Error::AstrayRead, .. } => "disk: misdirected read",
+            Fault::DiskError { error: Error::AstrayForPeer, .. } => "disk: wrong bytes for a peer",
             Fault::DiskError { error: Error::Write, .. } => "disk: failed write",
             Fault::DiskError { error: Error::Sync, .. } => "disk: failed fsync",
             Fault::DiskFull { .. } => "disk: full",
@@ -227,7 +242,8 @@ impl Fault {
 }
 
 /// How often each is drawn, before a run has its own emphasis.
-const WEIGHTS: [u64; 23] = [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1];
+const WEIGHTS: [u64; 25] =
+    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3];
 
 /// The character of a run.
 pub struct Schedule {
@@ -313,7 +329,13 @@ impl Schedule {
             13 => Fault::StopAll { down_us: down_us.min(1_000_000) },
             14 => Fault::KillClient { client: rng.index(clients) },
             15 => {
-                let errors = [Error::Read, Error::AstrayRead, Error::Write, Error::Sync];
+                let errors = [
+                    Error::Read,
+                    Error::AstrayRead,
+                    Error::AstrayForPeer,
+                    Error::Write,
+                    Error::Sync,
+                ];
                 let error = errors[rng.index(errors.len())];
                 Fault::DiskError { node, error, after: rng.below(12) as u32 }
             }
@@ -326,6 +348,8 @@ impl Schedule {
                 let us = rng.between(1, size) as i64;
                 Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
             }
+            23 => Fault::Setting { by: node, settings: settings(rng) },
+            24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
             _ => {
                 let Some(node) = unlucky else { return (wait, None) };
                 match which {
@@ -353,4 +377,24 @@ fn ways(rng: &mut Rng, node: usize, other: usize, nodes: usize) -> Vec<(usize, u
         3 => (0..nodes).map(|peer| (peer, node)).collect(),
         _ => (0..nodes).flat_map(|peer| [(peer, node), (node, peer)]).collect(),
     }
+}
+
+/// Files are of some hundred KB at most, and a run is of seconds: so are the settings.
+fn settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
+    let distance = |rng: &mut Rng| ("pack.min_distance", format!("{}s", rng.below(3)));
+    let mut settings = match rng.below(12) {
+        0..=2 => vec![("pack.garbage_share", rng.between(5, 60).to_string()), distance(rng)],
+        3 | 4 => vec![("pack.bytes", rng.between(2_000, 50_000).to_string()), distance(rng)],
+        5 => vec![distance(rng)],
+        6 => vec![("pack.hours", format!("{}-{}", rng.below(12), rng.between(12, 24)))],
+        7 => vec![("pack.builders", rng.between(1, 4).to_string())],
+        8 => vec![("pack.rate", rng.between(100_000, 1_000_000).to_string())],
+        9 => vec![("keep.generations", rng.between(1, 4).to_string())],
+        10 => vec![("keep.age", format!("{}s", rng.below(20)))],
+        _ => vec![("keep.bytes", rng.between(10_000, 500_000).to_string())],
+    };
+    if rng.chance(200) {
+        settings.iter_mut().for_each(|(_, value)| *value = "default".to_string());
+    }
+    settings
 }

@@ -35,6 +35,15 @@ use super::disk::{Entry, Medium};
 use super::parse::{self, Hash, Kind, Object, Tx};
 use file::{File, is_cut, is_kept, read_on};
 
+/// What a node says of itself.
+#[derive(Clone, Default)]
+pub struct Says {
+    /// The first word of its phase in a pack; empty: there is none.
+    pub phase: String,
+    pub is_master: bool,
+    pub leads: bool,
+}
+
 /// What became of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Fate {
@@ -63,6 +72,10 @@ struct DiskView {
     promise: u64,
     /// An operation failed on it: a write may have been done in part, and the process is about to end.
     hurt: bool,
+    /// A base that was built here came out wrong.
+    spoilt: bool,
+    /// What the node last said it is at in a pack, and of what it is master or leader.
+    says: Says,
 }
 
 #[derive(Default)]
@@ -101,6 +114,7 @@ impl Ledger {
     pub fn look(&mut self, node: usize, medium: &Medium) {
         let mut platter = medium.lock();
         self.disks[node].hurt = platter.hurt().is_some();
+        self.disks[node].spoilt = platter.has_spoilt();
         let (changed, names_changed) = platter.take_changes();
         if changed.is_empty() && !names_changed {
             return;
@@ -254,6 +268,20 @@ impl Ledger {
         if tx.is_some_and(|tx| self.committed.get(&newest) == Some(&tx.data_hash)) {
             self.disks[node].held = view.held.max(newest);
         }
+    }
+
+    pub fn says(&self, node: usize) -> &Says {
+        &self.disks[node].says
+    }
+
+    /// Does any node say that it is at a pack?
+    pub fn is_packing(&self) -> bool {
+        self.disks.iter().any(|view| !view.says.phase.is_empty())
+    }
+
+    /// Nothing that a process said holds after its end.
+    pub fn has_died(&mut self, node: usize) {
+        self.disks[node].says = Says::default();
     }
 
     /// Has a client committed anything?

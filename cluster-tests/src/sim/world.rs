@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use packmaster::node::core::{Core, Input};
-use packmaster::pack::Job;
-use packmaster::proto::admin::SetPause;
+use packmaster::pack::{Job, Pace};
 use packmaster::proto::admin::admin_request::Verb;
+use packmaster::proto::admin::{ConfigSet, SetPause};
 use packmaster::proto::control::{PeerMessage, RaftRecord};
 use packmaster::raft::RaftLog;
 use packmaster::storage::DiskError;
@@ -68,6 +68,7 @@ enum Event {
     NoRoom { node: usize },
     RoomAgain { node: usize },
     Unhold { by: usize },
+    Unlimit { by: usize },
 }
 
 struct Flight {
@@ -91,7 +92,9 @@ struct Process {
     performer: Performer,
     records: VecDeque<(u64, RaftRecord)>,
     raft_busy: bool,
-    jobs: BTreeMap<u64, Job>,
+    jobs: BTreeMap<u64, (Job, Pace)>,
+    /// Bytes a second for each of them.
+    job_rate: u64,
     /// Client connections: which client.
     conns: BTreeMap<u64, usize>,
 }
@@ -175,6 +178,8 @@ pub struct World {
     mending: bool,
     priorities: Vec<i64>,
     keep_generations: u32,
+    /// Of the blocks in which bases are fetched: they are small here.
+    block_bytes: u64,
     commands: BTreeSet<(u64, u64)>,
     /// Elections that were proposed: the epoch, and whose promises counted.
     elections: Vec<(u64, Vec<u64>)>,
@@ -248,6 +253,7 @@ impl World {
             mending: false,
             priorities,
             keep_generations,
+            block_bytes: 64 << (seed % 4),
             commands: BTreeSet::new(),
             elections: Vec::new(),
             fences: Vec::new(),
@@ -394,6 +400,10 @@ impl World {
             Event::NoRoom { .. } if self.mending => {}
             Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),
             Event::RoomAgain { node } => self.hosts[node].medium.lock().set_room(Room::Enough),
+            Event::Unlimit { by } => {
+                let (name, value) = ("pack.rate".to_string(), "default".to_string());
+                self.ask(by, Verb::ConfigSet(ConfigSet { name, value }));
+            }
             Event::Unhold { by } => self.ask(by, Verb::SetPause(SetPause { paused: false })),
         }
     }

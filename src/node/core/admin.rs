@@ -7,15 +7,16 @@ use prost::Message;
 
 use super::{Action, Core};
 use crate::admin::view::{ClusterView, Heard};
-use crate::admin::{history_reply, refusal, status_reply};
+use crate::admin::{config, data_reply, generations, history_reply, refusal, status_reply};
+use crate::control::settings;
 use crate::failover::controller::{PromoteAsked, may_promote, preflight};
 use crate::failover::health::Look;
 use crate::proto::admin::admin_request::Verb;
-use crate::proto::admin::{AdminReply, AdminRequest, Outcome, PackVerb};
+use crate::proto::admin::{AdminReply, AdminRequest, ConfigSet, Outcome, PackVerb};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
-    AdminForward, AdminForwardReply, ControlState, PackCancel, PackStart, Pause,
+    AdminForward, AdminForwardReply, ControlState, PackCancel, PackStart, Pause, Setting,
 };
 use crate::types::NodeId;
 
@@ -94,6 +95,14 @@ impl Core {
                 let state = self.control_message();
                 Some(history_reply(request.id, &self.setup.cluster, &state, history.number))
             }
+            Some(Verb::ConfigShow(_)) => {
+                let (cluster, keep) = (&self.setup.cluster, self.setup.keep_generations);
+                Some(data_reply(request.id, &config::show(cluster, &self.control_message(), keep)))
+            }
+            Some(Verb::Generations(_)) => {
+                let told = generations::generations(&self.cluster_view());
+                Some(data_reply(request.id, &told))
+            }
             Some(_) => None,
             None => Some(refusal(
                 request.id,
@@ -116,6 +125,7 @@ impl Core {
             state: self.control_message(),
             raft_leader: self.raft.leader(),
             silence_ms: self.setup.timing.silence_ms,
+            now_wall_us: self.now.wall_us,
             ..ClusterView::default()
         };
         for id in self.control.members().map(|member| member.id).filter(|id| *id != me) {
@@ -147,6 +157,7 @@ impl Core {
                     false => "automatic elections are on".into(),
                 })
             }
+            Some(Verb::ConfigSet(set)) => self.ask_setting(set, asked_by, out),
             _ => {
                 Err("the leader does not know this verb: is this tool newer than the node?".into())
             }
@@ -157,6 +168,22 @@ impl Core {
             }
             Err(why) => refusal(id, why),
         }
+    }
+
+    fn ask_setting(
+        &mut self,
+        set: ConfigSet,
+        asked_by: String,
+        out: &mut Vec<Action>,
+    ) -> Result<String, String> {
+        let ConfigSet { name, value } = set;
+        let checked = settings::check(&name, &value)?;
+        let shown = checked.clone().unwrap_or_else(|| settings::DEFAULT.to_owned());
+        if checked.as_deref() == self.control.setting(&name) {
+            return Ok(format!("{name} is {shown:?} already"));
+        }
+        self.propose(CommandKind::Setting(Setting { name: name.clone(), value, asked_by }), out);
+        Ok(format!("{name} is {shown:?}"))
     }
 
     fn ask_promote(
@@ -222,8 +249,11 @@ impl Core {
                 Ok(format!("packing into generation {generation}"))
             }
             PackVerb::Cancel => {
-                let pack = self.control.pack().ok_or("no pack is in progress")?;
-                let generation = pack.generation.0;
+                let running = self.control.pack().map(|pack| pack.generation);
+                // An election may have called it off, to be started again by itself.
+                let again = self.control.pack_again().and(self.control.generation());
+                let generation = running.or_else(|| again.map(|current| current.number.next()));
+                let generation = generation.ok_or("no pack is in progress")?.0;
                 let why = "asked for".to_string();
                 self.propose(
                     CommandKind::PackCancel(PackCancel { generation, why, asked_by }),

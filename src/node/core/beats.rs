@@ -6,6 +6,7 @@ use slog::Logger;
 
 use super::fence::check_epoch;
 use super::{Action, Core, Role};
+use crate::admin::room;
 use crate::failover::controller::Timing;
 use crate::proto::control::Beat;
 use crate::proto::control::peer_message::Kind;
@@ -14,9 +15,6 @@ use crate::types::{Epoch, NodeId, Now};
 
 /// Urgent beats keep this distance: where much is lost, every loss is news, and news of it would be lost again.
 const SOON_US: u64 = 1000;
-/// With less free space than this the disk will fail soon: mastership goes elsewhere while there is room for what is
-/// under way.
-const FREE_BYTES_MIN: u64 = 16 << 20;
 /// What the disk was asked for so long ago and has not done: it is stuck.
 const STUCK_MS: u64 = 2000;
 /// A peer with a strange disk is complained about so often.
@@ -40,6 +38,11 @@ impl Beats {
 
     pub(super) fn is_soon(&self) -> bool {
         self.soon
+    }
+
+    /// As last looked at; None if the disk would not tell.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        self.free_bytes
     }
 
     pub(super) fn due_us(&self, timing: &Timing) -> u64 {
@@ -142,6 +145,11 @@ impl Core {
             blank: self.shelf.is_blank(),
             tip_wall_us: self.shelf.last_time_us(),
             promise_durable: self.promise_durable.0,
+            rebases: Some(Box::new(self.ladder.report(self.now))),
+            garbage_bytes: self.garbage_bytes(),
+            tail_bytes: self.tail_bytes(),
+            old_files: self.old_files.told(),
+            keep_generations: u64::from(self.setup.keep_generations),
         }
     }
 
@@ -157,7 +165,7 @@ impl Core {
             return format!("its disk has not done in {ms} ms what it was asked for");
         }
         match self.beats.free_bytes {
-            Some(free) if free < FREE_BYTES_MIN => {
+            Some(free) if free < room::FREE_BYTES_MIN => {
                 format!("its disk is nearly full: {} KiB are left", free >> 10)
             }
             _ => String::new(),

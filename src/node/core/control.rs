@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::master::Master;
 use super::{Action, Core, Role};
-use crate::control::{Applied, Mastership, Phase};
+use crate::control::{Applied, Mastership, Phase, Settings};
 use crate::failover::controller::{Decision, View, preflight};
 use crate::failover::health::Look;
 use crate::mutants::{self, Mutant};
@@ -27,6 +27,8 @@ const CAMPAIGN_STEP_MS: u64 = 30;
 const YIELD_AGAIN_MS: u64 = 500;
 /// The controller looks at everything again after this long, if nothing happened that concerns it.
 const CONTROLLER_EVERY_US: u64 = 10_000;
+/// An older decision is not worth a line in the log.
+const NEWS_US: u64 = 60_000_000;
 /// A command that was lost on its way is proposed again after this long.
 const PROPOSE_AGAIN_MS: u64 = 300;
 
@@ -279,12 +281,37 @@ impl Core {
         if self.control.oid_limit() > before.oid_limit() {
             self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
         }
+        self.adopt_settings(out);
+        self.tell_of_packs(before);
         if before.pack_again().is_none() && self.control.pack_again().is_some() {
             slog::info!(self.log, "pack: an election called it off; it begins again by itself");
         }
         self.check_elected_on_me(out);
         self.adopt_phase(before.mastership().map(|old| old.epoch), out);
         self.on_pack_changed(out);
+    }
+
+    fn adopt_settings(&mut self, out: &mut Vec<Action>) {
+        let rate_before = self.settings.rate;
+        self.settings = Settings::of(&self.control);
+        if self.settings.rate != rate_before {
+            out.push(Action::JobRate { bytes_per_s: self.settings.rate });
+        }
+    }
+
+    /// How a pack ended, for the log: by what the history says.
+    fn tell_of_packs(&self, before: &crate::control::State) {
+        if self.control.rested() == before.rested() {
+            return;
+        }
+        let is_end = |what: &str| matches!(what, "generation" | "pack cancel");
+        let ended = self.control.history().rev().find(|decision| is_end(&decision.what));
+        // What is read again at the start of a process is no news.
+        let age_us = |wall_us: u64| self.now.wall_us.saturating_sub(wall_us);
+        if let Some(decision) = ended.filter(|decision| age_us(decision.wall_us) < NEWS_US) {
+            slog::info!(self.log, "pack: ended"; "what" => &decision.what, "why" => &decision.why,
+                "asked_by" => &decision.asked_by, "decision" => decision.number);
+        }
     }
 
     /// `known`: epoch of the election that was acted upon already.
@@ -388,6 +415,9 @@ impl Core {
                 Decision::AskFence { voter, epoch } => self.ask_fence(voter, epoch, out),
                 Decision::PackTurn { node, generation } => {
                     self.send(node, Kind::PackTurn(PackTurn { generation: generation.0 }), out);
+                }
+                Decision::PackWaits { cause, why } => {
+                    slog::warn!(self.log, "a pack is due and can't begin"; "cause" => cause, "why" => why);
                 }
                 Decision::Alarm(why) => {
                     slog::crit!(self.log, "election stopped: a person must look"; "why" => &why);

@@ -55,7 +55,10 @@ pub enum Input {
     },
     JobProgress {
         job: u64,
+        /// A guess for people.
         permille: u32,
+        /// Bytes read and written so far.
+        moved: u64,
     },
     JobDone {
         job: u64,
@@ -95,13 +98,17 @@ pub enum Action {
         number: u64,
         record: RaftRecord,
     },
-    /// On a thread of its own; answered by `JobDone` unless cancelled.
+    /// On a thread of its own; answered by `JobDone` unless cancelled. A job that is cancelled or fails abandons its work.
     Job {
         job: u64,
         work: pack::Job,
     },
     CancelJob {
         job: u64,
+    },
+    /// From now on every job keeps to this rate of bytes read and written, by `pack::Pace`; 0: none.
+    JobRate {
+        bytes_per_s: u64,
     },
     /// The process ends with this as its last word; `failed` makes its exit status 1.
     Exit {
@@ -124,9 +131,14 @@ pub fn lane(message: &PeerMessage) -> Lane {
             | Kind::ClientRequest(_)
             | Kind::ClientReply(_),
         ) => Lane::Live,
-        Some(Kind::Probe(_) | Kind::ProbeReply(_) | Kind::Fetch(_) | Kind::FetchReply(_)) => {
-            Lane::Bulk
-        }
+        Some(
+            Kind::Probe(_)
+            | Kind::ProbeReply(_)
+            | Kind::Fetch(_)
+            | Kind::FetchReply(_)
+            | Kind::BlockListRequest(_)
+            | Kind::BlockList(_),
+        ) => Lane::Bulk,
         _ => Lane::Control,
     }
 }

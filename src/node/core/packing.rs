@@ -8,10 +8,12 @@
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
+use super::generations::building_name;
 use super::{Action, Core, Next, Role};
+use crate::admin::room;
 use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
-use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
+use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
@@ -25,10 +27,10 @@ const EXTENSIONS_MAX: u32 = 50;
 const BEHIND_MAX: u64 = 2000;
 /// Bytes re-chained between two looks at what else is to be done.
 const FOLLOW_STEP_BYTES: u64 = 4 << 20;
+/// Of an offset map, for each object: it has that or less.
+const MAP_SLOT_BYTES: u64 = 8;
 /// A proposal that got lost is made again after this long.
 const PROPOSE_AGAIN_MS: u64 = 300;
-/// Where a base is built before it has a name.
-pub(super) const BUILDING: &str = "building.durus";
 
 /// The master's part.
 #[derive(Default)]
@@ -55,12 +57,12 @@ enum Building {
         job: u64,
     },
     Built {
-        base_hash: Chain,
-        base_len: u64,
-        removed: RoaringTreemap,
+        file: String,
+        built: Built,
         proposed: Option<Now>,
     },
     Opening {
+        name: String,
         job: u64,
         removed: RoaringTreemap,
     },
@@ -79,9 +81,21 @@ pub(super) struct PackRun {
     marking: Marking,
     building: Building,
     my_turn: bool,
-    permille: u32,
-    /// What the last pack removed, and the seq at which clients were told.
-    removed: Option<(Seq, RoaringTreemap)>,
+    /// Whose seal has told how much is garbage.
+    sealed: Option<Generation>,
+    /// Of the job that runs.
+    progress: Progress,
+    /// When what is being done was begun.
+    began: Now,
+    /// What the last pack removed.
+    removed: Option<RoaringTreemap>,
+}
+
+/// How far a job is: a guess in permille, and bytes read and written.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Progress {
+    pub(super) permille: u32,
+    pub(super) moved: u64,
 }
 
 impl PackRun {
@@ -92,18 +106,22 @@ impl PackRun {
         }
     }
 
-    pub(super) fn removed(&self) -> Option<(Seq, &RoaringTreemap)> {
-        self.removed.as_ref().map(|(told, oids)| (*told, oids))
+    pub(super) fn removed(&self) -> Option<&RoaringTreemap> {
+        self.removed.as_ref()
     }
 
-    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
-        self.removed = Some((told, removed));
+    pub(super) fn set_removed(&mut self, removed: RoaringTreemap) {
+        self.removed = Some(removed);
     }
 
-    pub(super) fn on_progress(&mut self, job: u64, permille: u32) {
+    pub(super) fn on_progress(&mut self, job: u64, progress: Progress) {
         if self.jobs().any(|mine| mine == job) {
-            self.permille = permille;
+            self.progress = progress;
         }
+    }
+
+    fn begin(&mut self, now: Now) {
+        (self.progress, self.began) = (Progress::default(), now);
     }
 
     fn jobs(&self) -> impl Iterator<Item = u64> {
@@ -131,12 +149,16 @@ impl Core {
             (Marking::Running { .. }, _) => "mark".into(),
             _ => "wait".into(),
         };
+        let (done, total) = self.pack_bytes();
         let permille = match &self.pack.building {
             Building::Following { .. } => 1000,
-            _ => self.pack.permille,
+            _ if total > 0 => (u128::from(done) * 1000 / u128::from(total)) as u32,
+            _ => 0,
         };
+        let ran_us = self.now.mono_us.saturating_sub(self.pack.began.mono_us).max(1);
+        let bytes_per_s = u128::from(done) * 1_000_000 / u128::from(ran_us);
         let base_hash = match &self.pack.building {
-            Building::Built { base_hash, .. } => wire::put_chain(*base_hash),
+            Building::Built { built, .. } => wire::put_chain(built.base_hash),
             _ => self
                 .next
                 .as_ref()
@@ -148,12 +170,47 @@ impl Core {
             phase,
             permille,
             base_hash,
+            done_bytes: done,
+            total_bytes: total,
+            bytes_per_s: bytes_per_s as u64,
             ..Default::default()
         })
     }
 
+    /// Done, and to be done in all, of what this node is at; zeros while it waits.
+    fn pack_bytes(&self) -> (u64, u64) {
+        if self.pack.jobs().next().is_some() {
+            let Progress { permille, moved } = self.pack.progress;
+            let by_share = u128::from(moved) * 1000 / u128::from(permille.clamp(1, 1000));
+            let total = self.job_bytes().unwrap_or(by_share as u64).max(moved);
+            return (moved, if permille == 0 { 0 } else { total });
+        }
+        let (Building::Following { .. }, Some(next)) = (&self.pack.building, &self.next) else {
+            return (0, 0);
+        };
+        let done = next.shelf.tip().offset - next.shelf.base_end();
+        let here = self.shelf.end_of(next.shelf.tip().seq).unwrap_or(self.shelf.tip().offset);
+        (done, done + (self.shelf.tip().offset - here))
+    }
+
+    /// What the job that runs has to read and write, about: a mark the file and what is kept; a build the same, then what is
+    /// kept again, to copy it, and the base, written and read back. None: it is told by how far the job is.
+    fn job_bytes(&self) -> Option<u64> {
+        let file = self.shelf.tip().offset;
+        match (&self.pack.marking, &self.pack.building) {
+            (_, Building::Running { .. }) => {
+                let seal =
+                    self.control.pack()?.seal.as_ref().filter(|seal| seal.file_bytes != 0)?;
+                Some(seal.file_bytes + 4 * seal.kept_bytes)
+            }
+            (Marking::Running { .. }, Building::Waiting) => Some(2 * file - self.garbage_bytes()),
+            _ => None,
+        }
+    }
+
     /// The replicated state changed: is there a pack, and is it still the same?
     pub(super) fn on_pack_changed(&mut self, out: &mut Vec<Action>) {
+        self.learn_garbage();
         let of = self.control.pack().map(|pack| (pack.generation, pack.started_epoch));
         if of == self.pack.of {
             return;
@@ -162,11 +219,49 @@ impl Core {
         self.pack.of = of;
     }
 
+    /// The mark of a pack has found what else is garbage than the index knows. That stays true of this generation, also
+    /// when the pack comes to nothing.
+    fn learn_garbage(&mut self) {
+        let Some(pack) = self.control.pack() else { return };
+        let Some(seal) = pack.seal.as_ref().filter(|seal| seal.file_bytes != 0) else { return };
+        if self.pack.sealed != Some(pack.generation) && self.shelf.generation() < pack.generation {
+            let garbage = seal.file_bytes.saturating_sub(seal.kept_bytes);
+            let dead = garbage.saturating_sub(self.shelf.garbage_bytes());
+            self.dead_bytes = (self.shelf.generation(), dead);
+            self.pack.sealed = Some(pack.generation);
+        }
+    }
+
+    /// About how much of the current file a pack would not keep: what is known of it (replaced records, and what a mark of
+    /// this generation found besides); or, if that is more, as large a part of what was committed since the last pack as
+    /// the last mark found in what it looked at. Objects that nothing refers to any more show in no other way.
+    pub(super) fn garbage_bytes(&self) -> u64 {
+        let (generation, dead) = self.dead_bytes;
+        let dead = if generation == self.shelf.generation() { dead } else { 0 };
+        let known = self.shelf.garbage_bytes() + dead;
+        let likely =
+            u128::from(self.tail_bytes()) * u128::from(self.control.garbage_permille()) / 1000;
+        known.max(likely as u64).min(self.shelf.tip().offset)
+    }
+
+    /// Committed since the last pack.
+    pub(super) fn tail_bytes(&self) -> u64 {
+        self.shelf.tip().offset.saturating_sub(self.shelf.base_end())
+    }
+
     fn drop_pack(&mut self, out: &mut Vec<Action>) {
         for job in self.pack.jobs() {
             out.push(Action::CancelJob { job });
         }
+        match &self.pack.building {
+            Building::Built { file: left, .. } | Building::Opening { name: left, .. } => {
+                let left = vec![left.clone()];
+                self.remove(left, out);
+            }
+            _ => {}
+        }
         self.drop_next(out);
+        self.old_files.look_soon();
         let removed = self.pack.removed.take();
         self.pack = PackRun { removed, ..PackRun::default() };
     }
@@ -174,8 +269,7 @@ impl Core {
     /// The next generation's file is of no use any more.
     pub(super) fn drop_next(&mut self, out: &mut Vec<Action>) {
         if let Some(next) = self.next.take() {
-            let names = vec![next.shelf.name().to_string()];
-            self.disk(Purpose::Housekeeping, DiskTask::Remove { names }, out);
+            self.remove(vec![next.shelf.name().to_string()], out);
             self.pack.building = Building::Failed("the file was cut back meanwhile".into());
         }
     }
@@ -221,6 +315,7 @@ impl Core {
                 let work = Job::Mark(Mark::new(self.shelf.name().to_string(), self.settled()));
                 slog::info!(self.log, "pack: marking"; "generation" => pack.generation.0, "at" => self.settled().0);
                 out.push(Action::Job { job, work });
+                self.pack.begin(self.now);
                 self.pack.marking = Marking::Running { job, extensions: 0 };
                 self.beats.soon();
             }
@@ -237,7 +332,7 @@ impl Core {
         match behind <= BEHIND_MAX && clean {
             true => {
                 slog::info!(self.log, "pack: marked"; "p" => marked.p.0, "f" => marked.f.0,
-                    "kept" => marked.kept.len(), "dead" => marked.dead.len());
+                    "kept" => marked.kept.len(), "dead" => marked.dead.len(), "took_ms" => self.now.since_ms(self.pack.began));
                 self.pack.marking = Marking::Done { marked, proposed: self.now };
                 self.propose_seal(out);
             }
@@ -276,6 +371,7 @@ impl Core {
         let Marking::Done { marked, proposed } = &mut self.pack.marking else { return };
         *proposed = now;
         let (p, f, dead_count) = (marked.p, marked.f, marked.dead.len());
+        let kept_bytes = marked.kept_bytes + MAP_SLOT_BYTES * marked.kept.len();
         let Ok(Some(cut)) = self.shelf.tip_at(f) else { return };
         let seal = PackSeal {
             generation: generation.0,
@@ -283,6 +379,13 @@ impl Core {
             cut_seq: f.0,
             cut_chain: wire::put_chain(cut.chain),
             dead_count,
+            file_bytes: cut.offset,
+            kept_bytes,
+            tail_bytes: match self.shelf.generation() {
+                // Nobody knows how much of an imported base is garbage: it counts as a tail.
+                Generation(1) => cut.offset,
+                _ => cut.offset.saturating_sub(self.shelf.base_end()),
+            },
         };
         self.propose(CommandKind::PackSeal(seal), out);
     }
@@ -313,8 +416,8 @@ impl Core {
         }
         match std::mem::take(&mut self.pack.building) {
             Building::Waiting => self.start_build(pack, seal, out),
-            Building::Built { base_hash, base_len, removed, proposed } => {
-                self.on_base_agreed(pack, base_hash, base_len, removed, proposed, out);
+            Building::Built { file, built, proposed } => {
+                self.on_base_agreed(pack, file, built, proposed, out);
             }
             Building::Following { removed, proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
@@ -339,44 +442,69 @@ impl Core {
                 Building::Failed(format!("no chain {} at seq {}", seal.cut_chain, seal.cut_seq));
             return;
         }
-        let job = self.next_job();
-        let work = self.build_job(pack.generation, seal.pack_seq, seal.cut_seq);
+        if let Err(why) = self.room_for(pack, seal) {
+            slog::error!(self.log, "pack: this node can't build the new generation"; "why" => &why);
+            self.pack.building = Building::Failed(why);
+            self.beats.soon();
+            return;
+        }
+        let (job, work) = self.build_job(pack.generation, seal.pack_seq, seal.cut_seq);
         slog::info!(self.log, "pack: building"; "generation" => pack.generation.0);
         out.push(Action::Job { job, work });
-        self.pack.permille = 0;
+        self.pack.begin(self.now);
         self.pack.building = Building::Running { job };
         self.beats.soon();
     }
 
-    pub(super) fn build_job(&self, generation: Generation, p: Seq, f: Seq) -> Job {
+    /// A disk that would be full is not filled: a node whose disk is full can't go on.
+    fn room_for(&self, pack: &Pack, seal: &Seal) -> Result<(), String> {
+        let needed = match pack.base_len.max(seal.kept_bytes) {
+            0 => room::for_pack(self.shelf.tip().offset, self.garbage_bytes()),
+            base => room::for_base(base),
+        };
+        self.beats.free_bytes().map_or(Ok(()), |free| room::enough(free, needed))
+    }
+
+    /// The job, and its number.
+    pub(super) fn build_job(&mut self, generation: Generation, p: Seq, f: Seq) -> (u64, Job) {
+        let job = self.next_job();
         let file = self.shelf.name().to_string();
-        Job::Build(Build::new(file, generation, p, f, BUILDING.to_string()))
+        let build = Build::new(file, generation, p, f, building_name(job));
+        (job, Job::Build(build.with_blocks(self.setup.block_bytes)))
     }
 
     /// Ours is built: agree on it, or compare it with what was agreed.
     fn on_base_agreed(
         &mut self,
         pack: &Pack,
-        base_hash: Chain,
-        base_len: u64,
-        removed: RoaringTreemap,
+        file: String,
+        built: Built,
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
+        let base_hash = built.base_hash;
+        let block_root = built.blocks.as_ref().map(|blocks| blocks.root());
+        let roots_differ = pack.block_root.is_some_and(|agreed| Some(agreed) != block_root);
         match pack.base_hash {
-            Some(agreed) if agreed == base_hash => {
+            Some(agreed) if agreed == base_hash && !roots_differ => {
+                if let Some(blocks) = built.blocks {
+                    self.keep_list(pack.generation, base_hash, blocks);
+                }
                 let name = file_name(pack.generation, base_hash);
-                let rename = DiskTask::Rename { from: BUILDING.to_string(), to: name.clone() };
-                self.disk(Purpose::BaseNamed { name }, rename, out);
+                let rename = DiskTask::Rename { from: file, to: name.clone() };
+                self.disk(Purpose::BaseNamed { name: name.clone() }, rename, out);
                 // The job number is known when the file has its name.
-                self.pack.building = Building::Opening { job: 0, removed };
+                self.pack.building = Building::Opening { name, job: 0, removed: built.removed };
             }
             Some(agreed) => {
-                let why =
-                    format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
+                let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
+                let why = format!(
+                    "our base is {base_hash}, agreed is {agreed}{what}: a broken disk or a bug"
+                );
                 slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
                     "why" => &why);
                 self.pack.building = Building::Failed(why);
+                self.remove(vec![file], out);
                 self.beats.soon();
             }
             None => {
@@ -386,12 +514,13 @@ impl Core {
                         generation: pack.generation.0,
                         base_hash: wire::put_chain(base_hash),
                         node: self.setup.id.0,
-                        base_len,
+                        base_len: built.base_len,
+                        block_root: wire::put_root(block_root),
                     };
                     self.propose(CommandKind::PackBase(base), out);
                 }
                 let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building = Building::Built { base_hash, base_len, removed, proposed };
+                self.pack.building = Building::Built { file, built, proposed };
             }
         }
     }
@@ -400,10 +529,14 @@ impl Core {
         if self.rebase.is_some() {
             return self.rebase_open(name, out);
         }
-        if let Building::Opening { job: 0, removed } = std::mem::take(&mut self.pack.building) {
-            let job = self.next_job();
-            out.push(Action::Job { job, work: Job::Open(name) });
-            self.pack.building = Building::Opening { job, removed };
+        match std::mem::take(&mut self.pack.building) {
+            Building::Opening { name: mine, job: 0, removed } if mine == name => {
+                let job = self.next_job();
+                out.push(Action::Job { job, work: Job::Open(name.clone()) });
+                self.pack.begin(self.now);
+                self.pack.building = Building::Opening { name, job, removed };
+            }
+            other => self.pack.building = other,
         }
     }
 
@@ -427,8 +560,18 @@ impl Core {
         if self.is_old_job(job) {
             return self.on_old_opened(result);
         }
+        if self.is_fetch_job(job) {
+            return self.on_fetch_job(result, out);
+        }
+        if self.is_giving_job(job) {
+            return self.on_giving_job(job, result, out);
+        }
         if !self.pack.jobs().any(|mine| mine == job) {
-            return; // of a pack that was called off
+            // Of a pack that was called off.
+            if let Ok(JobOutcome::Built(_)) = result {
+                self.remove(vec![building_name(job)], out);
+            }
+            return;
         }
         self.beats.soon();
         let outcome = match result {
@@ -443,21 +586,21 @@ impl Core {
                 }
             }
             JobOutcome::Built(built) => {
-                slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len);
-                self.pack.building = Building::Built {
-                    base_hash: built.base_hash,
-                    base_len: built.base_len,
-                    removed: built.removed,
-                    proposed: None,
-                };
+                slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len,
+                    "took_ms" => self.now.since_ms(self.pack.began));
+                self.pack.building =
+                    Building::Built { file: building_name(job), built, proposed: None };
             }
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
                     let durable = opened.shelf.tip();
                     self.next = Some(Next { shelf: opened.shelf, durable });
+                    self.pack.begin(self.now);
                     self.pack.building = Building::Following { removed, proposed: None };
                 }
             }
+            // Not of a pack, and nobody's any more.
+            JobOutcome::Listed(_) | JobOutcome::Checked(_) | JobOutcome::Read(_) => {}
         }
     }
 
@@ -529,8 +672,7 @@ impl Core {
         self.verified = (self.durable.seq, self.now.wall_us);
         self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
         self.old.insert(old.generation(), old);
-        self.remove_old_generations(out);
-        let told = self.shelf.tip().seq.next();
+        self.old_files.look_soon();
         if self.serving {
             let untold = mutants::broken(Mutant::PackNotTold);
             let removed = if untold { RoaringTreemap::new() } else { removed.clone() };
@@ -538,27 +680,8 @@ impl Core {
             self.sessions.removed(generation, &removed, &mut actions);
             self.on_session_actions(actions, out);
         }
-        self.set_removed(told, removed);
+        self.pack.set_removed(removed);
         self.beats.soon();
-    }
-
-    /// Old files go when there are more than the settings keep, but not before every member has moved on.
-    fn remove_old_generations(&mut self, out: &mut Vec<Action>) {
-        let oldest_needed =
-            self.control.members().filter(|member| member.id != self.setup.id).map(|member| {
-                let beat = self.health.beat(member.id);
-                beat.and_then(|beat| beat.position.as_ref())
-                    .map_or(0, |position| position.generation)
-            });
-        let oldest_needed = Generation(oldest_needed.min().unwrap_or(u64::MAX));
-        if self.old.first_key_value().is_some_and(|(oldest, _)| *oldest >= oldest_needed) {
-            return;
-        }
-        while self.old.len() > self.setup.keep_generations as usize {
-            let Some((_, old)) = self.old.pop_first() else { return };
-            let names = vec![old.name().to_string()];
-            self.disk(Purpose::Housekeeping, DiskTask::Remove { names }, out);
-        }
     }
 }
 

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use slog::o;
 
 use super::proof::Proof;
-use super::{Core, Role, Setup, admin, beats, disk, packing, requests};
-use crate::control::{Member, Role as MemberRole, State};
+use super::{
+    Core, Role, Setup, admin, beats, disk, fetch, generations, giving, ladder, packing, requests,
+};
+use crate::control::{Member, Role as MemberRole, Settings, State};
 use crate::durus::{CommitChecker, Sessions};
 use crate::failover::controller::Controller;
 use crate::failover::health::Health;
@@ -64,6 +66,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let promised = promise::read(&*disk)?.filter(|_| !mutants::broken(Mutant::PromiseForgotten));
     let promised = promised.unwrap_or(Epoch(0));
     let others = setup.members.len() > 1;
+    remove_unfinished(&*disk)?;
     let shelf = open_current(&disk, promised, &log, now, others)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
@@ -87,6 +90,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let raft = Driver::new(setup.id, &voters, recovered, election_ticks, &log)?;
     let checker =
         remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;
+    let control = State::new(members);
     let peers = voters.iter().copied().filter(|id| *id != setup.id);
     let tip = shelf.tip();
     slog::info!(log, "started"; "generation" => shelf.generation().0, "tip" => %tip, "promised" => promised.0);
@@ -100,7 +104,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         raft_yielded: None,
         compacted_index: 0,
         proposed: false,
-        control: State::new(members),
+        settings: Settings::of(&control),
+        control,
         member_up_sent: None,
         promised,
         promise_durable: promised,
@@ -116,6 +121,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         cutting: false,
         next: None,
         old: BTreeMap::new(),
+        old_files: generations::OldFiles::default(),
+        dead_bytes: (Generation(0), 0),
         tasks: disk::Tasks::default(),
         checker,
         sessions: Sessions::new(
@@ -131,8 +138,11 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         rebase: None,
         pull: None,
         jobs_begun: 0,
+        fetch: None,
+        fetch_past: fetch::Past::default(),
+        giving: giving::Giving::default(),
         fetched_bytes: 0,
-        tail_bytes: 0,
+        ladder: ladder::Ladder::default(),
         last_rebase: String::new(),
         tail_failed_for: None,
         opening_old: None,
@@ -150,6 +160,15 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         setup,
     };
     Ok((core, raft_log))
+}
+
+/// Bases that this node was building when its process ended. Durable with the directory's next sync.
+fn remove_unfinished(disk: &dyn Disk) -> Result<(), DiskError> {
+    let names = disk.list()?;
+    names
+        .iter()
+        .filter(|name| generations::is_building(name))
+        .try_for_each(|name| disk.remove(name))
 }
 
 fn members(setup: &Setup) -> Result<Vec<Member>, StartError> {

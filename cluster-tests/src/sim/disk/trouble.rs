@@ -12,6 +12,8 @@ use crate::sim::rng::Rng;
 use packmaster::storage::DiskError;
 
 const FREE_BYTES: u64 = 1 << 40;
+/// Where the data of a base's first record begins: after prefix, length and the record's head (FORMAT.md).
+const FIRST_DATA: usize = 16 + 28;
 /// Left on a full disk, for what has its room already.
 const FREE_BYTES_FULL: u64 = 4096;
 
@@ -20,6 +22,8 @@ pub enum Error {
     Read,
     /// Bytes of another place, without an error.
     AstrayRead,
+    /// The same when it reads of a base for a peer.
+    AstrayForPeer,
     Write,
     Sync,
 }
@@ -36,6 +40,9 @@ pub(super) struct Troubles {
     /// Strike after so many more operations of their kind.
     armed: Vec<(Error, u32)>,
     room: Room,
+    /// Bases that are still to come out wrong; and whether one has.
+    spoils: u32,
+    has_spoilt: bool,
     /// What struck the present process.
     hurt: Option<&'static str>,
     dice: Rng,
@@ -43,7 +50,14 @@ pub(super) struct Troubles {
 
 impl Troubles {
     pub(super) fn new(seed: u64) -> Troubles {
-        Troubles { armed: Vec::new(), room: Room::Enough, hurt: None, dice: Rng::new(seed) }
+        Troubles {
+            armed: Vec::new(),
+            room: Room::Enough,
+            spoils: 0,
+            has_spoilt: false,
+            hurt: None,
+            dice: Rng::new(seed),
+        }
     }
 
     /// Does an unsynced write survive a failed sync?
@@ -55,6 +69,33 @@ impl Troubles {
 impl Platter {
     pub fn arm(&mut self, error: Error, after: u32) {
         self.troubles.armed.push((error, after));
+    }
+
+    /// The next so many bases that are built here have a bit flipped.
+    pub fn spoil_builds(&mut self, builds: u32) {
+        self.troubles.spoils = builds;
+    }
+
+    pub fn spoils_builds(&self) -> bool {
+        self.troubles.spoils > 0
+    }
+
+    pub fn has_spoilt(&self) -> bool {
+        self.troubles.has_spoilt
+    }
+
+    /// What is written at the beginning of a base that is being built, if it is to be spoilt: a bit of its first record's
+    /// data is another.
+    pub(super) fn spoil(&mut self, name: &str, offset: u64, data: &[u8]) -> Option<Vec<u8>> {
+        let is_base = name.starts_with("building") && offset == 0 && data.len() > FIRST_DATA + 8;
+        if self.troubles.spoils == 0 || !is_base {
+            return None;
+        }
+        self.troubles.spoils -= 1;
+        self.troubles.has_spoilt = true;
+        let mut spoilt = data.to_vec();
+        spoilt[FIRST_DATA + self.troubles.dice.index(8)] ^= 1 << self.troubles.dice.below(8);
+        Some(spoilt)
     }
 
     pub fn set_room(&mut self, room: Room) {
@@ -72,6 +113,7 @@ impl Platter {
     /// Nothing more will strike.
     pub fn disarm(&mut self) {
         self.troubles.armed.clear();
+        self.troubles.spoils = 0;
         self.troubles.room = Room::Enough;
     }
 
@@ -80,9 +122,10 @@ impl Platter {
         self.troubles.hurt
     }
 
-    /// Nothing is armed any more, and what was unsure is now what the medium has.
+    /// Nothing is armed any more for this process, and what was unsure is now what the medium has.
     pub(super) fn calm(&mut self) {
-        self.troubles.armed.clear();
+        // Bases are fetched seldom: what is to go wrong then waits for it.
+        self.troubles.armed.retain(|(error, _)| *error == Error::AstrayForPeer);
         self.troubles.hurt = None;
         for inode in self.inodes.values_mut() {
             if std::mem::take(&mut inode.unsure) {
@@ -115,11 +158,18 @@ impl Platter {
         self.troubles.armed.remove(at);
         self.troubles.hurt = Some(match error {
             Error::Read => "a failed read",
-            Error::AstrayRead => "a read gone astray",
+            Error::AstrayRead | Error::AstrayForPeer => "a read gone astray",
             Error::Write => "a failed write",
             Error::Sync => "a failed sync",
         });
         true
+    }
+
+    /// This node reads of a base for a peer: does that go astray?
+    pub fn reads_for_peer(&mut self) {
+        if self.strikes(Error::AstrayForPeer) {
+            self.troubles.armed.push((Error::AstrayRead, 0));
+        }
     }
 
     /// Another place than `offset`, some sectors away; not beyond `last`.

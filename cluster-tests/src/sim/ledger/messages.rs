@@ -8,7 +8,7 @@ use packmaster::proto::replication as pb;
 use packmaster::proto::replication::client_reply::Answer;
 
 use super::file::File;
-use super::{DiskView, Fate, Ledger};
+use super::{DiskView, Fate, Ledger, Says};
 use crate::sim::parse::{Hash, Kind};
 
 impl Ledger {
@@ -46,11 +46,17 @@ impl Ledger {
             Some(Message::ClientReply(reply)) => self.on_client_reply(from, reply),
             _ => {}
         }
-        self.note_sometimes(message);
+        self.note_sometimes(from, message);
     }
 
     /// base <= committed <= written, base <= durable <= written; and what is called durable is on the disk.
-    fn on_beat(&self, from: usize, beat: &Beat) {
+    fn on_beat(&mut self, from: usize, beat: &Beat) {
+        let phase = beat.pack.as_ref().and_then(|pack| pack.phase.split(':').next());
+        self.disks[from].says = Says {
+            phase: phase.unwrap_or_default().to_owned(),
+            is_master: beat.open,
+            leads: beat.raft_leader == from as u64 + 1,
+        };
         let position = beat.position.as_ref().expect("a position");
         let tip = position.tip.as_ref().expect("a tip");
         let (base, committed) = (beat.seal_seq, beat.committed_seq);
@@ -88,8 +94,11 @@ impl Ledger {
         );
     }
 
-    fn note_sometimes(&mut self, message: &PeerMessage) {
+    fn note_sometimes(&mut self, from: usize, message: &PeerMessage) {
         let what = match &message.kind {
+            Some(Message::Fetch(fetch)) if fetch.offset == 0 && self.disks[from].spoilt => {
+                "base fetched where builds came out wrong"
+            }
             Some(Message::FenceReport(report)) if report.suspect.starts_with("recovering") => {
                 "recovering node silent"
             }
@@ -266,7 +275,8 @@ impl Ledger {
         };
         // From another offset on it is what its file lacks, of the generation it has moved to by now.
         let view = &self.disks[from];
-        let current = view.current.filter(|_| fetch.offset == 0 && view.fate == Fate::Sound);
+        let sound = view.fate == Fate::Sound && !view.spoilt;
+        let current = view.current.filter(|_| fetch.offset == 0 && sound);
         let Some(file) = current.and_then(|number| view.files.get(&number)) else { return };
         assert!(
             file.generation + 1 != generation || file.at(cut) != Some(previous),

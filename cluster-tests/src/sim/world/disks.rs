@@ -1,11 +1,14 @@
 //! What nodes do with their disks: tasks, records of the Raft log, steps of jobs; each after its time, by production code.
 
 use packmaster::node::core::Input;
-use packmaster::pack::Step;
+use packmaster::pack::{Job, Step};
 use packmaster::storage::DiskError;
 use packmaster::storage::task::TaskDone;
 
 use super::{Event, World};
+
+/// A job that waits looks again after this long: its rate may have changed.
+const WAIT_US_MAX: u64 = 100_000;
 
 impl World {
     pub(super) fn disk_next(&mut self, node: usize) {
@@ -107,8 +110,19 @@ impl World {
     pub(super) fn job_step(&mut self, node: usize, job: u64) {
         let life = self.hosts[node].life;
         let disk = self.hosts[node].disk.clone().expect("a disk");
-        let Some(mut work) = self.process(node).jobs.remove(&job) else { return };
+        let now_us = self.now;
+        let process = self.process(node);
+        let Some((mut work, mut pace)) = process.jobs.remove(&job) else { return };
+        let wait_us = pace.wait_us(now_us, work.moved(), process.job_rate);
+        if wait_us > 0 {
+            process.jobs.insert(job, (work, pace));
+            self.count("job kept to its rate");
+            return self.at(wait_us.min(WAIT_US_MAX), Event::JobStep { node, life, job });
+        }
         self.light_fuse(node);
+        if let Job::Read(_) = work {
+            self.hosts[node].medium.lock().reads_for_peer();
+        }
         let step = work.step(&*disk);
         if self.fuse_burnt(node) {
             return;
@@ -116,8 +130,9 @@ impl World {
         self.look(node);
         let result = match step {
             Ok(Step::More { permille }) => {
-                self.put(node, Input::JobProgress { job, permille });
-                self.process(node).jobs.insert(job, work);
+                let moved = work.moved();
+                self.put(node, Input::JobProgress { job, permille, moved });
+                self.process(node).jobs.insert(job, (work, pace));
                 let after = self.rng.delay(200, 60_000);
                 self.at(after, Event::JobStep { node, life, job });
                 return;
@@ -125,6 +140,8 @@ impl World {
             Ok(Step::Done(outcome)) => Ok(outcome),
             Err(error) => {
                 self.trace.line(format_args!("n{} job {job} failed: {error}", node + 1));
+                work.abandon(&*disk);
+                self.look(node);
                 Err(error)
             }
         };

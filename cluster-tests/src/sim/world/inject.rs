@@ -2,7 +2,7 @@
 
 use packmaster::node::core::Input;
 use packmaster::proto::admin::admin_request::Verb;
-use packmaster::proto::admin::{AdminRequest, Pack, PackVerb, Promote, SetPause};
+use packmaster::proto::admin::{AdminRequest, ConfigSet, Pack, PackVerb, Promote, SetPause};
 
 use super::{Event, World};
 use crate::sim::disk::Room;
@@ -68,6 +68,17 @@ impl World {
 
     fn inject_anywhere(&mut self, fault: &Fault) -> bool {
         self.trace.line(format_args!("FAULT {fault:?}"));
+        if self.ledger.is_packing() {
+            match fault {
+                Fault::CrashAll { .. } => self.count("all die in a pack"),
+                Fault::Cut { .. } => self.count("partition in a pack"),
+                Fault::SlowDisk { .. } => self.count("slow disk in a pack"),
+                Fault::DiskFull { .. } => self.count("full disk in a pack"),
+                Fault::Promote { .. } => self.count("promote in a pack"),
+                Fault::Pack { .. } => self.count("second pack asked for"),
+                _ => {}
+            }
+        }
         match *fault {
             Fault::CrashAll { power } => {
                 for node in 0..self.hosts.len() {
@@ -114,6 +125,21 @@ impl World {
             Fault::Pack { by } => self.ask(by, Verb::Pack(Pack { verb: PackVerb::Start.into() })),
             Fault::PackCancel { by } => {
                 self.ask(by, Verb::Pack(Pack { verb: PackVerb::Cancel.into() }));
+            }
+            Fault::Setting { by, ref settings } => {
+                for (name, value) in settings {
+                    let set = ConfigSet { name: name.to_string(), value: value.clone() };
+                    self.ask(by, Verb::ConfigSet(set));
+                }
+            }
+            Fault::WrongBuild { node, builds } => {
+                // Two of them might agree on what is wrong.
+                let others = (0..self.hosts.len()).filter(|other| *other != node);
+                let alone = others.clone().all(|it| !self.hosts[it].medium.lock().spoils_builds());
+                if others.count() == 0 || !alone {
+                    return false;
+                }
+                self.hosts[node].medium.lock().spoil_builds(builds);
             }
             Fault::Hold { by, us } => {
                 self.ask(by, Verb::SetPause(SetPause { paused: true }));

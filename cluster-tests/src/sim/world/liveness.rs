@@ -19,6 +19,7 @@ impl World {
         // Whoever comes up must be able to hear it.
         for by in 0..self.hosts.len() {
             self.at(500_000, Event::Unhold { by });
+            self.at(600_000, Event::Unlimit { by });
         }
     }
 

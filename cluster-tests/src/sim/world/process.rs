@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use packmaster::durus::Limits;
 use packmaster::node::core::{Action, Input, Setup, Timing, start};
+use packmaster::pack::Pace;
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
 use packmaster::storage::task::Performer;
@@ -38,13 +39,15 @@ impl World {
             cluster: "simulated".into(),
             version: "simulated".into(),
             members,
-            timing: Timing::default(),
+            timing: Timing { pack_failed_ms: 2000, ..Timing::default() },
             limits: Limits {
                 wait_max_ms: self.options.wait_max_ms,
                 command_max_ms: 4000,
                 ..Limits::default()
             },
             keep_generations: self.keep_generations,
+            block_bytes: self.block_bytes,
+            fetch_bytes_per_s_max: None,
             disk,
             log: self.trace.logger(),
         }
@@ -113,6 +116,7 @@ impl World {
             records: VecDeque::new(),
             raft_busy: false,
             jobs: BTreeMap::new(),
+            job_rate: 0,
             conns: BTreeMap::new(),
         });
         self.look(node);
@@ -135,6 +139,7 @@ impl World {
 
     /// The process ends here and now. `power`: the machine loses what was not synced.
     pub(super) fn dies(&mut self, node: usize, power: bool, down_us: u64) {
+        self.count_death(node);
         let host = &mut self.hosts[node];
         host.doom = None;
         host.stalled = false;
@@ -182,6 +187,29 @@ impl World {
             self.at(on, Event::PowerOn { node, down });
         }
         self.at(down_us, Event::Start { node, down });
+    }
+
+    /// In which phase of a pack, and as what.
+    fn count_death(&mut self, node: usize) {
+        let says = self.ledger.says(node).clone();
+        self.ledger.has_died(node);
+        let what = match says.phase.as_str() {
+            "" => return,
+            "mark" => "death in a pack: mark",
+            "build" => "death in a pack: build",
+            "verify" => "death in a pack: verify",
+            "rechain" => "death in a pack: rechain",
+            "ready" => "death in a pack: ready",
+            "failed" => "death in a pack: failed",
+            _ => "death in a pack: waiting",
+        };
+        self.count(what);
+        if says.is_master {
+            self.count("death in a pack: of the master");
+        }
+        if says.leads {
+            self.count("death in a pack: of the Raft leader");
+        }
     }
 
     pub(super) fn look(&mut self, node: usize) {
@@ -293,13 +321,18 @@ impl World {
                 self.raft_next(node);
             }
             Action::Job { job, work } => {
-                self.process(node).jobs.insert(job, work);
+                self.process(node).jobs.insert(job, (work, Pace::default()));
                 let after = self.rng.delay(100, 20_000);
                 self.at(after, Event::JobStep { node, life, job });
             }
             Action::CancelJob { job } => {
-                self.process(node).jobs.remove(&job);
+                if let Some((work, _)) = self.process(node).jobs.remove(&job) {
+                    let disk = self.hosts[node].disk.clone().expect("a disk");
+                    work.abandon(&*disk);
+                    self.look(node);
+                }
             }
+            Action::JobRate { bytes_per_s } => self.process(node).job_rate = bytes_per_s,
             Action::Exit { reason, failed } => {
                 let hurt = self.hosts[node].medium.lock().hurt();
                 assert!(
@@ -368,7 +401,11 @@ impl World {
                     self.elections.push((elect.epoch, elect.reported));
                     continue;
                 }
+                Some(Command::PackStart(start)) if start.asked_by.starts_with("automatic") => {
+                    "pack started by itself"
+                }
                 Some(Command::PackStart(_)) => "pack started",
+                Some(Command::Setting(_)) => "setting changed",
                 Some(Command::PackSeal(_)) => "pack sealed",
                 Some(Command::PackCancel(cancel)) => match cancel.asked_by.as_str() {
                     "automatic" => "pack cancelled by itself",

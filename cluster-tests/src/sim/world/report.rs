@@ -6,12 +6,18 @@ use super::World;
 use crate::sim::{Counts, Report};
 
 /// Rare branches of the nodes, by the beginning of what they say when they take them.
-const SAID: [(&str, &str); 24] = [
+const SAID: [(&str, &str); 35] = [
     ("torn tail cut", "the file ends inside its last transaction"),
     ("orphan made", "cut back to the common point"),
     ("local rebuild", "rebasing: building the generation from our own file"),
     ("tail fetch", "rebasing: fetching what our generation lacks"),
     ("base fetch", "rebasing: fetching the base"),
+    ("fetch resumed after a crash", "fetch: goes on where an earlier process was"),
+    ("fetch resumed", "fetch: goes on where it was"),
+    ("bad block refused", "fetch: a peer sent a bad block"),
+    ("block asked of another peer", "fetch: a block is asked of another peer"),
+    ("bad block list refused", "fetch: a peer's list of blocks"),
+    ("unfinished base removed", "an unfinished base that nobody wants"),
     ("rebased", "rebased"),
     ("no peer had the base", "rebase: tried every peer"),
     ("floor fetched by the elected", "fetching what the election's greatest position has"),
@@ -19,6 +25,11 @@ const SAID: [(&str, &str); 24] = [
     ("pack called off by an election", "pack: an election called it off"),
     ("pack called off by the master", "pack: called off"),
     ("pack could not be built", "pack: this node can't build"),
+    ("another base than agreed noticed", "pack: this node built another base"),
+    ("another base noticed by a rebase", "rebase: our build differs"),
+    ("pack due and waiting", "a pack is due and can't begin"),
+    ("pack's leftovers removed", "removing what a pack has left"),
+    ("older generation removed", "removing older generations"),
     ("flipped to a new generation", "changed to a new generation"),
     ("master opened", "open: serving as master"),
     ("master fenced", "no longer master"),

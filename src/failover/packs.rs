@@ -1,0 +1,272 @@
+//! Packs, as the Raft leader sees to them: when one begins by itself, whose turn it is to build, when all is ready for
+//! the new generation, and when there is no point in going on.
+//!
+//! A pack that begins by itself is one that somebody could have asked for: wherever the wall clock is wrong, one pack too
+//! many or too few comes of it. Between two of them the leader counts on its own monotonic clock from the moment at
+//! which it first heard of the end of the last one; the wall clock says only how long ago that may have been before.
+
+use std::collections::BTreeMap;
+
+use super::controller::{Controller, Decision, View, name};
+use crate::admin::room;
+use crate::control::{Pack, Phase, Rested, Settings};
+use crate::proto::control::command::Kind;
+use crate::proto::control::{PackCancel, PackStart, Reason};
+use crate::replication::quorum::majority;
+use crate::types::{Generation, NodeId, Now};
+
+/// Who asks for packs that begin by themselves; the cause follows.
+const AUTOMATIC: &str = "automatic";
+/// A turn that may have been lost is told again after this long.
+const TURN_AGAIN_MS: u64 = 100;
+
+/// What this leader remembers of packs.
+#[derive(Debug, Default)]
+pub(super) struct Packs {
+    turns: BTreeMap<NodeId, Turn>,
+    majority_ready: Option<Now>,
+    /// The end of the last pack, and when this leader first saw that.
+    rested: Option<(Rested, Now)>,
+    /// Why a pack that is due does not begin, as was last said.
+    waits: String,
+}
+
+#[derive(Debug)]
+struct Turn {
+    told: Now,
+    /// How far the node was when it last went on, and when that was.
+    at: (String, u64),
+    since: Now,
+}
+
+impl Controller {
+    pub(super) fn packing(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let rested = view.state.rested();
+        if self.packs.rested.is_none_or(|(known, _)| known != rested) {
+            self.packs.rested = Some((rested, view.now));
+        }
+        let Some(pack) = view.state.pack() else {
+            self.packs.turns.clear();
+            self.packs.majority_ready = None;
+            match view.state.pack_again() {
+                Some(asked_by) => self.pack_again(view, asked_by, out),
+                None => self.automatic_pack(view, out),
+            }
+            return;
+        };
+        if pack.seal.is_none() || self.given_up(view, pack, out) || self.switching(view, pack, out)
+        {
+            return;
+        }
+        self.give_turns(view, pack, out);
+    }
+
+    // ---- a pack in progress ----
+
+    /// Calls it off if it can't come to an end. True if so.
+    fn given_up(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
+        let (master, _) = view.state.master().expect("somebody is open");
+        let voters = view.state.voters();
+        let failed: Vec<&NodeId> =
+            voters.iter().filter(|id| has_failed(view, pack, **id)).collect();
+        let hopeless = failed.contains(&&master) || failed.len() >= majority(voters.len());
+        if hopeless {
+            let causes = failed.iter().filter_map(|id| {
+                let said = progress_phase(view, pack, **id)?;
+                Some(format!("{}: {said}", name(view, **id)))
+            });
+            let why = format!(
+                "{} of {} nodes could not build the new generation ({})",
+                failed.len(),
+                voters.len(),
+                causes.collect::<Vec<_>>().join("; ")
+            );
+            let generation = pack.generation.0;
+            let cancel = PackCancel { generation, why, asked_by: AUTOMATIC.into() };
+            self.propose(view, Kind::PackCancel(cancel), out);
+        }
+        hopeless
+    }
+
+    /// A majority with the master is ready: the election, once the stragglers have had their time. True if it is time.
+    fn switching(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
+        let (master, _) = view.state.master().expect("somebody is open");
+        let voters = view.state.voters();
+        let is_ready = |id: &NodeId| pack.ready.contains(id);
+        let ready = voters.iter().filter(|id| is_ready(id)).count();
+        if ready < majority(voters.len()) || !is_ready(&master) {
+            return false;
+        }
+        let since = *self.packs.majority_ready.get_or_insert(view.now);
+        let done = |id: &NodeId| is_ready(id) || has_failed(view, pack, *id) || !view.is_alive(*id);
+        let waited = view.now.since_ms(since) >= view.timing.straggler_ms;
+        if !voters.iter().all(done) && !waited {
+            return false;
+        }
+        if !view.state.paused() {
+            let generation = pack.generation;
+            let why = format!("{ready} of {} nodes have generation {generation}", voters.len());
+            let reason = Reason::GenerationSwitch;
+            self.fence_now(view, reason, Some(master), AUTOMATIC, &why, out);
+        }
+        true
+    }
+
+    /// So many slaves at once as the settings say, and the master when no slave is left that goes on.
+    fn give_turns(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) {
+        let builders = Settings::of(view.state).builders;
+        let (master, _) = view.state.master().expect("somebody is open");
+        let voters = view.state.voters();
+        let waits = |id: &NodeId| {
+            !pack.ready.contains(id) && !has_failed(view, pack, *id) && view.is_alive(*id)
+        };
+        let mut building = 0;
+        for slave in voters.iter().copied().filter(|id| *id != master && waits(id)) {
+            if building >= builders {
+                return;
+            }
+            if self.give_turn(view, pack, slave, out) {
+                building += 1;
+            }
+        }
+        if building == 0 && waits(&master) {
+            self.give_turn(view, pack, master, out);
+        }
+    }
+
+    /// True unless the node has not gone on for too long: it keeps its turn, and others are not to wait for it.
+    fn give_turn(
+        &mut self,
+        view: &View<'_>,
+        pack: &Pack,
+        node: NodeId,
+        out: &mut Vec<Decision>,
+    ) -> bool {
+        let at = view.beat(node).and_then(|beat| beat.pack.as_ref());
+        let at = at.map_or(Default::default(), |said| (said.phase.clone(), said.done_bytes));
+        let now = view.now;
+        let first = !self.packs.turns.contains_key(&node);
+        let turn =
+            self.packs.turns.entry(node).or_insert(Turn { told: now, at: at.clone(), since: now });
+        if turn.at != at {
+            (turn.at, turn.since) = (at, now);
+        }
+        if first || now.since_ms(turn.told) >= TURN_AGAIN_MS {
+            turn.told = now;
+            out.push(Decision::PackTurn { node, generation: pack.generation });
+        }
+        now.since_ms(turn.since) < view.timing.straggler_ms
+    }
+
+    // ---- the next one ----
+
+    /// An election called one off: it begins again by itself, one that had begun by itself only in its hours.
+    fn pack_again(&mut self, view: &View<'_>, asked_by: &str, out: &mut Vec<Decision>) {
+        let hours = Settings::of(view.state).hours;
+        let out_of_hours = asked_by.starts_with(AUTOMATIC) && !hours.contain(view.now.wall_us);
+        if self.has_settled(view) && !out_of_hours && preflight(view).is_ok() {
+            self.start_pack(view, asked_by.to_owned(), out);
+        }
+    }
+
+    fn automatic_pack(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
+        let settings = Settings::of(view.state);
+        let Some(cause) = self.cause(view, &settings) else {
+            self.packs.waits.clear();
+            return;
+        };
+        // What ends by itself is not worth a word.
+        let now = view.now.wall_us;
+        if !self.has_settled(view) || !settings.hours.contain(now) || !self.has_rested(view) {
+            return;
+        }
+        match preflight(view) {
+            Ok(()) => self.start_pack(view, format!("{AUTOMATIC}, {cause}"), out),
+            Err(why) if self.packs.waits != why => {
+                self.packs.waits.clone_from(&why);
+                out.push(Decision::PackWaits { cause, why });
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// What asks for a pack now, by the master's own word on its file.
+    fn cause(&self, view: &View<'_>, settings: &Settings) -> Option<String> {
+        let (master, _) = view.state.master()?;
+        let beat = view.beat(master)?;
+        let share = room::garbage_percent(beat.file_bytes, beat.garbage_bytes);
+        if settings.garbage_share != 0 && share >= settings.garbage_share {
+            return Some(format!("garbage share {share} % >= {} %", settings.garbage_share));
+        }
+        let (tail, most) = (beat.tail_bytes, settings.pack_bytes);
+        (most != 0 && tail >= most).then(|| format!("{tail} bytes since the last pack >= {most}"))
+    }
+
+    fn has_settled(&self, view: &View<'_>) -> bool {
+        self.opened.is_some_and(|(_, since)| view.now.since_ms(since) >= view.timing.pack_again_ms)
+    }
+
+    /// Long enough since the last pack, and longer after one that failed.
+    fn has_rested(&self, view: &View<'_>) -> bool {
+        let Some((rested, seen)) = self.packs.rested else { return false };
+        if rested.since_wall_us == 0 {
+            return true;
+        }
+        let before_ms = seen.wall_us.saturating_sub(rested.since_wall_us) / 1000;
+        let rested_ms = before_ms.saturating_add(view.now.since_ms(seen));
+        let failed_ms = if rested.failed { view.timing.pack_failed_ms } else { 0 };
+        rested_ms >= Settings::of(view.state).min_distance_ms.max(failed_ms)
+    }
+
+    fn start_pack(&mut self, view: &View<'_>, asked_by: String, out: &mut Vec<Decision>) {
+        let generation = view.state.generation().map_or(1, |current| current.number.next().0);
+        self.propose(view, Kind::PackStart(PackStart { generation, asked_by }), out);
+    }
+}
+
+fn progress_phase<'a>(view: &'a View<'_>, pack: &Pack, id: NodeId) -> Option<&'a str> {
+    let said = view.beat(id)?.pack.as_ref()?;
+    (Generation(said.generation) == pack.generation).then_some(said.phase.as_str())
+}
+
+fn has_failed(view: &View<'_>, pack: &Pack, id: NodeId) -> bool {
+    progress_phase(view, pack, id).is_some_and(|phase| phase.starts_with("failed"))
+}
+
+/// Can a pack begin now? The reason why not is for whoever asked, and ends in the remedy.
+pub fn preflight(view: &View<'_>) -> Result<(), String> {
+    let state = view.state;
+    if !matches!(state.phase(), Phase::Elected { opened: true, .. }) {
+        return Err("there is no open master; see `packmaster ctl status`".into());
+    }
+    if let Some(pack) = state.pack() {
+        return Err(format!(
+            "a pack to generation {} is in progress; `packmaster ctl pack --wait` follows it",
+            pack.generation
+        ));
+    }
+    if state.paused() {
+        return Err(
+            "elections are paused, and a pack ends in one: `packmaster ctl resume` first".into()
+        );
+    }
+    let voters = state.voters();
+    let in_step =
+        |id: &&NodeId| view.is_alive(**id) && view.beat(**id).is_some_and(|beat| beat.in_step);
+    let healthy = voters.iter().filter(in_step).count();
+    if healthy < majority(voters.len()) {
+        return Err(format!(
+            "only {healthy} of {} nodes are in step; `packmaster ctl status` says why",
+            voters.len()
+        ));
+    }
+    for &id in voters.iter().filter(|id| view.is_alive(**id)) {
+        let beat = view.beat(id).expect("alive nodes have said something");
+        room::check(beat).map_err(|why| format!("{} {why}", name(view, id)))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "packs_tests.rs"]
+mod tests;

@@ -1,0 +1,384 @@
+//! Packs as the leader decides upon them: traces of what the state and the beats are, and what follows.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::control::{Applied, Member, Role, State, command};
+use crate::failover::controller::Timing;
+use crate::failover::health::Health;
+use crate::proto::control as pb;
+use crate::proto::replication;
+
+/// 2026-11-25, 03:00 UTC.
+const NIGHT_US: u64 = 1_795_575_600_000_000;
+const HOUR_US: u64 = 3_600_000_000;
+
+/// Three nodes, node 1 open master and Raft leader.
+struct Scene {
+    state: State,
+    index: u64,
+    beats: BTreeMap<NodeId, Beat>,
+    controller: Controller,
+    now: Now,
+}
+
+use crate::proto::control::Beat;
+
+fn bytes20(fill: u8) -> Bytes {
+    Bytes::from(vec![fill; 20])
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let member = |id: u64| Member {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            disk_uuid: None,
+            durus: String::new(),
+            peer: String::new(),
+            http: String::new(),
+            role: Role::Voter,
+            priority: 0,
+            may_be_master: true,
+        };
+        let beat = Beat {
+            in_step: true,
+            file_bytes: 1 << 30,
+            free_bytes: 1 << 40,
+            garbage_bytes: 1 << 20,
+            ..Beat::default()
+        };
+        let beats = (1..=3).map(|id| (NodeId(id), Beat { boot: id, ..beat.clone() })).collect();
+        let now = Now { mono_us: 1_000_000, wall_us: NIGHT_US };
+        let state = State::new((1..=3).map(member));
+        let controller = Controller::default();
+        let mut scene = Scene { state, index: 0, beats, controller, now };
+        scene.beat(1).open = true;
+        scene.elect(1);
+        scene.decide();
+        scene.later(5_000_000);
+        scene
+    }
+
+    fn beat(&mut self, id: u64) -> &mut Beat {
+        self.beats.get_mut(&NodeId(id)).unwrap()
+    }
+
+    fn elect(&mut self, epoch: u64) {
+        let reason = if epoch == 1 { Reason::Bootstrap } else { Reason::MasterDead };
+        let fence = pb::FenceCommand { epoch, reason: reason.into(), ..Default::default() };
+        self.ok(Kind::Fence(fence));
+        let tip = replication::Tip { seq: epoch, chain: bytes20(3), ..Default::default() };
+        let base_hash = bytes20(1);
+        let elect = pb::Elect {
+            epoch,
+            master: 1,
+            boot: 1,
+            voters: vec![1, 2, 3],
+            floor: Some(replication::Position {
+                generation: 1,
+                base_hash: base_hash.clone(),
+                tip: Some(tip),
+            }),
+            generation: Some(pb::GenerationRecord { number: 1, base_hash, ..Default::default() }),
+            floor_holder: 1,
+            ..Default::default()
+        };
+        self.ok(Kind::Elect(elect));
+        self.ok(Kind::Opened(pb::Opened { epoch, seq: epoch + 1, clients_waited_us: 0 }));
+    }
+
+    #[track_caller]
+    fn ok(&mut self, kind: Kind) {
+        self.index += 1;
+        let command = command(self.state.epoch(), self.now.wall_us, NodeId(1), kind);
+        assert_eq!(self.state.apply(self.index, &command), Applied::Changed);
+        self.controller.on_state_changed();
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        let (name, value) = (name.to_string(), value.to_string());
+        self.ok(Kind::Setting(pb::Setting { name, value, asked_by: "ann".into() }));
+    }
+
+    fn later(&mut self, us: u64) {
+        self.now.mono_us += us;
+        self.now.wall_us += us;
+    }
+
+    fn view<T>(&mut self, look: impl FnOnce(&mut Controller, &View<'_>) -> T) -> T {
+        let mut health = Health::new([NodeId(2), NodeId(3)], self.now);
+        for (id, beat) in &self.beats {
+            health.on_beat(*id, beat.clone(), self.now);
+        }
+        let own_beat = &self.beats[&NodeId(1)];
+        let timing = &Timing::default();
+        let (me, now, state) = (NodeId(1), self.now, &self.state);
+        let view = View { me, now, state, health: &health, own_beat, timing };
+        look(&mut self.controller, &view)
+    }
+
+    fn decide(&mut self) -> Vec<Decision> {
+        self.view(|controller, view| controller.decide(view))
+    }
+
+    /// Asked for by whom, if a pack is proposed.
+    fn started(&mut self) -> Option<String> {
+        self.controller.on_state_changed();
+        self.decide().into_iter().find_map(|decision| match decision {
+            Decision::Propose(Kind::PackStart(start)) => Some(start.asked_by),
+            _ => None,
+        })
+    }
+
+    /// Whose turn it is told to be.
+    fn turns(&mut self) -> Vec<u64> {
+        let decisions = self.decide().into_iter();
+        let turn = decisions.filter_map(|decision| match decision {
+            Decision::PackTurn { node, .. } => Some(node.0),
+            _ => None,
+        });
+        turn.collect()
+    }
+
+    fn start_pack(&mut self) {
+        let start = PackStart { generation: 2, asked_by: "ann".into() };
+        self.ok(Kind::PackStart(start));
+    }
+
+    fn seal(&mut self) {
+        let cut_chain = bytes20(9);
+        self.ok(Kind::PackSeal(pb::PackSeal { generation: 2, cut_chain, ..Default::default() }));
+    }
+
+    fn ready(&mut self, node: u64) {
+        if self.state.pack().unwrap().base_hash.is_none() {
+            let base_hash = bytes20(7);
+            self.ok(Kind::PackBase(pb::PackBase {
+                generation: 2,
+                base_hash,
+                node,
+                ..Default::default()
+            }));
+        }
+        self.ok(Kind::PackReady(pb::PackReady { generation: 2, node }));
+    }
+
+    fn cancel(&mut self) {
+        let (why, asked_by) = ("a node failed".into(), "automatic".into());
+        self.ok(Kind::PackCancel(PackCancel { generation: 2, why, asked_by }));
+    }
+}
+
+#[test]
+fn the_garbage_share_asks_for_a_pack() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.started(), None, "off by default");
+    scene.set("pack.garbage_share", "50");
+    assert_eq!(scene.started(), None, "it is 0 %");
+    scene.beat(2).garbage_bytes = 1 << 30;
+    assert_eq!(scene.started(), None, "the master's word counts");
+    scene.beat(1).garbage_bytes = 560 << 20;
+    assert_eq!(scene.started().as_deref(), Some("automatic, garbage share 54 % >= 50 %"));
+}
+
+#[test]
+fn so_do_the_bytes_since_the_last_pack() {
+    let mut scene = Scene::new();
+    scene.set("pack.bytes", "1000");
+    scene.beat(1).tail_bytes = 999;
+    assert_eq!(scene.started(), None);
+    scene.beat(1).tail_bytes = 1000;
+    let asked = scene.started();
+    assert_eq!(asked.as_deref(), Some("automatic, 1000 bytes since the last pack >= 1000"));
+}
+
+fn due() -> Scene {
+    let mut scene = Scene::new();
+    scene.set("pack.garbage_share", "50");
+    scene.beat(1).garbage_bytes = 560 << 20;
+    scene
+}
+
+#[test]
+fn not_out_of_hours_nor_while_paused_nor_just_after_an_election() {
+    let mut scene = due();
+    scene.set("pack.hours", "22-3");
+    assert_eq!(scene.started(), None, "it is three");
+    scene.set("pack.hours", "3-4");
+    scene.ok(Kind::Pause(pb::Pause { paused: true, asked_by: "ann".into() }));
+    let waits: Vec<Decision> = scene.decide();
+    assert!(matches!(&waits[..], [Decision::PackWaits { why, .. }] if why.contains("ctl resume")));
+    assert_eq!(scene.decide(), [], "said once");
+    scene.ok(Kind::Pause(pb::Pause { paused: false, asked_by: "ann".into() }));
+    assert!(scene.started().is_some());
+    scene.elect(2);
+    assert_eq!(scene.started(), None);
+    scene.later(2_000_000);
+    assert!(scene.started().is_some());
+}
+
+#[test]
+fn not_before_the_last_one_is_long_enough_ago() {
+    let mut scene = due();
+    scene.set("pack.min_distance", "2h");
+    scene.start_pack();
+    scene.cancel();
+    scene.decide();
+    scene.later(2 * HOUR_US - 1_000_000);
+    assert_eq!(scene.started(), None);
+    // Wherever the wall clock goes meanwhile, this leader has its own.
+    scene.now.wall_us += 50 * HOUR_US;
+    assert_eq!(scene.started(), None);
+    scene.now.wall_us -= 90 * HOUR_US;
+    scene.later(1_000_000);
+    assert!(scene.started().is_some());
+}
+
+#[test]
+fn a_new_leader_goes_by_the_wall_clock_but_not_for_ever() {
+    let mut scene = due();
+    scene.set("pack.min_distance", "2h");
+    scene.start_pack();
+    scene.cancel();
+    scene.later(3 * HOUR_US);
+    scene.controller = Controller::default();
+    scene.decide();
+    scene.later(2_000_000);
+    assert!(scene.started().is_some(), "it has been three hours, and this leader has settled");
+    // The end of the last pack lies in the future by this leader's clock.
+    scene.now.wall_us -= 1000 * HOUR_US;
+    scene.controller = Controller::default();
+    scene.decide();
+    scene.later(2 * HOUR_US - 1_000_000);
+    assert_eq!(scene.started(), None);
+    scene.later(1_000_000);
+    assert!(scene.started().is_some());
+}
+
+#[test]
+fn after_one_that_failed_not_at_once_again() {
+    let mut scene = due();
+    scene.set("pack.min_distance", "0s");
+    scene.start_pack();
+    scene.cancel();
+    scene.decide();
+    scene.later(599_000_000);
+    assert_eq!(scene.started(), None);
+    scene.later(1_000_000);
+    assert!(scene.started().is_some());
+}
+
+#[test]
+fn a_pack_that_an_election_called_off_begins_again_in_its_hours() {
+    let mut scene = due();
+    scene.set("pack.hours", "3-4");
+    let asked_by = scene.started().unwrap();
+    scene.ok(Kind::PackStart(PackStart { generation: 2, asked_by: asked_by.clone() }));
+    scene.elect(2);
+    scene.decide();
+    scene.later(2_000_000);
+    assert_eq!(scene.started(), Some(asked_by), "the distance between packs is not meant for it");
+    scene.later(HOUR_US);
+    assert_eq!(scene.started(), None);
+    scene.later(23 * HOUR_US);
+    assert!(scene.started().is_some());
+}
+
+#[test]
+fn slaves_build_one_by_one_and_the_master_last() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    assert_eq!(scene.turns(), [0; 0], "it is being marked");
+    scene.seal();
+    assert_eq!(scene.turns(), [2]);
+    assert_eq!(scene.turns(), [0; 0]);
+    scene.later(100_000);
+    assert_eq!(scene.turns(), [2], "told again: it may have been lost");
+    scene.ready(2);
+    assert_eq!(scene.turns(), [3]);
+    scene.ready(3);
+    assert_eq!(scene.turns(), [1]);
+    scene.ready(1);
+    let decisions = scene.decide();
+    assert!(
+        matches!(&decisions[..], [Decision::Propose(Kind::Fence(fence))]
+            if fence.reason() == Reason::GenerationSwitch && fence.target == 1),
+        "{decisions:?}"
+    );
+}
+
+#[test]
+fn as_many_at_once_as_the_settings_say() {
+    let mut scene = Scene::new();
+    scene.set("pack.builders", "3");
+    scene.start_pack();
+    scene.seal();
+    assert_eq!(scene.turns(), [2, 3], "the master is the last in any case");
+    scene.ready(3);
+    scene.ready(2);
+    assert_eq!(scene.turns(), [1]);
+}
+
+#[test]
+fn nobody_waits_for_a_node_that_does_not_go_on() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    let building = |done_bytes| pb::PackProgress {
+        generation: 2,
+        phase: "build".into(),
+        done_bytes,
+        ..Default::default()
+    };
+    scene.beat(2).pack = Some(building(1));
+    assert_eq!(scene.turns(), [2]);
+    scene.later(9_000_000);
+    scene.beat(2).pack = Some(building(2));
+    assert_eq!(scene.turns(), [2], "slow, and going on");
+    scene.later(10_000_000);
+    assert_eq!(scene.turns(), [2, 3], "it keeps its turn");
+    scene.ready(3);
+    assert_eq!(scene.turns(), [1]);
+}
+
+#[test]
+fn a_pack_that_cannot_come_to_an_end_is_called_off() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    let failed =
+        |phase: &str| pb::PackProgress { generation: 2, phase: phase.into(), ..Default::default() };
+    scene.beat(3).pack = Some(failed("failed: its disk"));
+    assert_eq!(scene.turns(), [2], "a majority is left");
+    scene.beat(1).pack = Some(failed("failed: another base"));
+    let decisions = scene.decide();
+    let [Decision::Propose(Kind::PackCancel(cancel))] = &decisions[..] else {
+        panic!("{decisions:?}");
+    };
+    let why = "2 of 3 nodes could not build the new generation \
+        (n1: failed: another base; n3: failed: its disk)";
+    assert_eq!(cancel.why, why);
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_the_reason() {
+    let mut scene = Scene::new();
+    let why = |spoil: &dyn Fn(&mut Scene)| {
+        let mut scene = Scene::new();
+        spoil(&mut scene);
+        scene.view(|_, view| preflight(view)).unwrap_err()
+    };
+    assert!(
+        why(&|it| it.beat(3).free_bytes = 1 << 30).starts_with("n3 has 1.0 GiB free and needs")
+    );
+    assert!(why(&Scene::start_pack).contains("a pack to generation 2 is in progress"));
+    let pause = Kind::Pause(pb::Pause { paused: true, asked_by: "ann".into() });
+    assert!(why(&|it| it.ok(pause.clone())).contains("ctl resume"));
+    let alone = why(&|it| {
+        it.beat(2).in_step = false;
+        it.beat(3).in_step = false;
+    });
+    assert!(alone.contains("only 1 of 3 nodes are in step"), "{alone}");
+    assert_eq!(scene.view(|_, view| preflight(view)), Ok(()));
+}
