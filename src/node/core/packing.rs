@@ -13,7 +13,7 @@ use super::{Action, Core, Next, Role};
 use crate::admin::room;
 use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
-use crate::pack::{Build, Job, JobError, JobOutcome, Mark, Marked};
+use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
@@ -56,11 +56,10 @@ enum Building {
     Running {
         job: u64,
     },
+    /// By that job, which names its file.
     Built {
-        file: String,
-        base_hash: Chain,
-        base_len: u64,
-        removed: RoaringTreemap,
+        job: u64,
+        built: Built,
         proposed: Option<Now>,
     },
     Opening {
@@ -160,7 +159,7 @@ impl Core {
         let ran_us = self.now.mono_us.saturating_sub(self.pack.began.mono_us).max(1);
         let bytes_per_s = u128::from(done) * 1_000_000 / u128::from(ran_us);
         let base_hash = match &self.pack.building {
-            Building::Built { base_hash, .. } => wire::put_chain(*base_hash),
+            Building::Built { built, .. } => wire::put_chain(built.base_hash),
             _ => self
                 .next
                 .as_ref()
@@ -255,12 +254,13 @@ impl Core {
         for job in self.pack.jobs() {
             out.push(Action::CancelJob { job });
         }
-        match &self.pack.building {
-            Building::Built { file: left, .. } | Building::Opening { name: left, .. } => {
-                let left = vec![left.clone()];
-                self.remove(left, out);
-            }
-            _ => {}
+        let left = match &self.pack.building {
+            Building::Built { job, .. } => Some(building_name(*job)),
+            Building::Opening { name, .. } => Some(name.clone()),
+            _ => None,
+        };
+        if let Some(left) = left {
+            self.remove(vec![left], out);
         }
         self.drop_next(out);
         self.old_files.look_soon();
@@ -418,8 +418,8 @@ impl Core {
         }
         match std::mem::take(&mut self.pack.building) {
             Building::Waiting => self.start_build(pack, seal, out),
-            Building::Built { file, base_hash, base_len, removed, proposed } => {
-                self.on_base_agreed(pack, file, base_hash, base_len, removed, proposed, out);
+            Building::Built { job, built, proposed } => {
+                self.on_base_agreed(pack, job, built, proposed, out);
             }
             Building::Following { removed, proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
@@ -478,20 +478,19 @@ impl Core {
     fn on_base_agreed(
         &mut self,
         pack: &Pack,
-        file: String,
-        base_hash: Chain,
-        base_len: u64,
-        removed: RoaringTreemap,
+        job: u64,
+        built: Built,
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
+        let (file, base_hash) = (building_name(job), built.base_hash);
         match pack.base_hash {
             Some(agreed) if agreed == base_hash => {
                 let name = file_name(pack.generation, base_hash);
                 let rename = DiskTask::Rename { from: file, to: name.clone() };
                 self.disk(Purpose::BaseNamed { name: name.clone() }, rename, out);
                 // The job number is known when the file has its name.
-                self.pack.building = Building::Opening { name, job: 0, removed };
+                self.pack.building = Building::Opening { name, job: 0, removed: built.removed };
             }
             Some(agreed) => {
                 let why =
@@ -509,13 +508,12 @@ impl Core {
                         generation: pack.generation.0,
                         base_hash: wire::put_chain(base_hash),
                         node: self.setup.id.0,
-                        base_len,
+                        base_len: built.base_len,
                     };
                     self.propose(CommandKind::PackBase(base), out);
                 }
                 let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building =
-                    Building::Built { file, base_hash, base_len, removed, proposed };
+                self.pack.building = Building::Built { job, built, proposed };
             }
         }
     }
@@ -577,13 +575,7 @@ impl Core {
             JobOutcome::Built(built) => {
                 slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len,
                     "took_ms" => self.now.since_ms(self.pack.began));
-                self.pack.building = Building::Built {
-                    file: building_name(job),
-                    base_hash: built.base_hash,
-                    base_len: built.base_len,
-                    removed: built.removed,
-                    proposed: None,
-                };
+                self.pack.building = Building::Built { job, built, proposed: None };
             }
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
