@@ -9,6 +9,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("cargo:rerun-if-changed=proto/build.rs");
     let descriptors = protox::compile(files, ["proto"])?;
-    prost_build::Config::new().bytes(["."]).btree_map(["."]).compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .bytes(["."])
+        .btree_map(["."])
+        // Long, and in every beat: a message is as long as its longest kind.
+        .boxed(".packmaster.control.Beat.rebases")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -91,7 +91,7 @@ mutants! {
     // Packs and generations.
     MarkNotRechecked: "a mark is extended by what was appended meanwhile", "design 6";
     DeadNotRefused: "from F on nothing may use what the pack will drop", "design 6";
-    RemovedNotRefused: "who was not told of a pack may not use what it dropped", "design 6";
+    RemovedNotRefused: "nobody may use what a pack has dropped", "design 6";
     PackNotTold: "sessions hear of what a pack dropped", "design 6";
     PackSurvivesElection: "an election calls a pack off", "design 6";
     TailLeftOut: "what follows the cut is re-chained onto the new base", "design 6";

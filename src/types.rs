@@ -106,6 +106,10 @@ impl fmt::Debug for Chain {
     }
 }
 
+/// The root of a base's block hashes (`pack::blocks`): 20 bytes that prove every block of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockRoot(pub [u8; 20]);
+
 /// Names one commit request for ever: 8 bytes of the boot id of the node that took it, 8 bytes of that node's
 /// count, both big-endian. All zeros in transactions that no client asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

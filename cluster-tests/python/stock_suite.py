@@ -1,18 +1,19 @@
 """Runs one check of stock Durus's own client-side tests against a server that runs already.
 
     stock_suite.py list
-    stock_suite.py run MODULE CLASS CHECK PORT
-    stock_suite.py stress PORT LOOPS
+    stock_suite.py run MODULE CLASS CHECK PORT|@NAME
+    stock_suite.py stress PORT LOOPS|until
 
 The tests are those of the unpacked source distribution in $DURUS_SOURCE, unchanged. Replaced from outside: _pre and
 _post where they start and stop a stock server, the address they talk to, memory and temporary storages (by a client
 of the server), and `sleep`, by which they give a pack in a stock server time to end: ours is agreed among nodes and
-gets more. Prints one line of JSON.
+gets more. Prints one line of JSON. `until` goes on until standard input ends.
 """
 import importlib
 import json
 import os
 import sys
+import threading
 import time
 import types
 
@@ -47,8 +48,9 @@ def list_checks():
             for module in MODULES}
 
 
-def run(module_name, class_name, check, port):
+def run(module_name, class_name, check, address):
     module = load(module_name)
+    port = None if address[0] == '@' else int(address)
     test_class = test_classes(module_name)[class_name]
     for name in ('MemoryStorage', 'TempFileStorage'):
         if hasattr(module, name):
@@ -56,7 +58,7 @@ def run(module_name, class_name, check, port):
     if hasattr(module, 'sleep'):
         module.sleep = lambda seconds: time.sleep(max(seconds, PACK_TIME_S))
     if hasattr(test_class, 'address'):
-        test_class.address = ('127.0.0.1', port)
+        test_class.address = ('127.0.0.1', port) if port else address
         test_class._pre = lambda test: setattr(test, 'port', port)
         test_class._post = lambda test: None
     talk, sys.stdout = sys.stdout, sys.stderr
@@ -66,16 +68,38 @@ def run(module_name, class_name, check, port):
         sys.stdout = talk
 
 
+class Stopped(Exception):
+    """Standard input has ended."""
+
+
 def stress(port, loops):
     module = load('stress')
-    sys.argv = ['stress.py', '--port=%d' % port, '--max-loops=%d' % loops, '--cache_size=500']
+    sys.argv = ['stress.py', '--port=%d' % port, '--cache_size=500']
+    done = []
+    if loops == 'until':
+        stop = threading.Event()
+        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+        sleep = module.maybe_sleep
+
+        def maybe_sleep():
+            # Called once in every loop, after its transaction.
+            done.append(None)
+            sleep()
+            if stop.is_set():
+                raise Stopped
+        module.maybe_sleep = maybe_sleep
+    else:
+        sys.argv.append('--max-loops=%d' % int(loops))
     # The size of its object graph is random up to this; its default makes one commit of some 20 MB.
     module.MAX_OBJECTS = 1000
     talk, sys.stdout = sys.stdout, sys.stderr
     try:
         module.main()
+    except Stopped:
+        pass
     finally:
         sys.stdout = talk
+    return len(done)
 
 
 def main():
@@ -84,10 +108,9 @@ def main():
         print(json.dumps(list_checks()))
     elif verb == 'run':
         module, class_name, check, port = args
-        print(json.dumps({'failure': run(module, class_name, check, int(port))}))
+        print(json.dumps({'failure': run(module, class_name, check, port)}))
     elif verb == 'stress':
-        stress(int(args[0]), int(args[1]))
-        print(json.dumps({'failure': None}))
+        print(json.dumps({'failure': None, 'loops': stress(int(args[0]), args[1])}))
     else:
         sys.exit(__doc__)
 

@@ -56,6 +56,17 @@ impl Client {
         self.stream.write_all(bytes)
     }
 
+    /// Where it comes from.
+    pub fn address(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a connected socket has an address")
+    }
+
+    /// Leaves without a word: what is on its way to it is answered with a reset.
+    pub fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))
+            .expect("a socket has this option");
+    }
+
     pub fn receive<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes)?;
@@ -120,21 +131,27 @@ impl Client {
     pub fn commit(&mut self, records: &[(u64, Vec<u8>)]) -> io::Result<Committed> {
         self.send(b"C")?;
         self.receive_oids()?;
-        let mut data = Vec::new();
-        for (oid, record) in records {
-            let len = u32::try_from(8 + record.len()).expect("a record fits");
-            data.extend_from_slice(&len.to_be_bytes());
-            data.extend_from_slice(&oid.to_be_bytes());
-            data.extend_from_slice(record);
-        }
-        let len = u32::try_from(data.len()).expect("a commit fits");
-        self.send(&[&len.to_be_bytes()[..], &data].concat())?;
+        self.send(&commit_data(records))?;
         match self.receive::<1>()? {
             [b'O'] => Ok(Committed::Yes),
             [b'I'] => Ok(Committed::Conflict),
             [other] => Err(broken(format!("a commit was answered {other:#04x}"))),
         }
     }
+}
+
+/// What comes after the answer to C: length, and for each record its length, oid and bytes.
+pub fn commit_data(records: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let mut data = vec![0; 4];
+    for (oid, record) in records {
+        let len = u32::try_from(8 + record.len()).expect("a record fits");
+        data.extend_from_slice(&len.to_be_bytes());
+        data.extend_from_slice(&oid.to_be_bytes());
+        data.extend_from_slice(record);
+    }
+    let len = u32::try_from(data.len() - 4).expect("a commit fits");
+    data[..4].copy_from_slice(&len.to_be_bytes());
+    data
 }
 
 /// A record as clients store it: oid, length of the data, data, references.

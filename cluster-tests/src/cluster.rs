@@ -4,8 +4,8 @@
 //! log is printed and the directories are kept; otherwise they are removed.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -25,6 +25,7 @@ use crate::stock;
 const LOG_TAIL_BYTES: u64 = 12_000;
 /// How long a node may take to stop by itself.
 const STOP_S: u64 = 20;
+const METRICS_WITHIN: Duration = Duration::from_secs(2);
 /// How often what is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(30);
 
@@ -36,6 +37,7 @@ pub struct Builder {
     net: Option<Net>,
     small_disks_mib: Option<u32>,
     slow_disks: bool,
+    host: IpAddr,
 }
 
 impl Default for Builder {
@@ -47,6 +49,7 @@ impl Default for Builder {
             net: None,
             small_disks_mib: None,
             slow_disks: false,
+            host: Ipv4Addr::LOCALHOST.into(),
         }
     }
 }
@@ -89,6 +92,12 @@ impl Builder {
         self
     }
 
+    /// Every node on IPv6's own loopback.
+    pub fn ipv6(mut self) -> Self {
+        self.host = Ipv6Addr::LOCALHOST.into();
+        self
+    }
+
     /// Starts every node and waits until all of them are in step with an open master.
     pub fn start(self) -> Cluster {
         let mut cluster = self.prepare();
@@ -110,7 +119,7 @@ impl Builder {
         let address = |kind: usize, i: usize| -> SocketAddr {
             let index = u16::try_from(kind * self.nodes + i).expect("few ports");
             let host = self.net.as_ref().map(|net| net.address(i));
-            SocketAddr::from((host.unwrap_or([127, 0, 0, 1].into()), ports.port(index)))
+            SocketAddr::from((host.unwrap_or(self.host), ports.port(index)))
         };
         let nodes: Vec<Node> = (0..self.nodes)
             .map(|i| {
@@ -268,10 +277,15 @@ impl Cluster {
     /// Starts node `i`'s process.
     #[track_caller]
     pub fn launch(&mut self, i: usize) {
+        let command = command_on(&self.nodes[i].host, &packmaster());
+        self.launch_by(i, command);
+    }
+
+    /// The same by a command that starts it with the arguments that follow.
+    pub fn launch_by(&mut self, i: usize, mut command: Command) {
         let node = &mut self.nodes[i];
         assert!(node.child.is_none(), "{} runs already", node.name);
         let log = File::options().create(true).append(true).open(&node.log).expect("open a log");
-        let mut command = command_on(&node.host, &packmaster());
         command.args(["node", "--config"]).arg(&node.config);
         if let Some(disk) = &node.slow_disk {
             command.envs(disk.environment());
@@ -289,6 +303,19 @@ impl Cluster {
         self.nodes[i].frozen = false;
         let mut child = self.nodes[i].child.take().expect("it runs");
         child.wait().expect("collect a killed node");
+    }
+
+    /// Waits until node `i` has ended by itself.
+    #[track_caller]
+    pub fn wait_ended(&mut self, i: usize, seconds: u64) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            if let Some(status) = self.has_ended(i) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} goes on", self.nodes[i].name);
+            thread::sleep(LOOK);
+        }
     }
 
     /// SIGSTOP: the process is there and does nothing.
@@ -394,6 +421,18 @@ impl Cluster {
         }
         let parsed = serde_json::from_str(&answer.stdout);
         Ok(parsed.unwrap_or_else(|e| panic!("status is not as documented ({e}): {answer:?}")))
+    }
+
+    /// A number of this node's `/metrics`, by its name with its labels; None if the node does not answer or has it not.
+    pub fn metric(&self, i: usize, name: &str) -> Option<u64> {
+        let address = self.nodes[i].http;
+        let mut page = TcpStream::connect_timeout(&address, METRICS_WITHIN).ok()?;
+        page.set_read_timeout(Some(METRICS_WITHIN)).ok()?;
+        page.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        page.read_to_string(&mut text).ok()?;
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        values.filter_map(|value| value.parse::<f64>().ok()).map(|value| value as u64).next()
     }
 
     /// The index of the open master.

@@ -25,6 +25,7 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::PackSurvivesElection
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
+            | Mutant::AheadBelieved
     )
 }
 
@@ -65,7 +66,7 @@ impl Hunt {
                 favour: vec![(weight::PACK, 40), (weight::CRASH_IN_DISK, 80)],
                 ..usual
             },
-            M::GreatestSeqOnly => Options {
+            M::GreatestSeqOnly | M::AheadBelieved => Options {
                 clients: 6,
                 every_us: Some(60_000),
                 favour: vec![(weight::CRASH, 40), (weight::CUT, 60), (weight::LAGGY, 30)],

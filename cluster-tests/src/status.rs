@@ -53,6 +53,45 @@ pub struct Node {
     pub fetched_bytes: u64,
     /// How the last rebase was done.
     pub rebase: Option<String>,
+    pub rebases: Rebases,
+}
+
+/// How a node came into its generations, by the rungs of the ladder.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Rebases {
+    pub local: Rung,
+    pub tail: Rung,
+    pub base: Rung,
+    pub reused_bytes: u64,
+    pub refused_bytes: u64,
+    pub last: Option<LastRebase>,
+    pub now: Option<RebaseNow>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+pub struct Rung {
+    pub finished: u64,
+    pub wire_bytes: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct LastRebase {
+    pub rung: String,
+    pub generation: u64,
+    pub wire_bytes: u64,
+    pub seconds: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct RebaseNow {
+    pub rung: String,
+    pub generation: u64,
+    pub doing: String,
+    pub bytes: u64,
+    pub total_bytes: Option<u64>,
+    pub share: Option<f64>,
+    pub bytes_per_second: Option<u64>,
+    pub seconds_left: Option<f64>,
 }
 
 impl Status {

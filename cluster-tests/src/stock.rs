@@ -41,15 +41,15 @@ pub struct Server {
 impl Server {
     /// Serves `file` at this port of 127.0.0.1, and waits until it does.
     pub fn start(file: &Path, port: u16) -> Server {
-        let child = Command::new(python())
-            .args(["-m", "durus", "-s", "--logginglevel=50"])
-            .arg(format!("--file={}", file.display()))
-            .arg(format!("--port={port}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start a stock server");
+        Server::start_with(file, port, |_| {})
+    }
+
+    /// The same, with something of the command changed before.
+    pub fn start_with(file: &Path, port: u16, change: impl FnOnce(&mut Command)) -> Server {
+        let mut command = command(file);
+        command.arg(format!("--port={port}"));
+        change(&mut command);
+        let child = command.spawn().expect("start a stock server");
         let server = Server { address: SocketAddr::from(([127, 0, 0, 1], port)), child };
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(server.address).is_err() {
@@ -57,6 +57,36 @@ impl Server {
             sleep(Duration::from_millis(20));
         }
         server
+    }
+}
+
+impl Server {
+    /// Whether its process ends by itself within this time.
+    pub fn ends_within(&mut self, patience: Duration) -> bool {
+        ends_within(&mut self.child, patience)
+    }
+}
+
+/// `durus -s` on a file; where it listens is to be added.
+pub fn command(file: &Path) -> Command {
+    let mut command = Command::new(python());
+    command.args(["-m", "durus", "-s", "--logginglevel=50"]);
+    command.arg(format!("--file={}", file.display()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Whether a process ends by itself within this time.
+pub fn ends_within(child: &mut Child, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if child.try_wait().expect("look at a process").is_some() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        sleep(Duration::from_millis(20));
     }
 }
 

@@ -49,7 +49,7 @@ const NOT_MISSED: &[(&str, &str, &str)] = &[
     ("start: damaged base kept aside", "promise", "durable before; it is for what a kill left"),
     ("start: damaged base kept aside", "g00000001-blank.durus", "synced under its name before"),
     ("pack: build, name, follow, flip, remove", "building.durus", "synced under its next name"),
-    ("fetch: parts, name, follow, flip, remove", "fetching.durus", "synced under its next name"),
+    ("fetch: blocks, name, follow, flip, remove", "fetching.durus", "synced under its next name"),
     ("first start: import, adopt", "g00000001.durus", "synced under its name before"),
     ("first start: an empty file", "g00000001.durus", "synced under its name before"),
     ("start: torn tail cut", "g00000001.durus", "whatever is torn again is cut again"),
@@ -111,6 +111,7 @@ fn a_disk_that_lies_is_noticed() {
 fn clusters(fates: &[Fate], stride: usize) {
     let tallies = cluster::enumerate(fates, stride, threads());
     println!("{:<55} {:>18} {:>6} {:>6} {:>8}", "script", "changes by node", "runs", "moot", "s");
+    let mut resumed = 0;
     let mut failed = Vec::new();
     let (mut runs, mut moot, mut millis) = (0, 0, 0);
     for (script, tally) in SCRIPTS.iter().zip(tallies) {
@@ -120,6 +121,7 @@ fn clusters(fates: &[Fate], stride: usize) {
                 let seconds = tally.millis as f64 / 1000.0;
                 let (ran, nothing) = (tally.runs, tally.moot);
                 println!("{:<55} {changes:>18} {ran:>6} {nothing:>6} {seconds:>8.1}", script.name);
+                resumed += tally.resumed;
                 (runs, moot, millis) = (runs + ran, moot + nothing, millis + tally.millis);
             }
             Err(why) => failed.push(format!("{}: {why}", script.name)),
@@ -127,7 +129,9 @@ fn clusters(fates: &[Fate], stride: usize) {
     }
     let seconds = millis as f64 / 1000.0;
     println!("{:<55} {:>18} {runs:>6} {moot:>6} {seconds:>8.1}", "together", "");
+    println!("{resumed} runs with a base fetch that went on after the crash");
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+    assert!(resumed > 0, "no crash came in the middle of a fetch");
 }
 
 /// The judges of the scripts can judge: on disks that only say that a file is synced, a commit is acknowledged that is

@@ -9,7 +9,8 @@ fn the_configuration_for_three_hosts_is_good_on_each_of_them() {
     {
         // As the systemd unit does it.
         let config = Config::parse(text, "packmaster.toml", &[format!("node={node}")]).unwrap();
-        assert_eq!((config.me().name.as_str(), config.listen.durus.as_str()), (node, durus));
+        let listen = config.listen.durus[0].to_string();
+        assert_eq!((config.me().name.as_str(), listen.as_str()), (node, durus));
         assert_eq!(config.members.len(), 3);
     }
 }

@@ -59,13 +59,16 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 2000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 66] = [
+const SOMETIMES: [&str; 69] = [
     "torn tail cut",
     "orphan made",
     "common point found",
     "local rebuild",
     "tail fetch",
     "base fetch",
+    "fetch resumed after a crash",
+    "bad block refused",
+    "block asked of another peer",
     "rebased",
     "floor fetched by the elected",
     "generation switch",
@@ -129,7 +132,7 @@ const SOMETIMES: [&str; 66] = [
 ];
 
 /// And every kind of fault.
-const FAULTS: [&str; 33] = [
+const FAULTS: [&str; 34] = [
     "kill",
     "power failure",
     "crash in a disk operation",
@@ -152,6 +155,7 @@ const FAULTS: [&str; 33] = [
     "clock went forwards",
     "disk: failed read",
     "disk: misdirected read",
+    "disk: wrong bytes for a peer",
     "disk: failed write",
     "disk: misdirected write",
     "disk: failed fsync",

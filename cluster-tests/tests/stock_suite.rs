@@ -1,8 +1,9 @@
 //! Stock Durus's own tests, as far as they have a client in them, against a node of a cluster: once through the
-//! master, once through a slave. And its stress test.
+//! master, once through a slave, once against a node alone. And its stress test, also while masters are killed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use cluster_tests::cluster::{Builder, Cluster};
 use cluster_tests::python;
@@ -13,11 +14,13 @@ enum How {
     Fresh,
     /// One after the other on the same database.
     Shared,
+    /// Each on a database of its own, through a Unix socket.
+    Unix,
     /// Not at all, and why not.
     Left(&'static str),
 }
 
-use How::{Fresh, Left, Shared};
+use How::{Fresh, Left, Shared, Unix};
 
 const IN_MEMORY: &str = "has neither storage nor server in it";
 const OWN_FILES: &str = "tests stock's own reading and writing of files";
@@ -28,7 +31,7 @@ const PLAN: &[(&str, &str, How)] = &[
     ("utest_btree", "DurusTest", Fresh),
     ("utest_btree", "SlowTest", Left(IN_MEMORY)),
     ("utest_client_storage", "ClientTest", Fresh),
-    ("utest_client_storage", "UnixDomainSocketTest", Left("ClientTest again; nodes listen on TCP")),
+    ("utest_client_storage", "UnixDomainSocketTest", Unix),
     ("utest_connection", "TestConnection", Left("TestConnectionClientStorage has all its checks")),
     ("utest_connection", "TestConnectionClientStorage", Fresh),
     ("utest_connection", "TestObjectDictionary", Left(IN_MEMORY)),
@@ -63,13 +66,21 @@ const STRESS_LOOPS: &str = "30";
 enum Through {
     Master,
     Slave,
+    Single,
 }
 
 impl Through {
+    fn cluster(self) -> Builder {
+        match self {
+            Through::Master | Through::Slave => Builder::default(),
+            Through::Single => Builder::default().nodes(1),
+        }
+    }
+
     fn port(self, cluster: &Cluster) -> String {
         let master = cluster.master();
         let node = match self {
-            Through::Master => master,
+            Through::Master | Through::Single => master,
             Through::Slave => (master + 1) % cluster.nodes.len(),
         };
         cluster.durus_ports(&[node])
@@ -103,6 +114,83 @@ fn through_a_slave() {
     suite(Through::Slave);
 }
 
+/// Of several clients that come to an empty database at once, a stock Connection lets only one in.
+fn make_graph(port: &str) {
+    python::run("stock_suite.py", &["stress", port, "1"], 60);
+}
+
+/// In place of `durus -s --file`.
+#[test]
+fn through_a_single_node() {
+    suite(Through::Single);
+}
+
+#[test]
+fn stress_on_a_single_node() {
+    let cluster = Through::Single.cluster().start();
+    let port = cluster.durus_ports(&[0]);
+    make_graph(&port);
+    let both = [(); 2]
+        .map(|()| python::Workload::start("stock_suite.py", &["stress", &port, STRESS_LOOPS]));
+    for workload in both {
+        workload.finish(60);
+    }
+    cluster_tests::chaincheck::check_file(&cluster.nodes[0].file());
+    cluster.finish();
+}
+
+/// Two clients at nodes that stay, each of which is master from one kill to the next promote; killed is always the
+/// third, while it is master.
+#[test]
+fn stress_while_masters_are_killed() {
+    const KILLS: usize = 6;
+    let mut cluster = Cluster::start();
+    let victim = cluster.master();
+    let others: Vec<usize> = (0..3).filter(|&i| i != victim).collect();
+    make_graph(&cluster.durus_ports(&others[..1]));
+    let mut clients: Vec<python::Workload> = others
+        .iter()
+        .map(|&i| {
+            python::Workload::start(
+                "stock_suite.py",
+                &["stress", &cluster.durus_ports(&[i]), "until"],
+            )
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(2));
+    for _ in 0..KILLS {
+        let before = cluster.try_status().expect("a status").nodes[others[0]].committed_seq;
+        cluster.kill(victim);
+        let master = cluster.master();
+        assert_ne!(master, victim);
+        // The clients go on at once, one of them through the new master.
+        cluster.wait_for("commits after a kill", 10, |cluster| {
+            let now = cluster.try_status().ok()?.nodes[others[0]].committed_seq;
+            (now > before + 3).then_some(())
+        });
+        cluster.launch(victim);
+        cluster.wait_healthy();
+        cluster.ctl(&["promote", &cluster.nodes[victim].name.clone()]).done();
+        cluster.wait_for("the victim to be master again", 20, |cluster| {
+            (cluster.try_status().ok()?.master == Some(cluster.nodes[victim].name.clone()))
+                .then_some(())
+        });
+        clients.iter_mut().for_each(python::Workload::check_running);
+    }
+    for client in clients {
+        let said = client.finish(30);
+        assert_eq!(said["failure"], serde_json::Value::Null);
+        assert!(said["loops"].as_u64() > Some(5), "{said}");
+        println!("stress: {said}");
+    }
+    cluster.wait_level();
+    let files: Vec<_> = cluster.nodes.iter().map(|node| node.file()).collect();
+    let files: Vec<&Path> = files.iter().map(|file| file.as_path()).collect();
+    cluster_tests::chaincheck::assert_same_bytes(&files);
+    cluster_tests::chaincheck::check_file(files[0]);
+    cluster.finish();
+}
+
 #[test]
 fn stress() {
     let cluster = Cluster::start();
@@ -128,7 +216,7 @@ fn stress() {
 
 fn suite(through: Through) {
     let listed = python::run("stock_suite.py", &["list"], 60);
-    let shared = Cluster::start();
+    let shared = through.cluster().start();
     let mut failures = Vec::new();
     let mut count = 0;
     for (module, class, how) in PLAN {
@@ -137,7 +225,12 @@ fn suite(through: Through) {
             let failure = match how {
                 Left(_) => continue,
                 Shared => run(&shared, through, module, class, check),
-                Fresh => run(&Builder::default().start(), through, module, class, check),
+                Fresh => run(&through.cluster().start(), through, module, class, check),
+                Unix => {
+                    let name = format!("@pm-suite-{}-{count}", std::process::id());
+                    let node = Builder::default().nodes(1).set(&format!("listen.durus={name}"));
+                    run_at(&name, node.start(), module, class, check)
+                }
             };
             count += 1;
             failures.extend(failure.map(|why| format!("{module}.{class}.{check}:\n{why}")));
@@ -146,6 +239,19 @@ fn suite(through: Through) {
     assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
     assert!(count > 40, "only {count} checks were run");
     shared.finish();
+}
+
+/// The same at a Unix socket.
+fn run_at(
+    address: &str,
+    cluster: Cluster,
+    module: &str,
+    class: &str,
+    check: &str,
+) -> Option<String> {
+    let result = python::run("stock_suite.py", &["run", module, class, check, address], 60);
+    cluster.finish();
+    result["failure"].as_str().map(str::to_string)
 }
 
 /// What went wrong with one check, if anything did.

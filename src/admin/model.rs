@@ -176,6 +176,60 @@ pub struct NodeStatus {
     pub fetched_bytes: u64,
     /// How the last rebase was done; `null` if there was none.
     pub rebase: Option<String>,
+    #[serde(default)]
+    pub rebases: RebaseStatus,
+}
+
+/// How a node has moved to newer generations since it started. The rungs of the ladder: `local`, built from its own file;
+/// `tail`, what that file lacked was fetched first; `base`, the packed file was fetched.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RebaseStatus {
+    pub local: RungStatus,
+    pub tail: RungStatus,
+    pub base: RungStatus,
+    /// Of bases: found on its own disk, from a fetch that a restart had interrupted.
+    pub reused_bytes: u64,
+    /// Of bases: blocks from peers that were not what they should be.
+    pub refused_bytes: u64,
+    /// Of bases: given to other nodes.
+    #[serde(default)]
+    pub given_bytes: u64,
+    /// The newest that is done; `null`: none since it started.
+    pub last: Option<LastRebase>,
+    /// The one in progress.
+    pub now: Option<RebaseNow>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RungStatus {
+    /// Rebases that came to their end on this rung.
+    pub finished: u64,
+    /// File data taken over the wire on it, whether or not the rebase is done.
+    pub wire_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastRebase {
+    pub rung: String,
+    pub generation: u64,
+    pub wire_bytes: u64,
+    pub seconds: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RebaseNow {
+    pub rung: String,
+    /// It leads to.
+    pub generation: u64,
+    /// `build`, `fetch`, `check` (what is here from before) or `verify`.
+    pub doing: String,
+    pub bytes: u64,
+    /// `null`: not known yet; so with the next three.
+    pub total_bytes: Option<u64>,
+    /// Of what it is doing: 0 to 1.
+    pub share: Option<f64>,
+    pub bytes_per_second: Option<u64>,
+    pub seconds_left: Option<f64>,
 }
 
 /// Behind the master's last known commit.

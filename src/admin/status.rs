@@ -2,12 +2,12 @@
 
 use super::eligible::{Candidate, eligible, winner};
 use super::model::{
-    Addresses, DiskStatus, GenerationStatus, IfMasterDied, Lag, Loser, NodeStatus, PackNode,
-    PackStatus, Phase, Status, Verdict, Verified,
+    Addresses, DiskStatus, GenerationStatus, IfMasterDied, Lag, LastRebase, Loser, NodeStatus,
+    PackNode, PackStatus, Phase, RebaseNow, RebaseStatus, RungStatus, Status, Verdict, Verified,
 };
 use super::view::ClusterView;
 use super::{generations, hex, rfc3339, room, summary};
-use crate::proto::control::{Beat, GenerationRecord, Member, PackState};
+use crate::proto::control::{Beat, GenerationRecord, Member, PackState, Rebases, Rung, RungNow};
 use crate::proto::replication::{Position, Tip};
 use crate::types::NodeId;
 
@@ -205,6 +205,57 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
         failing: said(&beat.failing),
         fetched_bytes: beat.fetched_bytes,
         rebase: said(&beat.rebase),
+        rebases: beat.rebases.as_deref().map(rebases).unwrap_or_default(),
+    }
+}
+
+fn rebases(told: &Rebases) -> RebaseStatus {
+    let rung = |rung: Rung| {
+        let tally = told.rungs.iter().find(|tally| tally.rung() == rung);
+        tally.map_or(RungStatus::default(), |tally| RungStatus {
+            finished: tally.finished,
+            wire_bytes: tally.wire_bytes,
+        })
+    };
+    let last = LastRebase {
+        rung: rung_name(told.last()).to_owned(),
+        generation: told.last_generation,
+        wire_bytes: told.last_bytes,
+        seconds: told.last_ms as f64 / 1000.0,
+    };
+    RebaseStatus {
+        local: rung(Rung::Local),
+        tail: rung(Rung::Tail),
+        base: rung(Rung::Base),
+        reused_bytes: told.reused_bytes,
+        refused_bytes: told.refused_bytes,
+        given_bytes: told.given_bytes,
+        last: Some(last).filter(|_| told.last() != Rung::NoRung),
+        now: told.now.as_ref().map(rebase_now),
+    }
+}
+
+fn rebase_now(now: &RungNow) -> RebaseNow {
+    let known = |number: u64| Some(number).filter(|number| *number > 0);
+    let share = |total: u64| now.done_bytes.min(total) as f64 / total as f64;
+    RebaseNow {
+        rung: rung_name(now.rung()).to_owned(),
+        generation: now.generation,
+        doing: now.doing.clone(),
+        bytes: now.done_bytes,
+        total_bytes: known(now.total_bytes),
+        share: known(now.total_bytes).map(share),
+        bytes_per_second: known(now.bytes_per_s),
+        seconds_left: known(now.bytes_per_s).map(|_| now.left_ms as f64 / 1000.0),
+    }
+}
+
+fn rung_name(rung: Rung) -> &'static str {
+    match rung {
+        Rung::NoRung => "none",
+        Rung::Local => "local",
+        Rung::Tail => "tail",
+        Rung::Base => "base",
     }
 }
 

@@ -404,3 +404,39 @@ fn the_json_has_every_promised_field() {
     let read: Status = serde_json::from_value(json).unwrap();
     assert_eq!(read, status(&view), "what ctl reads is what a node wrote");
 }
+
+#[test]
+fn the_ladder_is_told_rung_by_rung() {
+    use crate::proto::control::RungTally;
+    let mut view = cluster(3);
+    assert_eq!(status(&view).node("n3").unwrap().rebases, RebaseStatus::default());
+    let base = RungTally { rung: Rung::Base.into(), finished: 0, wire_bytes: 400 };
+    let local = RungTally { rung: Rung::Local.into(), finished: 2, wire_bytes: 0 };
+    let now = RungNow {
+        rung: Rung::Base.into(),
+        generation: 4,
+        doing: "fetch".into(),
+        done_bytes: 500,
+        total_bytes: 2000,
+        bytes_per_s: 0,
+        left_ms: 0,
+    };
+    let told = Rebases {
+        rungs: vec![local, base],
+        now: Some(now),
+        last: Rung::Local.into(),
+        last_generation: 3,
+        last_ms: 1500,
+        reused_bytes: 100,
+        ..Rebases::default()
+    };
+    edit(&mut view, 3).rebases = Some(Box::new(told));
+    let told = status(&view).node("n3").unwrap().rebases.clone();
+    assert_eq!((told.local.finished, told.tail.finished, told.base.finished), (2, 0, 0));
+    assert_eq!((told.base.wire_bytes, told.reused_bytes), (400, 100));
+    let last = told.last.unwrap();
+    assert_eq!((last.rung.as_str(), last.generation, last.seconds), ("local", 3, 1.5));
+    let now = told.now.unwrap();
+    assert_eq!((now.share, now.total_bytes), (Some(0.25), Some(2000)));
+    assert_eq!((now.bytes_per_second, now.seconds_left), (None, None), "not known yet");
+}

@@ -3,16 +3,23 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use super::{Config, ConfigError, Limits, Listen, Log, LogFormat, Member, RawConfig, RawLog};
-use super::{RawListen, RawMember, RawTiming};
+use super::address::{check_tcp, host_and_port};
+use super::units::Span;
+use super::{Config, ConfigError, DurusAddress, Limits, Listen, Log, LogFormat, Member, RawConfig};
+use super::{RawLimits, RawListen, RawLog, RawMember, RawTiming, RawUnix, UnixSockets};
+use crate::durus;
 use crate::types::NodeId;
 
 /// Every member is a voter; more of them make every commit slower and nothing safer.
 pub const MEMBERS_MAX: usize = 7;
 
 const KEEP_GENERATIONS: u32 = 1;
-const CLIENTS_MAX: usize = 4096;
-const PEER_QUEUE_BYTES_MAX: usize = 512 << 20;
+const PEER_QUEUE_BYTES_MAX: u64 = 512 << 20;
+/// What a length or count of the client protocol has room for.
+const PROTOCOL_MAX: u64 = u32::MAX as u64;
+const CLIENTS_MOST: u64 = 1 << 20;
+const BYTES_MOST: u64 = 1 << 62;
+const KIB: u64 = 1 << 10;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -36,14 +43,6 @@ impl RawConfig {
                 "must be at least 1: a node that comes late needs the file before the pack",
             ));
         }
-        let clients_max = self.limits.clients_max.unwrap_or(CLIENTS_MAX);
-        if clients_max == 0 {
-            return Err(invalid("limits.clients_max", "must be at least 1"));
-        }
-        let peer_queue_bytes_max = self.limits.peer_queue_bytes_max.unwrap_or(PEER_QUEUE_BYTES_MAX);
-        if peer_queue_bytes_max < 1 << 20 {
-            return Err(invalid("limits.peer_queue_bytes_max", "must be at least 1048576 (1 MiB)"));
-        }
         Ok(Config {
             node: me.id,
             listen: check_listen(self.listen, me)?,
@@ -52,11 +51,7 @@ impl RawConfig {
             import: self.import,
             keep_generations,
             timing: check_timing(self.timing)?,
-            limits: Limits {
-                clients_max,
-                allow_quit: self.limits.allow_quit.unwrap_or(false),
-                peer_queue_bytes_max,
-            },
+            limits: check_limits(self.limits)?,
             log: check_log(self.log)?,
             members,
         })
@@ -76,10 +71,16 @@ fn check_members(raw: &[RawMember]) -> Result<Vec<Member>> {
         if member.id == 0 {
             return Err(invalid(key("id"), "0 is no node id: number the members from 1"));
         }
+        let durus = check_durus(&key("durus"), &member.durus)?;
         for (field, address) in
             [("durus", &member.durus), ("peer", &member.peer), ("http", &member.http)]
         {
-            check_address(&key(field), address)?;
+            match field {
+                // Each host has its own Unix sockets.
+                "durus" if !matches!(durus, DurusAddress::Tcp(_)) => continue,
+                "durus" => {}
+                _ => check_address(&key(field), address)?,
+            }
             if let Some(other) = taken.insert(address.clone(), key(field)) {
                 let why = format!("{address} is the address of {other} too: each needs its own");
                 return Err(invalid(key(field), why));
@@ -110,15 +111,131 @@ fn check_members(raw: &[RawMember]) -> Result<Vec<Member>> {
 }
 
 fn check_listen(raw: RawListen, me: &Member) -> Result<Listen> {
+    let durus = raw.durus.map_or_else(|| vec![me.durus.clone()], |given| given.0);
+    if durus.is_empty() {
+        return Err(invalid("listen.durus", "is an empty list: name one address at least"));
+    }
+    let mut checked = Vec::new();
+    for address in &durus {
+        let address = check_durus("listen.durus", address)?;
+        if checked.contains(&address) {
+            return Err(invalid("listen.durus", format!("{address} is there twice")));
+        }
+        checked.push(address);
+    }
+    check_any_hosts(&checked)?;
     let listen = Listen {
-        durus: raw.durus.unwrap_or_else(|| me.durus.clone()),
+        durus: checked,
         peer: raw.peer.unwrap_or_else(|| me.peer.clone()),
         http: raw.http.unwrap_or_else(|| me.http.clone()),
+        unix: check_unix(raw.unix.unwrap_or_default())?,
     };
-    check_address("listen.durus", &listen.durus)?;
     check_address("listen.peer", &listen.peer)?;
     check_address("listen.http", &listen.http)?;
     Ok(listen)
+}
+
+/// [::] takes IPv4 too: whoever comes second finds the port in use.
+fn check_any_hosts(durus: &[DurusAddress]) -> Result<()> {
+    let tcp = |address: &DurusAddress| match address {
+        DurusAddress::Tcp(address) => {
+            host_and_port(address).map(|(host, port)| (host.to_string(), port))
+        }
+        _ => None,
+    };
+    let all: Vec<_> = durus.iter().filter_map(tcp).collect();
+    for (_, port) in all.iter().filter(|(host, _)| host == "::") {
+        if all.iter().any(|(host, other)| other == port && host == "0.0.0.0") {
+            let why = format!("[::]:{port} takes IPv4 connections, too: leave 0.0.0.0:{port} out");
+            return Err(invalid("listen.durus", why));
+        }
+    }
+    Ok(())
+}
+
+fn check_unix(raw: RawUnix) -> Result<UnixSockets> {
+    for (key, name) in [("listen.unix.owner", &raw.owner), ("listen.unix.group", &raw.group)] {
+        if name.as_ref().is_some_and(|name| name.is_empty() || name.contains('\0')) {
+            return Err(invalid(key, "is neither a name nor a number"));
+        }
+    }
+    let umask = raw.umask.map(|text| {
+        let octal = text.len() <= 5 && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        let read = u32::from_str_radix(&text, 8).ok().filter(|umask| octal && *umask <= 0o777);
+        read.ok_or_else(|| {
+            let why = format!(
+                "{text:?} is no umask in octal, such as \"0007\" (nobody but owner and group)"
+            );
+            invalid("listen.unix.umask", why)
+        })
+    });
+    Ok(UnixSockets { owner: raw.owner, group: raw.group, umask: umask.transpose()? })
+}
+
+fn check_limits(raw: RawLimits) -> Result<Limits> {
+    let usual = durus::Limits::default();
+    macro_rules! bytes {
+        ($key:ident, $most:expr) => {
+            in_range(stringify!($key), raw.$key.map_or(usual.$key, |size| size.0), KIB, $most)?
+        };
+    }
+    macro_rules! count {
+        ($key:ident, $least:expr, $most:expr) => {
+            in_range(stringify!($key), raw.$key.unwrap_or(usual.$key as u64), $least, $most)?
+        };
+    }
+    let clients = durus::Limits {
+        clients_max: count!(clients_max, 1, CLIENTS_MOST) as usize,
+        transaction_bytes_max: bytes!(transaction_bytes_max, PROTOCOL_MAX),
+        objects_per_transaction_max: count!(objects_per_transaction_max, 1, PROTOCOL_MAX) as usize,
+        record_bytes_max: bytes!(record_bytes_max, PROTOCOL_MAX),
+        bulk_oids_max: count!(bulk_oids_max, 1, PROTOCOL_MAX) as u32,
+        session_bytes_max: bytes!(session_bytes_max, BYTES_MOST),
+        input_buffered_bytes_max: bytes!(input_buffered_bytes_max, BYTES_MOST),
+        commits_waiting_bytes_max: bytes!(commits_waiting_bytes_max, BYTES_MOST),
+        // One command may ask for 255.
+        unused_oids_max: count!(unused_oids_max, 255, BYTES_MOST),
+        command_max_ms: time(durus::COMMAND_MAX, raw.command_max, usual.command_max_ms)?,
+        wait_max_ms: time(durus::WAIT_MAX, raw.wait_max, usual.wait_max_ms)?,
+        allow_quit: raw.allow_quit.unwrap_or(usual.allow_quit),
+    };
+    check_limits_fit(&clients)?;
+    let peers = raw.peer_queue_bytes_max.map_or(PEER_QUEUE_BYTES_MAX, |size| size.0);
+    let peers = in_range("peer_queue_bytes_max", peers, KIB * KIB, BYTES_MOST)?;
+    let fetch = raw.fetch_bytes_per_s_max.map_or(0, |size| size.0);
+    Ok(Limits { peer_queue_bytes_max: peers as usize, fetch_bytes_per_s_max: fetch, clients })
+}
+
+fn time(key: &str, given: Option<Span>, usual_ms: u64) -> Result<u64> {
+    let ms = given.map_or(u128::from(usual_ms), |span| span.0.as_millis());
+    let fits = u64::try_from(ms).ok().filter(|ms| (10..=365 * 86_400_000).contains(ms));
+    fits.ok_or_else(|| invalid(format!("limits.{key}"), "is out of range: 10ms to 365d"))
+}
+
+/// A limit that another one never lets anybody reach is a mistake.
+fn check_limits_fit(limits: &durus::Limits) -> Result<()> {
+    let session = ("session_bytes_max", limits.session_bytes_max);
+    let waiting = ("commits_waiting_bytes_max", limits.commits_waiting_bytes_max);
+    let transaction = ("transaction_bytes_max", limits.transaction_bytes_max);
+    let record = ("record_bytes_max", limits.record_bytes_max);
+    for ((less, is), (more, most)) in
+        [(transaction, session), (transaction, waiting), (record, transaction)]
+    {
+        if is > most {
+            let why = format!(
+                "{is} is more than limits.{more} ({most}), which it has to fit in: raise that or lower this"
+            );
+            return Err(invalid(format!("limits.{less}"), why));
+        }
+    }
+    Ok(())
+}
+
+fn in_range(key: &str, value: u64, least: u64, most: u64) -> Result<u64> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(format!("limits.{key}"), format!("{value} is out of range: {least} to {most}")))
 }
 
 fn check_timing(timing: RawTiming) -> Result<RawTiming> {
@@ -180,11 +297,11 @@ fn check_name(key: &str, name: &str) -> Result<()> {
 }
 
 fn check_address(key: &str, address: &str) -> Result<()> {
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    match port.map(|(_, port)| port.parse::<u16>()) {
-        Some(Ok(port)) if port > 0 => Ok(()),
-        _ => Err(invalid(key, format!("{address:?} is not HOST:PORT, such as 10.0.0.1:2972"))),
-    }
+    check_tcp(address).map_err(|why| invalid(key, why))
+}
+
+fn check_durus(key: &str, address: &str) -> Result<DurusAddress> {
+    address.parse().map_err(|why: String| invalid(key, why))
 }
 
 fn invalid(key: impl Into<String>, why: impl Into<String>) -> ConfigError {
@@ -220,8 +337,9 @@ mod tests {
             .lines()
             .map(|line| {
                 let key = line.strip_prefix("# ").filter(|rest| rest.contains(" = "));
-                let key =
-                    key.filter(|rest| !rest.starts_with("import") && !rest.starts_with("file"));
+                // These have no default that could be written.
+                let without = ["import", "file", "owner", "group", "umask"];
+                let key = key.filter(|rest| !without.iter().any(|key| rest.starts_with(key)));
                 format!("{}\n", key.unwrap_or(line))
             })
             .collect();
@@ -272,7 +390,44 @@ mod tests {
                 "durability: \"all\" is not possible",
             ),
             ("# level = \"info\"", "level = \"loud\"", "log.level: \"loud\" is none of"),
-            ("# clients_max = 4096", "clients_max = \"many\"", "expected usize"),
+            ("# clients_max = 4096", "clients_max = \"many\"", "expected u64"),
+            (
+                "# clients_max = 4096",
+                "clients_max = 0",
+                "limits.clients_max: 0 is out of range: 1 to",
+            ),
+            (
+                "# transaction_bytes_max = \"256 MiB\"",
+                "transaction_bytes_max = \"2 GiB\"",
+                "limits.transaction_bytes_max: 2147483648 is more than limits.session_bytes_max (1073741824)",
+            ),
+            (
+                "# wait_max = \"60s\"",
+                "wait_max = \"0s\"",
+                "limits.wait_max: is out of range: 10ms to",
+            ),
+            ("# wait_max = \"60s\"", "wait_max = 60", "with its unit, such as \"60s\""),
+            (
+                "durus = \"0.0.0.0:2972\"",
+                "durus = [\"0.0.0.0:2972\", \"[::]:2972\"]",
+                "listen.durus: [::]:2972 takes IPv4 connections, too: leave 0.0.0.0:2972 out",
+            ),
+            ("durus = \"0.0.0.0:2972\"", "durus = []", "listen.durus: is an empty list"),
+            (
+                "durus = \"0.0.0.0:2972\"",
+                "durus = [\"@a\", \"@a\"]",
+                "listen.durus: @a is there twice",
+            ),
+            (
+                "peer = \"0.0.0.0:3972\"",
+                "peer = \"::1:3972\"",
+                "listen.peer: \"::1:3972\" is not HOST:PORT",
+            ),
+            (
+                "# umask = \"0007\"",
+                "umask = \"0o7\"",
+                "listen.unix.umask: \"0o7\" is no umask in octal",
+            ),
         ];
         for (from, to, wanted) in cases {
             let error = error_of(from, to);
@@ -286,6 +441,9 @@ mod tests {
         assert_eq!(set("timing.beat_ms=20").unwrap().timing.beat_ms, Some(20));
         assert_eq!(set("node=n2").unwrap().me().name, "n2");
         assert_eq!(set("log.level = debug").unwrap().log.level, slog::Level::Debug);
+        let two = set("listen.durus=[\"[::1]:2972\", \"/run/durus.sock\"]").unwrap();
+        assert_eq!(two.listen.durus.len(), 2);
+        assert_eq!(set("limits.wait_max=2s").unwrap().limits.clients.wait_max_ms, 2000);
         assert_eq!(set("data=/x=y").unwrap().data.to_str(), Some("/x=y"));
         for (given, wanted) in [
             ("node", "not of the form KEY=VALUE"),

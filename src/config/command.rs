@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::single::{self, Single};
 use super::{Config, EXAMPLE};
 
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,9 @@ enum Verb {
     /// Print a complete configuration with a comment on every key
     #[command(after_help = "Example: packmaster config example >/etc/packmaster.toml")]
     Example,
+    /// Print the configuration of a single node, from the options of `durus -s`
+    #[command(after_help = single::HELP)]
+    Single(Single),
     /// Check a configuration file and say what is wrong with it
     #[command(after_help = "Example: packmaster config check /etc/packmaster.toml")]
     Check {
@@ -37,6 +41,16 @@ pub fn run(args: Args) -> ExitCode {
                 Err(_) => ExitCode::FAILURE,
             }
         }
+        Verb::Single(options) => match single::write(&options) {
+            Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            },
+            Err(error) => {
+                eprintln!("packmaster: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Verb::Check { file, overrides } => match Config::load(&file, &overrides) {
             Ok(config) => {
                 let (me, count) = (config.me(), config.members.len());

@@ -4,16 +4,22 @@
 //! kind and a value that can't work are errors that name the key, say what is wrong and what to do. Every node of a
 //! cluster may have the very same file but for `node`, `data` and `[listen]`.
 
+mod address;
 mod check;
 mod command;
 mod raw;
+mod single;
+mod units;
 
 use std::path::{Path, PathBuf};
 
+pub use address::{DurusAddress, host_and_port};
 pub use check::MEMBERS_MAX;
 pub use command::{Args, run};
-pub use raw::{RawConfig, RawLimits, RawListen, RawLog, RawMember, RawTiming};
+pub use raw::{RawConfig, RawLimits, RawListen, RawLog, RawMember, RawTiming, RawUnix};
+pub use units::{ByteSize, OneOrMore, Span};
 
+use crate::durus;
 use crate::types::NodeId;
 
 /// A complete configuration with a comment on every key; `packmaster config example` prints it.
@@ -50,12 +56,25 @@ pub struct Config {
     pub log: Log,
 }
 
-/// Addresses to bind, HOST:PORT each.
+/// Addresses to bind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listen {
-    pub durus: String,
+    /// At least one; all of them serve the same sessions. Sockets that systemd passes come in their place.
+    pub durus: Vec<DurusAddress>,
+    /// HOST:PORT each.
     pub peer: String,
     pub http: String,
+    pub unix: UnixSockets,
+}
+
+/// Who may connect to Unix sockets that have a path.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UnixSockets {
+    /// A user's name or number; the process's own if absent.
+    pub owner: Option<String>,
+    pub group: Option<String>,
+    /// The permissions that nobody gets; the process's own if absent.
+    pub umask: Option<u32>,
 }
 
 /// One node of the cluster as every node knows it.
@@ -63,8 +82,9 @@ pub struct Listen {
 pub struct Member {
     pub id: NodeId,
     pub name: String,
-    /// HOST:PORT where others reach it.
+    /// Where clients reach it: as in `Listen`.
     pub durus: String,
+    /// HOST:PORT where others reach it.
     pub peer: String,
     pub http: String,
     /// The greater is preferred as master among equals.
@@ -74,12 +94,12 @@ pub struct Member {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Durus client connections at a time.
-    pub clients_max: usize,
-    /// Does the Q command of a client stop the node, as it stops a stock server?
-    pub allow_quit: bool,
+    /// What Durus clients may take.
+    pub clients: durus::Limits,
     /// Bytes waiting to be sent to one peer on one connection before it is closed and opened anew.
     pub peer_queue_bytes_max: usize,
+    /// Of a base that is fetched; 0: no bound.
+    pub fetch_bytes_per_s_max: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::units::{ByteSize, OneOrMore, Span};
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -21,26 +22,41 @@ pub struct RawConfig {
     pub durability: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_generations: Option<u32>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub listen: RawListen,
     pub member: Vec<RawMember>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub timing: RawTiming,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub limits: RawLimits,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub log: RawLog,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawListen {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub durus: Option<String>,
+    pub durus: Option<OneOrMore>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unix: Option<RawUnix>,
+}
+
+/// Who may connect to Unix sockets that have a path.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawUnix {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Octal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -73,18 +89,40 @@ pub struct RawTiming {
     pub open_timeout_ms: Option<u64>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub clients_max: Option<usize>,
+    pub clients_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transaction_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects_per_transaction_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulk_oids_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_buffered_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commits_waiting_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unused_oids_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_max: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_max: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_quit: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer_queue_bytes_max: Option<usize>,
+    pub peer_queue_bytes_max: Option<ByteSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetch_bytes_per_s_max: Option<ByteSize>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawLog {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +131,11 @@ pub struct RawLog {
     pub format: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+}
+
+/// Nothing is set in it: it need not be written.
+fn is_empty<T: Default + PartialEq>(table: &T) -> bool {
+    *table == T::default()
 }
 
 impl RawConfig {
@@ -139,8 +182,10 @@ fn set(table: &mut Table, given: &str) -> Result<(), &'static str> {
             .as_table_mut()
             .ok_or("only keys of tables can be set, not members: edit the file")?;
     }
-    if at.get(last).is_some_and(Value::is_array) {
-        return Err("only single values can be set, not members: edit the file");
+    let tables =
+        |value: &Value| value.as_array().is_some_and(|all| all.iter().any(Value::is_table));
+    if last == "member" || at.get(last).is_some_and(tables) {
+        return Err("members cannot be set: edit the file");
     }
     let value = value.trim();
     let parsed = toml::from_str::<Table>(&format!("v = {value}")).ok();

@@ -3,7 +3,7 @@
 
 use prost::Message;
 
-use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_seal};
+use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_root, get_seal};
 use super::settings;
 use super::state::{
     Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Pack, Phase, Reason,
@@ -202,7 +202,9 @@ impl State {
         let about = About { why: &mastership.why, asked_by: &asked_by, ..Default::default() };
         self.record(at, About { what: "elect", node: Some(mastership.master), ..about });
         if switched {
+            let agreed = self.pack.as_ref().and_then(|pack| pack.block_root);
             mastership.generation.since_wall_us = at;
+            mastership.generation.block_root = agreed;
             self.begin_generation(at, &mastership.generation);
             self.pack_again = None;
         } else {
@@ -272,6 +274,7 @@ impl State {
             cut_seq: seal.cut_seq,
             cut_chain: seal.cut_chain,
             since_wall_us: 0,
+            block_root: pack.block_root,
         };
         refuse_if(!record.same(&agreed), || {
             format!("generation {number} is elected as {record:?}, and agreed as {agreed:?}")
@@ -348,6 +351,7 @@ impl State {
             seal: None,
             base_hash: None,
             base_len: 0,
+            block_root: None,
             ready: Default::default(),
             sealed_wall_us: 0,
             based_wall_us: 0,
@@ -391,6 +395,7 @@ impl State {
 
     fn on_pack_base(&mut self, at: u64, base: &pb::PackBase) -> Decided {
         let base_hash = get_chain("the base hash", &base.base_hash)?;
+        let block_root = get_root(&base.block_root)?;
         let node = NodeId(base.node);
         self.known(node)?;
         let pack = self.pack_of(base.generation)?;
@@ -398,6 +403,7 @@ impl State {
         refuse_if(pack.base_hash.is_some(), || "the base is agreed already".into())?;
         pack.base_hash = Some(base_hash);
         pack.base_len = base.base_len;
+        pack.block_root = block_root;
         pack.based_wall_us = at;
         let asked_by = pack.asked_by.clone();
         let why = format!("base {base_hash} of {} bytes was built first here", base.base_len);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::super::state::Member;
 use super::*;
 use crate::proto::replication;
-use crate::types::{BootId, Chain};
+use crate::types::{BlockRoot, BootId, Chain};
 
 struct Trace {
     state: State,
@@ -112,6 +112,7 @@ fn generation(number: u64, base: u8, p: u64, f: u64) -> pb::GenerationRecord {
         cut_seq: f,
         cut_chain: if number == 1 { bytes20(0) } else { bytes20(9) },
         since_wall_us: 5,
+        block_root: Bytes::new(),
     }
 }
 
@@ -162,7 +163,8 @@ fn pack_seal(generation: u64, pack_seq: u64, cut_seq: u64) -> Kind {
 
 fn pack_base(generation: u64, base: u8) -> Kind {
     let base_hash = bytes20(base);
-    Kind::PackBase(pb::PackBase { generation, base_hash, node: 2, base_len: 4096 })
+    let block_root = Bytes::new();
+    Kind::PackBase(pb::PackBase { generation, base_hash, node: 2, base_len: 4096, block_root })
 }
 
 fn pack_ready(generation: u64, node: u64) -> Kind {
@@ -349,6 +351,43 @@ fn a_pack_goes_through_to_the_switch() {
     assert_eq!(trace.state.rested(), Rested { since_wall_us: ended.wall_us, failed: false });
     let mut history = trace.state.history();
     assert!(history.any(|it| it.what == "generation" && it.asked_by == "bob@desk"));
+}
+
+/// The root of the block hashes is agreed with the base hash, and kept with the generation; also when the one who
+/// proposes the election is of an older program and does not know it.
+#[test]
+fn a_root_of_block_hashes_is_agreed_with_the_base() {
+    let packed = |root: Bytes| {
+        let mut trace = Trace::new();
+        trace.mastership(1, first());
+        trace.ok(pack_start(2));
+        trace.ok(pack_seal(2, 105, 110));
+        let Kind::PackBase(base) = pack_base(2, 7) else { unreachable!() };
+        let short = pb::PackBase { block_root: Bytes::from_static(&[1; 19]), ..base.clone() };
+        trace.no(Kind::PackBase(short), "19 bytes, not 20");
+        trace.ok(Kind::PackBase(pb::PackBase { block_root: root, ..base }));
+        trace.ok(fence(2, Reason::GenerationSwitch));
+        trace
+    };
+    let record = |root: Bytes| {
+        elect(2, 1, pb::GenerationRecord { block_root: root, ..generation(2, 7, 105, 110) })
+    };
+    let agreed = |trace: &Trace| {
+        let state = State::decode(&trace.state.encode()).unwrap();
+        assert_eq!(state, trace.state);
+        state.generation().unwrap().block_root
+    };
+    let mut trace = packed(bytes20(4));
+    trace.no(record(bytes20(5)), "agreed as");
+    trace.ok(record(bytes20(4)));
+    assert_eq!(agreed(&trace), Some(BlockRoot([4; 20])));
+    let mut trace = packed(bytes20(4));
+    trace.ok(record(Bytes::new()));
+    assert_eq!(agreed(&trace), Some(BlockRoot([4; 20])));
+    // Nobody said one when the base was agreed: what comes later is not believed.
+    let mut trace = packed(Bytes::new());
+    trace.ok(record(bytes20(4)));
+    assert_eq!(agreed(&trace), None);
 }
 
 #[test]

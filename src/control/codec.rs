@@ -14,7 +14,7 @@ use super::state::{
 };
 use crate::proto::control as pb;
 use crate::proto::replication;
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
 
 const FORMAT: u32 = 1;
 
@@ -126,6 +126,18 @@ pub(super) fn get_chain(what: &str, bytes: &[u8]) -> Result<Chain, String> {
 
 fn put_chain(chain: &Chain) -> Bytes {
     Bytes::copy_from_slice(&chain.0)
+}
+
+/// Absent in what an older program wrote.
+pub(super) fn get_root(bytes: &[u8]) -> Result<Option<BlockRoot>, String> {
+    match bytes {
+        [] => Ok(None),
+        root => Ok(Some(BlockRoot(get_chain("the root of the block hashes", root)?.0))),
+    }
+}
+
+fn put_root(root: Option<BlockRoot>) -> Bytes {
+    root.map_or(Bytes::new(), |root| Bytes::copy_from_slice(&root.0))
 }
 
 /// 0 is nobody.
@@ -241,6 +253,7 @@ fn put_generation(record: &GenerationRecord) -> pb::GenerationRecord {
         cut_seq: record.cut_seq.0,
         cut_chain: put_chain(&record.cut_chain),
         since_wall_us: record.since_wall_us,
+        block_root: put_root(record.block_root),
     }
 }
 
@@ -261,6 +274,7 @@ fn get_generation(record: &pb::GenerationRecord) -> Result<GenerationRecord, Str
         cut_seq: Seq(record.cut_seq),
         cut_chain,
         since_wall_us: record.since_wall_us,
+        block_root: get_root(&record.block_root)?,
     })
 }
 
@@ -284,6 +298,7 @@ fn put_pack(pack: &Pack) -> pb::PackState {
         base_hash: pack.base_hash.as_ref().map_or(Bytes::new(), put_chain),
         base_len: pack.base_len,
         ready: pack.ready.iter().map(|node| node.0).collect(),
+        block_root: put_root(pack.block_root),
         sealed_wall_us: pack.sealed_wall_us,
         based_wall_us: pack.based_wall_us,
         readied_wall_us: pack.readied_wall_us,
@@ -304,6 +319,7 @@ fn get_pack(pack: &pb::PackState) -> Result<Pack, String> {
         base_hash,
         base_len: pack.base_len,
         ready: pack.ready.iter().map(|node| NodeId(*node)).collect(),
+        block_root: get_root(&pack.block_root)?,
         sealed_wall_us: pack.sealed_wall_us,
         based_wall_us: pack.based_wall_us,
         readied_wall_us: pack.readied_wall_us,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use crate::proto::control::Reason;
 use crate::proto::replication;
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
 
 /// Decisions kept.
 pub const HISTORY_MAX: usize = 256;
@@ -89,12 +89,17 @@ pub struct GenerationRecord {
     /// Chain of the generation before at F; zeros for the first.
     pub cut_chain: Chain,
     pub since_wall_us: u64,
+    /// Root of the base's block hashes. None: it was never agreed, as for the first generation.
+    pub block_root: Option<BlockRoot>,
 }
 
 impl GenerationRecord {
-    /// Everything but the time at which it became current.
+    /// Everything but the time at which it became current. Whoever knows no root has nothing against one: it may be of
+    /// an older program.
     pub fn same(&self, other: &GenerationRecord) -> bool {
-        *self == GenerationRecord { since_wall_us: self.since_wall_us, ..other.clone() }
+        let block_root = self.block_root.and(other.block_root).or(self.block_root);
+        let since_wall_us = self.since_wall_us;
+        *self == GenerationRecord { since_wall_us, block_root, ..other.clone() }
     }
 }
 
@@ -112,6 +117,8 @@ pub struct Pack {
     pub base_hash: Option<Chain>,
     /// Bytes up to the end of the seal; 0 without a base.
     pub base_len: u64,
+    /// Root of the base's block hashes; None also if whoever built it first did not say.
+    pub block_root: Option<BlockRoot>,
     /// Who has the base and follows in both files.
     pub ready: BTreeSet<NodeId>,
     /// When it was sealed, when the base was agreed, and when the last node became ready; 0: not yet.

@@ -4,11 +4,12 @@
 use crate::shelf::RecordError;
 use crate::types::Oid;
 
-/// What one client, or all of them, may make us hold. Each is named in the reason of the close it causes.
+/// What one client, or all of them, may make us hold. The fields are the keys of `[limits]` in the configuration, and
+/// each is named so in the reason of the close it causes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Client connections of this node.
-    pub connections_max: usize,
+    pub clients_max: usize,
     /// Bytes of one commit's data.
     pub transaction_bytes_max: u64,
     /// Objects in one commit.
@@ -17,18 +18,19 @@ pub struct Limits {
     pub record_bytes_max: u64,
     /// Oids in one bulk load.
     pub bulk_oids_max: u32,
-    /// Bytes of the answer to one bulk load.
-    pub answer_bytes_max: u64,
+    /// Bytes this node holds for one client: what it sent and is not done with, what it may have read, and answers that
+    /// it has not taken.
+    pub session_bytes_max: u64,
     /// Bytes a client may send ahead while an earlier command of it waits.
-    pub input_buffered_max: usize,
-    /// Oids a session may hold without using them.
-    pub unused_oids_max: u64,
+    pub input_buffered_bytes_max: u64,
     /// Bytes of all commits of this node that wait for the master.
     pub commits_waiting_bytes_max: u64,
+    /// Oids a session may hold without using them.
+    pub unused_oids_max: u64,
+    /// Milliseconds without a byte inside a command, or with an answer of which nothing is taken.
+    pub command_max_ms: u64,
     /// Milliseconds a command may wait for the master before its client is disconnected, outcome unknown.
     pub wait_max_ms: u64,
-    /// Milliseconds without a byte inside a command.
-    pub command_timeout_ms: u64,
     /// Whether `Q` stops the server; if not, it closes the connection.
     pub allow_quit: bool,
 }
@@ -36,21 +38,44 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            connections_max: 10_000,
+            clients_max: 4096,
             transaction_bytes_max: 256 << 20,
             objects_per_transaction_max: 1_000_000,
             record_bytes_max: 128 << 20,
             bulk_oids_max: 100_000,
-            answer_bytes_max: 1 << 30,
-            input_buffered_max: 16 << 20,
-            unused_oids_max: 1_000_000,
+            session_bytes_max: 1 << 30,
+            input_buffered_bytes_max: 16 << 20,
             commits_waiting_bytes_max: 1 << 30,
+            unused_oids_max: 1_000_000,
+            command_max_ms: 10_000,
             wait_max_ms: 60_000,
-            command_timeout_ms: 10_000,
             allow_quit: false,
         }
     }
 }
+
+impl Limits {
+    /// Every limit by its key: a count, bytes, or seconds.
+    pub fn by_key(&self) -> [(&'static str, f64); 11] {
+        [
+            ("clients_max", self.clients_max as f64),
+            ("transaction_bytes_max", self.transaction_bytes_max as f64),
+            ("objects_per_transaction_max", self.objects_per_transaction_max as f64),
+            ("record_bytes_max", self.record_bytes_max as f64),
+            ("bulk_oids_max", f64::from(self.bulk_oids_max)),
+            ("session_bytes_max", self.session_bytes_max as f64),
+            ("input_buffered_bytes_max", self.input_buffered_bytes_max as f64),
+            ("commits_waiting_bytes_max", self.commits_waiting_bytes_max as f64),
+            ("unused_oids_max", self.unused_oids_max as f64),
+            (COMMAND_MAX, self.command_max_ms as f64 / 1000.0),
+            (WAIT_MAX, self.wait_max_ms as f64 / 1000.0),
+        ]
+    }
+}
+
+/// Keys of the limits of time.
+pub const COMMAND_MAX: &str = "command_max";
+pub const WAIT_MAX: &str = "wait_max";
 
 /// Why a connection is closed by us. `Goodbye` is the only one that is not worth a log line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,17 +86,17 @@ pub enum CloseReason {
     UnknownCommand(u8),
     #[error("client speaks protocol version {0}, we speak 1")]
     Version(u32),
-    #[error("client asked the server to quit, which is not allowed here (allow_quit)")]
+    #[error("client asked the server to quit, which is not allowed here (limits.allow_quit)")]
     QuitNotAllowed,
-    #[error("limit {name} = {limit} passed: {what}")]
+    #[error("limits.{name} = {limit} passed: {what}")]
     Limit { name: &'static str, limit: u64, what: String },
     #[error("malformed commit: {0}")]
     Malformed(Malformed),
     #[error(
-        "no answer from the master for {waited_ms} ms (wait_max_ms); outcome of {what} unknown"
+        "no answer from the master for {waited_ms} ms (limits.wait_max); outcome of {what} unknown"
     )]
     Unanswered { what: &'static str, waited_ms: u64 },
-    #[error("client stalled inside a command for {0} ms (command_timeout_ms)")]
+    #[error("client stalled inside a command for {0} ms (limits.command_max)")]
     Stalled(u64),
     #[error("refused by the master: {0}")]
     Refused(String),
@@ -81,6 +106,18 @@ pub enum CloseReason {
     Read(String),
     #[error("answer of the master makes no sense: {0}")]
     Answer(String),
+}
+
+impl CloseReason {
+    /// The limit that bit, by its key, if it was one.
+    pub fn limit(&self) -> Option<&'static str> {
+        match self {
+            CloseReason::Limit { name, .. } => Some(name),
+            CloseReason::Unanswered { .. } => Some(WAIT_MAX),
+            CloseReason::Stalled(_) => Some(COMMAND_MAX),
+            _ => None,
+        }
+    }
 }
 
 /// What is wrong with a commit's data. Nothing of such a commit is stored.

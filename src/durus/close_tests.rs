@@ -47,13 +47,12 @@ fn odd_commands_close() {
 #[test]
 fn every_limit_that_bites_is_named() {
     let tight = Limits {
-        connections_max: 2,
+        clients_max: 2,
         transaction_bytes_max: 1000,
         objects_per_transaction_max: 2,
         record_bytes_max: 100,
         bulk_oids_max: 3,
-        answer_bytes_max: 40,
-        input_buffered_max: 50,
+        input_buffered_bytes_max: 50,
         unused_oids_max: 5,
         commits_waiting_bytes_max: 200,
         ..Limits::default()
@@ -63,7 +62,6 @@ fn every_limit_that_bites_is_named() {
     let two = commit_data(&[1, 2].map(|oid| (oid, record(oid, &[0; 80]))));
     for (bytes, name) in [
         (bulk(&[1, 2, 3, 4]), "bulk_oids_max"),
-        (bulk(&[1, 2, 3]), "answer_bytes_max"),
         (b"M\x06".to_vec(), "unused_oids_max"),
         (b"C\0\0\x10\0".to_vec(), "transaction_bytes_max"),
         ([b"C", &three[..]].concat(), "objects_per_transaction_max"),
@@ -86,13 +84,37 @@ fn every_limit_that_bites_is_named() {
     }
     node.sync_all();
     let reason = node.closed_for().to_string();
-    assert!(reason.contains("connections_max = 2"), "{reason}");
+    assert!(reason.contains("clients_max = 2"), "{reason}");
     node.send(A, b"S");
     node.sync_id();
     node.send(A, &[b'S'; 50]);
     assert_eq!(node.asked(), []);
     node.send(A, b"S");
-    assert!(node.closed_for().to_string().contains("input_buffered_max"));
+    assert!(node.closed_for().to_string().contains("input_buffered_bytes_max"));
+}
+
+#[test]
+fn what_one_client_makes_us_hold_is_bounded() {
+    let tight = Limits { session_bytes_max: 40, ..Limits::default() };
+    // A record has 15 bytes. One after the other is fine: the client takes each before it asks again.
+    let mut node = Node::limited(tight.clone());
+    node.open(A);
+    node.send(A, b"S");
+    node.sync_all();
+    for _ in 0..9 {
+        node.send(A, &load(1));
+    }
+    assert_eq!(node.asked(), []);
+    let many = load(1).repeat(3);
+    for bytes in [bulk(&[1, 2, 3]), many, [b"C\0\0\0\xff", &[0; 50][..]].concat()] {
+        let mut node = Node::limited(tight.clone());
+        node.open(A);
+        node.send(A, b"S");
+        node.sync_all();
+        node.send(A, &bytes);
+        let reason = node.closed_for();
+        assert_eq!(reason.limit(), Some("session_bytes_max"), "{reason}");
+    }
 }
 
 #[test]

@@ -31,12 +31,22 @@ impl Sessions {
         };
         session.buffer.extend_from_slice(bytes);
         session.last_input = now;
-        if session.waiting.is_some() && session.buffer.len() > self.limits.input_buffered_max {
+        session.answered_bytes = 0;
+        match &session.waiting {
+            Some(Waiting::Rest(_)) => session.waiting = None,
+            Some(_) => session.pipelines = true,
+            None => {}
+        }
+        let ahead = session.buffer.len() as u64;
+        if session.waiting.is_some() && ahead > self.limits.input_buffered_bytes_max {
             let reason = CloseReason::Limit {
-                name: "input_buffered_max",
-                limit: self.limits.input_buffered_max as u64,
-                what: format!("{} bytes sent ahead", session.buffer.len()),
+                name: "input_buffered_bytes_max",
+                limit: self.limits.input_buffered_bytes_max,
+                what: format!("{ahead} bytes sent ahead"),
             };
+            return self.close(conn, reason, out);
+        }
+        if let Err(reason) = session.check_held(&self.limits) {
             return self.close(conn, reason, out);
         }
         self.run(conn, now, view, out);
@@ -81,7 +91,10 @@ impl Sessions {
             return Ok(true);
         }
         match wire::take_command(&mut session.buffer, &self.limits)? {
-            Some(command) => self.execute(conn, command, now, view, out).map(|()| true),
+            Some(command) => {
+                session.pipelines |= !session.buffer.is_empty();
+                self.execute(conn, command, now, view, out).map(|()| true)
+            }
             None => {
                 if session.buffer.is_empty() && session.buffer.capacity() > BUFFER_KEPT_BYTES_MAX {
                     session.buffer = BytesMut::new();
@@ -172,10 +185,16 @@ impl Sessions {
         session.last_input = now;
         match reading {
             Reading::Load(oid) => {
-                load(session, &self.log, conn, &[oid], &self.limits, view, out)?;
+                let answers = load(session, &self.log, conn, &[oid], &self.limits, view)?;
+                answers.send(conn, out);
             }
             Reading::Bulk(oids) => {
-                load(session, &self.log, conn, &oids, &self.limits, view, out)?;
+                let mut answers = load(session, &self.log, conn, &oids, &self.limits, view)?;
+                let rest = if session.pipelines { Vec::new() } else { answers.take_rest() };
+                answers.send(conn, out);
+                if !rest.is_empty() {
+                    self.wait(conn, Waiting::Rest(rest), now);
+                }
             }
             Reading::Sync => self.tell(conn, None, out),
             Reading::Commit => {
@@ -234,7 +253,7 @@ impl Sessions {
                 what: format!("{} bytes of commits and {bytes} more", self.commit_bytes),
             });
         }
-        session.touched.extend(records.iter().map(|(oid, _)| oid.0));
+        records.iter().for_each(|(oid, _)| session.touch(*oid));
         self.commit_bytes += bytes;
         let id = self.new_id();
         self.requests.insert(id, conn);
@@ -275,7 +294,53 @@ impl Sessions {
     }
 }
 
-/// The load answers for `oids`, in order.
+/// Answers to loads, in order.
+#[derive(Default)]
+struct Answers {
+    pieces: Vec<Bytes>,
+    /// The last piece, being written.
+    last: BytesMut,
+    /// Pieces up to the first answer that is no record.
+    until_first_miss: Option<usize>,
+}
+
+impl Answers {
+    fn record(&mut self, record: Bytes) {
+        wire::put_record_header(&mut self.last, &record);
+        if record.len() <= COPY_BYTES_MAX {
+            self.last.extend_from_slice(&record);
+        } else {
+            self.end_piece();
+            self.pieces.push(record);
+        }
+    }
+
+    fn miss(&mut self, status: u8) {
+        self.last.extend_from_slice(&[status]);
+        if self.until_first_miss.is_none() {
+            self.end_piece();
+            self.until_first_miss = Some(self.pieces.len());
+        }
+    }
+
+    fn end_piece(&mut self) {
+        if !self.last.is_empty() {
+            self.pieces.push(self.last.split().freeze());
+        }
+    }
+
+    /// What comes after the first answer that is no record.
+    fn take_rest(&mut self) -> Vec<Bytes> {
+        self.end_piece();
+        self.until_first_miss.map(|at| self.pieces.split_off(at)).unwrap_or_default()
+    }
+
+    fn send(mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        self.end_piece();
+        out.extend(self.pieces.into_iter().map(|bytes| SessionAction::Send { conn, bytes }));
+    }
+}
+
 fn load(
     session: &mut Session,
     log: &ChangeLog,
@@ -283,39 +348,22 @@ fn load(
     oids: &[Oid],
     limits: &Limits,
     view: &dyn View,
-    out: &mut Vec<SessionAction>,
-) -> Result<(), CloseReason> {
-    let mut answer = BytesMut::new();
-    let mut total = 0;
+) -> Result<Answers, CloseReason> {
+    let mut answers = Answers::default();
     for oid in oids {
         let changed = session.unseen.contains(conn, *oid, log);
         if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
-            answer.extend_from_slice(&[wire::INVALID]);
+            answers.miss(wire::INVALID);
             continue;
         }
-        session.touched.insert(oid.0);
+        session.touch(*oid);
         let Some(record) = view.load(*oid).map_err(CloseReason::Read)? else {
-            answer.extend_from_slice(&[wire::KEY_ERROR]);
+            answers.miss(wire::KEY_ERROR);
             continue;
         };
-        total += record.len() as u64;
-        if total > limits.answer_bytes_max {
-            return Err(CloseReason::Limit {
-                name: "answer_bytes_max",
-                limit: limits.answer_bytes_max,
-                what: format!("bulk load of {} oids", oids.len()),
-            });
-        }
-        wire::put_record_header(&mut answer, &record);
-        if record.len() <= COPY_BYTES_MAX {
-            answer.extend_from_slice(&record);
-        } else {
-            out.push(SessionAction::Send { conn, bytes: answer.split().freeze() });
-            out.push(SessionAction::Send { conn, bytes: record });
-        }
+        session.answered_bytes += record.len() as u64;
+        session.check_held(limits)?;
+        answers.record(record);
     }
-    if !answer.is_empty() {
-        out.push(SessionAction::Send { conn, bytes: answer.freeze() });
-    }
-    Ok(())
+    Ok(answers)
 }

@@ -53,8 +53,8 @@ pub struct Ground<'a> {
     pub pool: &'a OidPool,
     /// Objects that the pack in progress will not keep.
     pub dead: Option<&'a RoaringTreemap>,
-    /// Objects that the last pack removed, and the seq from which on clients were told of it.
-    pub removed: Option<(Seq, &'a RoaringTreemap)>,
+    /// Objects that the last pack removed.
+    pub removed: Option<&'a RoaringTreemap>,
 }
 
 /// What to do with a commit.
@@ -306,10 +306,10 @@ fn well_formed(records: &[(Oid, Bytes)]) -> Result<RoaringTreemap, String> {
     Ok(oids)
 }
 
-/// The objects that this commit stores or refers to and that a pack drops, or has dropped without its client knowing.
+/// The objects that this commit stores or refers to and that a pack drops, or has dropped. A client that was told can
+/// still have such an object at hand and link it again: stock Durus stores a reference to nothing then.
 fn gone(request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Vec<Oid>, String> {
-    let untold = |told: Seq| request.base < told && !mutants::broken(Mutant::RemovedNotRefused);
-    let removed = ground.removed.filter(|(told, _)| untold(*told)).map(|(_, oids)| oids);
+    let removed = ground.removed.filter(|_| !mutants::broken(Mutant::RemovedNotRefused));
     let dead = ground.dead.filter(|_| !mutants::broken(Mutant::DeadNotRefused));
     if dead.is_none() && removed.is_none() {
         return Ok(Vec::new());

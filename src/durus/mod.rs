@@ -32,7 +32,7 @@ mod session_tests;
 #[cfg(test)]
 mod testing;
 
-pub use close::{CloseReason, Limits, Malformed};
+pub use close::{COMMAND_MAX, CloseReason, Limits, Malformed, WAIT_MAX};
 pub use commit::{CommitChecker, CommitRequest, Ground, TouchedError, Verdict, decode_touched};
 pub use oids::{Allocation, Exists, OidPool, OidUse, SessionKey};
 pub use session::{Ahead, SessionAction, Sessions, View};

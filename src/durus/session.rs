@@ -13,6 +13,11 @@
 //! **Syncs** of all sessions share one question at a time. A session only takes the answer to a question that was asked
 //! after its command came, so those who come while one is out wait for the next.
 //!
+//! **Bulk loads.** A stock client stops reading at the first answer that is not a record, and takes the rest for the
+//! answer to its next command. So the rest is held back for a moment: if a command comes first, its client is a stock
+//! one, and the rest is dropped. A client that has ever sent a command without waiting for the answer to the one before
+//! is no stock client, and gets everything at once.
+//!
 //! **Commits** are answered when this node shows them, not when they are merely said to be committed. A client that
 //! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
 
@@ -135,7 +140,14 @@ pub(super) enum Waiting {
         count: u32,
     },
     Commit(Commit),
+    /// Its client to read on, or to send a command instead: what comes after the first answer of a bulk load that is no
+    /// record.
+    Rest(Vec<Bytes>),
 }
+
+/// How long the rest of a bulk load is held back. A stock client raises an exception and goes on with its next command;
+/// any other waits for it.
+pub(super) const REST_HELD_MS: u64 = 100;
 
 pub(super) struct Session {
     pub buffer: BytesMut,
@@ -152,6 +164,13 @@ pub(super) struct Session {
     pub unseen: Unseen,
     /// All that the client may have in its cache: what it loaded, looked for or stored, and was not told to forget since.
     pub touched: RoaringTreemap,
+    /// Memory that `touched` takes, as of its size then.
+    touched_bytes: u64,
+    touched_noted: u64,
+    /// Bytes of answers since its client last sent something.
+    pub answered_bytes: u64,
+    /// It does not always wait for an answer before its next command.
+    pub pipelines: bool,
     /// Oids it was given and has not used.
     pub pool: RoaringTreemap,
     /// It may hold oids on the master.
@@ -159,6 +178,41 @@ pub(super) struct Session {
     /// The connection is gone, the commit is not settled.
     pub closed: bool,
     timer_us: Option<u64>,
+}
+
+/// New oids in `touched` before its size is taken again.
+const TOUCHED_NOTED_MAX: u64 = 1 << 16;
+
+impl Session {
+    /// The client may have this in its cache from now on.
+    pub fn touch(&mut self, oid: Oid) {
+        self.touched_noted += u64::from(self.touched.insert(oid.0));
+        if self.touched_noted >= TOUCHED_NOTED_MAX {
+            self.touched_noted = 0;
+            self.touched_bytes = self.touched.serialized_size() as u64;
+        }
+    }
+
+    /// Judges all that is held for this client here, as `session_bytes_max` counts it.
+    pub fn check_held(&self, limits: &Limits) -> Result<(), CloseReason> {
+        let commit = match &self.waiting {
+            Some(Waiting::Commit(commit)) => commit.bytes,
+            _ => 0,
+        };
+        let sent = self.buffer.len() as u64 + commit;
+        let held = sent + self.answered_bytes + self.touched_bytes;
+        if held <= limits.session_bytes_max {
+            return Ok(());
+        }
+        Err(CloseReason::Limit {
+            name: "session_bytes_max",
+            limit: limits.session_bytes_max,
+            what: format!(
+                "{sent} bytes from the client, {} for it, {} of what it may have read",
+                self.answered_bytes, self.touched_bytes
+            ),
+        })
+    }
 }
 
 /// Who waits for a committed position.
@@ -216,10 +270,10 @@ impl Sessions {
 
     /// A client has connected. `conn` is never used again for another.
     pub fn opened(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
-        if self.live >= self.limits.connections_max {
-            let limit = self.limits.connections_max as u64;
+        if self.live >= self.limits.clients_max {
+            let limit = self.limits.clients_max as u64;
             let what = "one more connection".to_string();
-            let reason = CloseReason::Limit { name: "connections_max", limit, what };
+            let reason = CloseReason::Limit { name: "clients_max", limit, what };
             out.push(SessionAction::Close { conn, reason });
             return;
         }
@@ -233,6 +287,10 @@ impl Sessions {
             fresh: false,
             unseen: Unseen::new(&self.log),
             touched: RoaringTreemap::new(),
+            touched_bytes: 0,
+            touched_noted: 0,
+            answered_bytes: 0,
+            pipelines: false,
             pool: RoaringTreemap::new(),
             held_oids: false,
             closed: false,
@@ -356,24 +414,30 @@ impl Sessions {
             if at > now.mono_us {
                 break;
             }
-            let session = &self.sessions[&conn];
-            let reason = match &session.waiting {
-                None => CloseReason::Stalled(now.since_ms(session.last_input)),
-                Some(waiting) => CloseReason::Unanswered {
-                    what: match waiting {
-                        Waiting::Commit(_) => "a commit",
-                        Waiting::NewOids { .. } => "a request for oids",
-                        Waiting::Sync(_) | Waiting::Visible(..) => "a sync",
-                    },
-                    waited_ms: now.since_ms(session.waiting_since),
-                },
+            let session = self.sessions.get_mut(&conn).expect("a timer has a session");
+            let what = match &mut session.waiting {
+                None => None,
+                Some(Waiting::Rest(rest)) => {
+                    let rest = std::mem::take(rest);
+                    out.extend(rest.into_iter().map(|bytes| SessionAction::Send { conn, bytes }));
+                    session.waiting = None;
+                    self.retime(conn);
+                    continue;
+                }
+                Some(Waiting::Commit(_)) => Some("a commit"),
+                Some(Waiting::NewOids { .. }) => Some("a request for oids"),
+                Some(Waiting::Sync(_) | Waiting::Visible(..)) => Some("a sync"),
             };
-            if matches!(session.waiting, Some(Waiting::Commit(_)))
-                && mutants::broken(Mutant::UnknownSaidAsDone)
-            {
+            if what == Some("a commit") && mutants::broken(Mutant::UnknownSaidAsDone) {
                 let bytes = Bytes::from_static(&[super::wire::OKAY]);
                 out.push(SessionAction::Send { conn, bytes });
             }
+            let reason = match what {
+                Some(what) => {
+                    CloseReason::Unanswered { what, waited_ms: now.since_ms(session.waiting_since) }
+                }
+                None => CloseReason::Stalled(now.since_ms(session.last_input)),
+            };
             self.close(conn, reason, out);
         }
     }
@@ -384,8 +448,9 @@ impl Sessions {
         let inside = session.commit_base.is_some() || !session.buffer.is_empty();
         let at = match (&session.waiting, inside) {
             _ if session.closed => None,
+            (Some(Waiting::Rest(_)), _) => Some((session.waiting_since, REST_HELD_MS)),
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
-            (None, true) => Some((session.last_input, self.limits.command_timeout_ms)),
+            (None, true) => Some((session.last_input, self.limits.command_max_ms)),
             (None, false) => None,
         };
         let at = at.map(|(from, after_ms)| from.mono_us.saturating_add(after_ms * 1000));
@@ -495,7 +560,7 @@ impl Sessions {
                 self.visible.remove(&(*seq, conn));
                 false
             }
-            Some(Waiting::Sync(_)) | None => false,
+            Some(Waiting::Sync(_) | Waiting::Rest(_)) | None => false,
         };
         self.retime(conn);
         self.live -= 1;

@@ -2,6 +2,7 @@
 
 use roaring::RoaringTreemap;
 
+use super::session::REST_HELD_MS;
 use super::testing::*;
 use super::*;
 use crate::types::{ConnId, Epoch, Generation, Oid, Seq};
@@ -24,8 +25,9 @@ fn a_client_says_hello_and_loads() {
     node.send(A, &load(77));
     assert_eq!(node.sent(A), b"K");
     node.send(A, &bulk(&[1, 77, 2]));
-    let two = [found(&record(1, b"old")), b"K".to_vec(), found(&record(2, b"old"))].concat();
-    assert_eq!(node.sent(A), two);
+    assert_eq!(node.sent(A), [found(&record(1, b"old")), b"K".to_vec()].concat());
+    node.later(REST_HELD_MS);
+    assert_eq!(node.sent(A), found(&record(2, b"old")));
     node.send(A, &bulk(&[]));
     assert_eq!(node.sent(A), b"");
     assert_eq!(node.asked(), []);
@@ -439,4 +441,32 @@ fn stock_durus_says_the_same() {
     says(B, &reads, &told);
     let empty = [b"C\0\0\0\x18\0\0\0\x14", zero, zero, b"\0\0\0\0L", zero].concat();
     says(A, &empty, &[b"\0\0\0\0OO\0\0\0\x0c", zero, b"\0\0\0\0"].concat());
+}
+
+/// A stock client stops reading at the first answer of a bulk load that is no record, and takes what comes after it for
+/// the answer to its next command: a count of changed oids in the billions, or another object's record.
+#[test]
+fn a_client_that_reads_no_further_than_the_first_miss_is_in_step() {
+    let mut node = Node::with_two();
+    let one = found(&record(1, b"old"));
+    node.send(A, &bulk(&[1, 77, 1]));
+    assert_eq!(node.sent(A), [&one[..], b"K"].concat());
+    // Its next command comes at once: the rest is not sent.
+    node.send(A, &load(1));
+    assert_eq!(node.sent(A), one);
+    // Any other client waits for the rest.
+    node.send(A, &bulk(&[77, 1]));
+    assert_eq!(node.sent(A), b"K");
+    node.later(REST_HELD_MS - 1);
+    assert_eq!(node.sent(A), b"");
+    node.later(1);
+    assert_eq!(node.sent(A), one);
+    assert_eq!(node.sessions.deadline(), None);
+    node.send(A, &bulk(&[1, 77]));
+    assert_eq!(node.sent(A), [&one[..], b"K"].concat(), "nothing comes after it");
+    // Who does not wait for answers gets them all.
+    node.send(B, &[load(1), load(1)].concat());
+    assert_eq!(node.sent(B), [&one[..], &one].concat());
+    node.send(B, &bulk(&[77, 1]));
+    assert_eq!(node.sent(B), [b"K", &one[..]].concat());
 }

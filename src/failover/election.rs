@@ -10,7 +10,7 @@ use crate::control::{Fencing, State};
 use crate::mutants::{self, Mutant};
 use crate::proto::control::{Elect, GenerationRecord, Reason};
 use crate::replication::quorum::majority;
-use crate::replication::wire::{Position, put_chain, put_position};
+use crate::replication::wire::{Position, put_chain, put_position, put_root};
 use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
 
 /// What a voter said after its promise was durable.
@@ -173,6 +173,7 @@ fn agreed_switch(
         cut_seq: seal.cut_seq.0,
         cut_chain: put_chain(seal.cut_chain),
         since_wall_us: 0,
+        block_root: put_root(pack.block_root),
     };
     let greatest = counted.values().map(|report| report.position.tip.order()).max()?;
     let ready = counted.values().filter(|report| has_next(report, &next));
@@ -189,6 +190,7 @@ fn record_message(record: &crate::control::GenerationRecord) -> GenerationRecord
         cut_seq: record.cut_seq.0,
         cut_chain: put_chain(record.cut_chain),
         since_wall_us: record.since_wall_us,
+        block_root: put_root(record.block_root),
     }
 }
 

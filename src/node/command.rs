@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use slog::{Logger, crit, error, info};
 
+use super::activation::{self, ActivationError, Passed};
 use super::core::{Core, Setup, StartError, start};
 use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
+use super::limits::{self, Limits};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
 use super::server::{
     Exit, Inlet, Parts, RaftAppend, ServeError, runtime, serve, stop_on_signals, stop_with_stdin,
 };
 use crate::config::{Config, ConfigError, Member, RawTiming};
-use crate::durus;
 use crate::failover::controller::Timing;
 use crate::node::core::io::{Action, Input};
 use crate::proto::control;
@@ -50,6 +51,8 @@ enum NodeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
+    Activation(#[from] ActivationError),
+    #[error(transparent)]
     Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     Prepare(#[from] PrepareError),
@@ -62,11 +65,11 @@ enum NodeError {
 }
 
 pub fn run(args: Args) -> ExitCode {
-    let logging = Config::load(&args.config, &args.overrides)
+    let begun = Config::load(&args.config, &args.overrides)
         .map_err(NodeError::from)
-        .and_then(|config| Ok((telemetry::start(&config.log)?, config)));
-    let (logging, config) = match logging {
-        Ok(both) => both,
+        .and_then(|config| Ok((activation::passed()?, telemetry::start(&config.log)?, config)));
+    let (passed, logging, config) = match begun {
+        Ok(all) => all,
         Err(error) => {
             eprintln!("packmaster: {error}");
             return ExitCode::FAILURE;
@@ -75,7 +78,7 @@ pub fn run(args: Args) -> ExitCode {
     let log = logging.log.clone();
     end_on_panic(log.clone());
     // The logging is dropped last: dropping it writes out what is queued.
-    match run_node(config, args.exit_with_stdin, &log) {
+    match run_node(config, passed, args.exit_with_stdin, &log) {
         Ok(exit) if !exit.failed => ExitCode::SUCCESS,
         Ok(exit) => {
             error!(log, "this node has failed"; "why" => exit.reason);
@@ -88,10 +91,18 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit, NodeError> {
+fn run_node(
+    mut config: Config,
+    passed: Vec<Passed>,
+    exit_with_stdin: bool,
+    log: &Logger,
+) -> Result<Exit, NodeError> {
     let version = env!("CARGO_PKG_VERSION");
     let name = config.me().name.clone();
     info!(log, "packmaster"; "version" => version, "node" => name, "cluster" => &config.cluster);
+    config.limits.clients.clients_max =
+        limits::provide_files(config.limits.clients.clients_max, log);
+    let limits = Limits::new(&config.limits, log.clone());
     let prepared = prepare(&config, log)?;
     let boot = new_boot()?;
     let setup = setup(&config, &prepared.disk, prepared.disk_uuid, boot, log);
@@ -106,14 +117,17 @@ fn run_node(config: Config, exit_with_stdin: bool, log: &Logger) -> Result<Exit,
     };
     let parts = Parts {
         config: Arc::new(config),
+        limits: limits.clone(),
+        passed,
         me,
         disk: prepared.disk.clone(),
         raft_append: raft_append(raft_log),
         pages: Box::new(|desk| {
-            telemetry::http::router(move |request| {
+            let ask = move |request| {
                 let desk = desk.clone();
                 async move { desk.ask(request).await }
-            })
+            };
+            telemetry::http::router(ask, move || telemetry::limits_text(&limits.told()))
         }),
         clock,
         log: log.clone(),
@@ -157,12 +171,10 @@ fn setup(
         version: env!("CARGO_PKG_VERSION").into(),
         members: config.members.iter().map(member).collect(),
         timing: timing(&config.timing),
-        limits: durus::Limits {
-            connections_max: config.limits.clients_max,
-            allow_quit: config.limits.allow_quit,
-            ..durus::Limits::default()
-        },
+        limits: config.limits.clients.clone(),
         keep_generations: config.keep_generations,
+        block_bytes: crate::pack::BLOCK_BYTES,
+        fetch_bytes_per_s_max: Some(config.limits.fetch_bytes_per_s_max).filter(|max| *max > 0),
         disk: disk.clone(),
         log: log.clone(),
     }

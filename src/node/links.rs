@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use prost::Message;
-use slog::{Logger, debug, info, warn};
+use slog::{Logger, debug, info};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -30,6 +30,7 @@ use tokio::time::{sleep, timeout};
 use super::core::io::{Input, lane};
 use super::frame::{self, FrameReader, HELLO_BYTES_MAX};
 use super::hello::Me;
+use super::limits::{self, Limits};
 use super::run_loop::Feed;
 use super::sockets::{StopSeen, tune};
 use crate::config::{Config, Member};
@@ -53,6 +54,7 @@ const BATCH_MAX: usize = 256;
 /// All our links; the core's thread sends through it. Dropping it lets every link send what waits and close.
 pub struct Links {
     links: BTreeMap<NodeId, [Link; 3]>,
+    limits: Arc<Limits>,
 }
 
 struct Link {
@@ -122,6 +124,7 @@ impl Links {
         config: &Config,
         me: &Me,
         feed: &Feed,
+        limits: &Arc<Limits>,
         stop: &StopSeen,
         log: &Logger,
         tasks: &mut JoinSet<()>,
@@ -154,7 +157,7 @@ impl Links {
             bells.insert(peer.id, gates[Lane::Control as usize].clone());
             links.insert(peer.id, of_peer);
         }
-        (Links { links }, Bells(Arc::new(bells)))
+        (Links { links, limits: limits.clone() }, Bells(Arc::new(bells)))
     }
 
     /// Never waits. To nobody we know: dropped.
@@ -163,12 +166,12 @@ impl Links {
             debug!(log, "a message to a node that is no member is dropped"; "node" => to.0);
             return;
         };
-        links[lane(&message) as usize].send(message, to, log);
+        links[lane(&message) as usize].send(message, to, &self.limits);
     }
 }
 
 impl Link {
-    fn send(&self, message: PeerMessage, to: NodeId, log: &Logger) {
+    fn send(&self, message: PeerMessage, to: NodeId, limits: &Limits) {
         let gate = &self.gate;
         if !gate.accepts.load(Ordering::Acquire) {
             return;
@@ -180,8 +183,8 @@ impl Link {
         // A message that is longer than the bound passes an empty queue.
         if before > 0 && before + bytes > gate.queued_bytes_max {
             if !gate.overflowed.swap(true, Ordering::AcqRel) {
-                warn!(log, "too much waits to be sent: the connection is opened anew";
-                    "node" => to.0, "bytes" => before, "max" => gate.queued_bytes_max);
+                let why = format!("{before} bytes wait to be sent to it; it is opened anew");
+                limits.bit(limits::PEER_QUEUE_BYTES_MAX, &format!("node {to}"), &why);
             }
             gate.overflow.notify_one();
             return;

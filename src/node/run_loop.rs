@@ -178,7 +178,8 @@ mod tests {
                 }
                 Input::Stop => out.push(Action::Exit { reason: "stop".into(), failed: false }),
                 Input::ClientOpened { conn, .. } => {
-                    out.push(Action::ClientClose { conn, reason: String::new() });
+                    let reason = String::new();
+                    out.push(Action::ClientClose { conn, reason, limit: None });
                 }
                 _ => {}
             }

@@ -17,10 +17,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::clients::{self, Clients, DurusPort};
+use super::activation::Passed;
+use super::bind::{self, BindError, Bound};
+use super::clients::{self, Clients, Closing, DurusPort};
 use super::core::io::{Action, Input};
 use super::desk::Desk;
 use super::hello::Me;
+use super::limits::Limits;
 use super::links::Links;
 use super::listener::{self, Current, PeerPort};
 use super::run_loop::{self, Clock, Fed, Feed, Machine};
@@ -41,8 +44,8 @@ const ORPHAN_STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("cannot listen for {what} on {address}: {source}")]
-    Listen { what: &'static str, address: String, source: io::Error },
+    #[error(transparent)]
+    Bind(#[from] BindError),
     #[error("cannot start {what}: {source}")]
     Start { what: &'static str, source: io::Error },
 }
@@ -62,6 +65,9 @@ pub type Pages = Box<dyn FnOnce(Desk) -> axum::Router + Send>;
 /// What a node is made of.
 pub struct Parts {
     pub config: Arc<Config>,
+    pub limits: Arc<Limits>,
+    /// Sockets for Durus clients, in place of those of the configuration.
+    pub passed: Vec<Passed>,
     pub me: Me,
     pub disk: Arc<dyn Disk>,
     pub raft_append: RaftAppend,
@@ -185,25 +191,31 @@ impl Outlets {
         stop: &StopSeen,
         tasks: &mut JoinSet<()>,
     ) -> Result<Outlets, ServeError> {
-        let Parts { config, me, disk, raft_append, pages, log, .. } = parts;
-        let peer = listen(runtime, "peers", &config.listen.peer)?;
-        let durus = listen(runtime, "Durus clients", &config.listen.durus)?;
-        let http = listen(runtime, "HTTP", &config.listen.http)?;
+        let Parts { config, limits, passed, me, disk, raft_append, pages, log, .. } = parts;
+        let Bindings { durus, peer, http } = runtime.block_on(bind_all(&config, passed, &log))?;
         let threads = |source| ServeError::Start { what: "a thread", source };
         let disk_worker = threads::disk(disk.clone(), feed.clone()).map_err(threads)?;
         let raft = threads::raft(raft_append, feed.clone()).map_err(threads)?;
         let desk = Desk::new(feed.clone());
         let clients = Clients::default();
-        let (links, bells) = Links::start(&config, &me, &feed, stop, &log, tasks);
+        let (links, bells) = Links::start(&config, &me, &feed, &limits, stop, &log, tasks);
 
-        let durus_port = DurusPort {
+        let taken = &config.limits.clients;
+        let durus_port = Arc::new(DurusPort {
             clients: clients.clone(),
-            clients_max: config.limits.clients_max,
+            clients_max: taken.clients_max,
+            session_bytes_max: usize::try_from(taken.session_bytes_max).unwrap_or(usize::MAX),
+            stalled: Duration::from_millis(taken.command_max_ms),
+            limits,
             feed: feed.clone(),
             log: log.clone(),
             stop: stop.clone(),
-        };
-        tasks.spawn(clients::accept(Arc::new(durus_port), durus));
+            connected: Default::default(),
+            accepted: Default::default(),
+        });
+        for bound in durus {
+            tasks.spawn(clients::accept(durus_port.clone(), bound));
+        }
         let peer_port = PeerPort {
             config,
             me,
@@ -224,7 +236,9 @@ impl Outlets {
         match action {
             Action::Send { to, message } => self.links.send(to, message, &self.log),
             Action::ClientSend { conn, bytes } => self.clients.send(conn, bytes),
-            Action::ClientClose { conn, reason } => self.clients.close(conn, reason),
+            Action::ClientClose { conn, reason, limit } => {
+                self.clients.close(conn, Closing { reason, limit });
+            }
             Action::AdminReply { request, reply } => self.desk.answer(request, reply),
             Action::Disk { task, work } => self.disk.give((task, work)),
             Action::RaftPersist { number, record } => self.raft.give((number, record)),
@@ -253,9 +267,39 @@ impl Outlets {
     }
 }
 
-fn listen(runtime: &Runtime, what: &'static str, address: &str) -> Result<TcpListener, ServeError> {
-    let bound = runtime.block_on(TcpListener::bind(address));
-    bound.map_err(|source| ServeError::Listen { what, address: address.to_string(), source })
+/// Everything this node listens on.
+struct Bindings {
+    durus: Vec<Bound>,
+    peer: TcpListener,
+    http: TcpListener,
+}
+
+async fn bind_all(
+    config: &Config,
+    passed: Vec<Passed>,
+    log: &Logger,
+) -> Result<Bindings, BindError> {
+    let listen = &config.listen;
+    let peer = bind::tcp("listen.peer", &listen.peer).await?;
+    let http = bind::tcp("listen.http", &listen.http).await?;
+    let mut durus = Vec::new();
+    if !passed.is_empty() {
+        info!(log, "systemd has opened the sockets for Durus clients: listen.durus is not used");
+    }
+    for (number, one) in (1..).zip(passed) {
+        durus.push(bind::passed(number, one)?);
+    }
+    if durus.is_empty() {
+        for address in &listen.durus {
+            durus.push(bind::durus(address, &listen.unix).await?);
+        }
+    }
+    for bound in &durus {
+        info!(log, "listening for Durus clients"; "listener" => &bound.name);
+    }
+    info!(log, "listening for nodes and ctl"; "listener" => &listen.peer);
+    info!(log, "listening for page readers"; "listener" => &listen.http);
+    Ok(Bindings { durus, peer, http })
 }
 
 async fn serve_pages(pages: axum::Router, listener: TcpListener, stop: StopSeen, log: Logger) {

@@ -14,9 +14,10 @@ use slog::Logger;
 use super::core::io::{Action, Input};
 use super::frame;
 use super::hello::Me;
+use super::limits::Limits;
 use super::run_loop::{Clock, Feed, Machine};
 use super::server::{Exit, Inlet, Parts, runtime, serve};
-use crate::config::{Config, RawConfig, RawLimits, RawMember};
+use crate::config::{ByteSize, Config, RawConfig, RawLimits, RawMember};
 use crate::proto::admin::{AdminReply, AdminRequest};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Beat, Hello, Lane, PeerMessage};
@@ -52,7 +53,11 @@ impl Machine for Echo {
                 let bye = bytes.ends_with(b"bye");
                 out.push(Action::ClientSend { conn, bytes });
                 if bye {
-                    out.push(Action::ClientClose { conn, reason: "it said bye".into() });
+                    out.push(Action::ClientClose {
+                        conn,
+                        reason: "it said bye".into(),
+                        limit: None,
+                    });
                 }
                 return;
             }
@@ -116,6 +121,8 @@ impl Node {
         let (sender, events) = mpsc::channel();
         let parts = Parts {
             config: Arc::new(config.clone()),
+            limits: Limits::new(&config.limits, Logger::root(slog::Discard, slog::o!())),
+            passed: Vec::new(),
             me: me(number as u64),
             disk: Arc::new(PosixDisk::new("/nonexistent")),
             raft_append: Box::new(|_| Ok(())),
@@ -158,7 +165,7 @@ impl Node {
     }
 
     fn client(&self) -> TcpStream {
-        connect(&self.config.listen.durus)
+        connect(&self.config.listen.durus[0].to_string())
     }
 }
 
@@ -207,7 +214,7 @@ fn configs(count: usize) -> Vec<Config> {
         node: format!("n{}", n + 1),
         data: "/nonexistent".into(),
         member: (0..count).map(member).collect(),
-        limits: RawLimits { peer_queue_bytes_max: Some(4 << 20), ..RawLimits::default() },
+        limits: RawLimits { peer_queue_bytes_max: Some(ByteSize(4 << 20)), ..RawLimits::default() },
         ..RawConfig::default()
     };
     (0..count).map(|n| of_node(n).check().unwrap()).collect()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use roaring::RoaringTreemap;
 use sha1::{Digest, Sha1};
 
+use super::blocks::Lister;
 use super::walk::{History, Records, Walk};
 use super::{Built, JobError, JobOutcome, Mark, Marked, STEP_BYTES, STEP_OBJECTS, Step, between};
 use crate::mutants::{self, Mutant};
@@ -28,6 +29,8 @@ const RECORDS_AT: u64 = 16;
 pub struct Build {
     generation: Generation,
     to: String,
+    /// Bytes of a block, if the blocks are to be hashed.
+    block_bytes: Option<u64>,
     /// Bytes read before the base was begun.
     read: u64,
     stage: Stage,
@@ -50,11 +53,17 @@ enum Stage {
     },
     Hash {
         base: Box<Base>,
-        hash: Sha1,
+        hash: Hashes,
         reader: Reader,
         at: u64,
     },
     Over,
+}
+
+/// Of the base as it is read back.
+struct Hashes {
+    whole: Sha1,
+    blocks: Option<Lister>,
 }
 
 /// The base as far as it has been written.
@@ -72,14 +81,26 @@ struct Base {
 impl Build {
     /// The base is to be built from `file`, in which every transaction up to `f` has been written.
     pub fn new(file: String, generation: Generation, p: Seq, f: Seq, to: String) -> Build {
-        Build { generation, to, read: 0, stage: Stage::Mark(Mark::between(file, p, f)) }
+        let stage = Stage::Mark(Mark::between(file, p, f));
+        Build { generation, to, block_bytes: None, read: 0, stage }
+    }
+
+    /// The base's blocks are hashed too.
+    pub fn with_blocks(self, block_bytes: u64) -> Build {
+        Build { block_bytes: Some(block_bytes), ..self }
     }
 
     /// The base is to be built from all of `file`, which nobody writes to; it may be a plain one of stock Durus. The
     /// generation is the one after the file's. There is one walk instead of two: nothing is kept that the root does not
     /// reach.
     pub fn whole(file: String, to: String) -> Build {
-        Build { generation: Generation(0), to, read: 0, stage: Stage::Start(file) }
+        Build {
+            generation: Generation(0),
+            to,
+            block_bytes: None,
+            read: 0,
+            stage: Stage::Start(file),
+        }
     }
 
     /// Bytes read and written so far.
@@ -234,7 +255,8 @@ impl Build {
         let length = shape.start - RECORDS_AT;
         base.out.file.write_at(LENGTH_AT, &length.to_be_bytes())?;
         let reader = Reader::new(base.out.file.clone(), shape.end());
-        self.stage = Stage::Hash { base, hash: Sha1::new(), reader, at: 0 };
+        let hash = Hashes { whole: Sha1::new(), blocks: self.block_bytes.map(Lister::new) };
+        self.stage = Stage::Hash { base, hash, reader, at: 0 };
         Ok(900)
     }
 
@@ -242,21 +264,25 @@ impl Build {
     fn hash(
         &mut self,
         base: Box<Base>,
-        mut hash: Sha1,
+        mut hash: Hashes,
         mut reader: Reader,
         at: u64,
         disk: &dyn Disk,
     ) -> Result<Result<Built, u32>, JobError> {
         let piece = STEP_BYTES.min(reader.end() - at);
-        hash.update(reader.bytes(at, piece as usize)?);
+        let bytes = reader.bytes(at, piece as usize)?;
+        hash.whole.update(bytes);
+        if let Some(blocks) = &mut hash.blocks {
+            blocks.push(bytes);
+        }
         let at = at + piece;
         if at < reader.end() {
             let permille = between(900, 1000, at, reader.end());
             self.stage = Stage::Hash { base, hash, reader, at };
             return Ok(Err(permille));
         }
-        let before = Chain(hash.finalize().into());
-        Ok(Ok(base.seal(before, self.generation, disk)?))
+        let before = Chain(hash.whole.finalize().into());
+        Ok(Ok(base.seal(before, hash.blocks, self.generation, disk)?))
     }
 }
 
@@ -302,6 +328,7 @@ impl Base {
     fn seal(
         mut self,
         before: Chain,
+        mut blocks: Option<Lister>,
         generation: Generation,
         disk: &dyn Disk,
     ) -> Result<Built, JobError> {
@@ -316,6 +343,9 @@ impl Base {
         };
         let seal = shelf::build(&before, &meta, &[]);
         self.out.push(&seal.bytes)?;
+        if let Some(blocks) = &mut blocks {
+            blocks.push(&seal.bytes);
+        }
         self.out.flush()?;
         if !mutants::broken(Mutant::BaseUnsynced) {
             self.out.file.sync()?;
@@ -327,6 +357,7 @@ impl Base {
             generation,
             base_hash: seal.chain,
             base_len: offset,
+            blocks: blocks.map(|blocks| Arc::new(blocks.finish())),
             tip,
             removed: self.removed,
         })

@@ -12,17 +12,22 @@
 //!
 //! Nothing here decides when a pack starts or what becomes of it.
 
+pub mod blocks;
 mod build;
 mod mark;
 mod pace;
 mod walk;
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use crate::shelf::{Opened, Opening, ShelfError};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Chain, Generation, Oid, Seq, Tip};
 
+pub use blocks::{BLOCK_BYTES, Blocks};
 pub use build::Build;
 pub use mark::{Mark, Marked};
 pub use pace::Pace;
@@ -43,6 +48,12 @@ pub enum Job {
     Open(String),
     /// `Open`, begun.
     Opening(Box<Opening>),
+    /// Hash the blocks of a base.
+    List(blocks::List),
+    /// See what an unfinished copy of a base has.
+    Check(blocks::Check),
+    /// Read bytes for a peer.
+    Read(blocks::Read),
 }
 
 /// What one step came to.
@@ -59,6 +70,9 @@ pub enum JobOutcome {
     Marked(Marked),
     Built(Built),
     Opened(Box<Opened>),
+    Listed(Blocks),
+    Checked(blocks::Checked),
+    Read(Bytes),
 }
 
 /// A new base, whole and durable under its temporary name.
@@ -69,6 +83,8 @@ pub struct Built {
     pub base_hash: Chain,
     /// Bytes of the file: base, offset map and seal.
     pub base_len: u64,
+    /// Its blocks, if they were asked for.
+    pub blocks: Option<Arc<Blocks>>,
     /// The seal.
     pub tip: Tip,
     /// Objects that existed as of F and are not in the base.
@@ -113,6 +129,9 @@ impl Job {
                 Some(opened) => Step::Done(JobOutcome::Opened(Box::new(opened))),
                 None => Step::More { permille: opening.permille() },
             }),
+            Job::List(list) => list.step(disk),
+            Job::Check(check) => check.step(disk),
+            Job::Read(read) => read.step(disk),
         }
     }
 

@@ -3,7 +3,7 @@
 //! The master pushes (`follower`), the slaves verify every chain and acknowledge what is durable, a majority of
 //! acknowledgements commits (`quorum`). Two files that differ find their newest common point by showing each other
 //! ends of transactions (`points`); a position is compared by chain, never by number alone. Reads that must be fresh
-//! are confirmed by a round to the voters (`confirm`).
+//! are confirmed by a round to the voters (`confirm`). Which block of a base is fetched from whom: `sources`.
 //!
 //! Nothing here touches a disk or a socket or knows what a client is.
 
@@ -11,4 +11,5 @@ pub mod confirm;
 pub mod follower;
 pub mod points;
 pub mod quorum;
+pub mod sources;
 pub mod wire;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::proto::replication as pb;
-use crate::types::{Chain, CommitId, Epoch, Generation, Seq, Tip};
+use crate::types::{BlockRoot, Chain, CommitId, Epoch, Generation, Seq, Tip};
 
 /// A peer's message that says nothing sensible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +67,11 @@ pub fn position(what: &'static str, at: Option<&pb::Position>) -> Result<Positio
 
 pub fn put_chain(chain: Chain) -> Bytes {
     Bytes::copy_from_slice(&chain.0)
+}
+
+/// Empty: there is none.
+pub fn put_root(root: Option<BlockRoot>) -> Bytes {
+    root.map_or(Bytes::new(), |root| Bytes::copy_from_slice(&root.0))
 }
 
 pub fn put_tip(tip: &Tip) -> pb::Tip {

@@ -206,6 +206,11 @@ impl Shelf {
         Ok(())
     }
 
+    /// The file was renamed.
+    pub fn set_name(&mut self, name: &str) {
+        self.name = name.to_owned();
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

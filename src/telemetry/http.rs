@@ -26,18 +26,23 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 const PAGE: &str = include_str!("page.html");
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The pages. `ask` brings a request to this node's core.
+/// The pages. `ask` brings a request to this node's core; `more` is what else this process has for /metrics.
 ///
 /// Whoever serves them bounds how long a slow reader may keep a shutdown waiting.
-pub fn router<A, F>(ask: A) -> Router
+pub fn router<A, F, M>(ask: A, more: M) -> Router
 where
     A: Fn(AdminRequest) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = AdminReply> + Send + 'static,
+    M: Fn() -> String + Clone + Send + Sync + 'static,
 {
+    let metrics = move |State(ask): State<A>| {
+        let more = more();
+        async move { metrics_page(ask, more).await }
+    };
     Router::new()
         .route("/", page(async |_: State<A>| Html(PAGE)))
         .route("/status", page(async |State(ask): State<A>| raw_status(ask).await))
-        .route("/metrics", page(async |State(ask): State<A>| metrics_page(ask).await))
+        .route("/metrics", page(metrics))
         .route("/master", page(async |State(ask): State<A>| judge(ask, is_master).await))
         .route("/ready", page(async |State(ask): State<A>| judge(ask, is_ready).await))
         .route("/health", page(async |State(ask): State<A>| judge(ask, is_sound).await))
@@ -144,14 +149,15 @@ where
     }
 }
 
-async fn metrics_page<A, F>(ask: A) -> Response
+async fn metrics_page<A, F>(ask: A, more: String) -> Response
 where
     A: Fn(AdminRequest) -> F,
     F: Future<Output = AdminReply>,
 {
     match status(ask).await {
         Ok(status) => {
-            ([(header::CONTENT_TYPE, PROMETHEUS)], metrics::text(&status)).into_response()
+            let text = metrics::text(&status) + &more;
+            ([(header::CONTENT_TYPE, PROMETHEUS)], text).into_response()
         }
         Err(why) => unavailable(why),
     }

@@ -41,7 +41,7 @@ where
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(axum::serve(listener, router(ask)).into_future());
+    let server = tokio::spawn(axum::serve(listener, router(ask, limits)).into_future());
     let mut stream = TcpStream::connect(address).await.unwrap();
     let text = format!("{method} {path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n");
     stream.write_all(text.as_bytes()).await.unwrap();
@@ -51,6 +51,10 @@ where
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
     (code, head.to_ascii_lowercase(), body.to_owned())
+}
+
+fn limits() -> String {
+    metrics::limits(&[("clients_max", 4096.0, 3)])
 }
 
 async fn code(view: &ClusterView, path: &str) -> u16 {
@@ -116,6 +120,8 @@ async fn metrics_are_prometheus_text() {
         "packmaster_verdict 0",
         "packmaster_node_info{node=\"n2\",version=\"\"} 1",
         "packmaster_peer_seen_seconds{node=\"n2\"} 0.02",
+        "packmaster_limit{limit=\"clients_max\"} 4096",
+        "packmaster_limit_hits_total{limit=\"clients_max\"} 3",
     ] {
         assert!(body.lines().any(|told| told == line), "{line} is missing in\n{body}");
     }
@@ -124,7 +130,8 @@ async fn metrics_are_prometheus_text() {
         assert!(name.starts_with("packmaster_"), "{line}");
         assert!(value.parse::<f64>().is_ok(), "{line}");
         let family = name.split('{').next().unwrap();
-        assert!(body.contains(&format!("# TYPE {family} gauge\n")), "{line}");
+        let kind = if family.ends_with("_total") { "counter" } else { "gauge" };
+        assert!(body.contains(&format!("# TYPE {family} {kind}\n")), "{line}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::admin::model::{NodeStatus, PackNode, Status, Verdict};
+use crate::admin::model::{NodeStatus, PackNode, RebaseStatus, Status, Verdict};
 
 /// Prometheus text exposition format 0.0.4.
 pub fn text(status: &Status) -> String {
@@ -116,6 +116,54 @@ fn node(status: &Status, own: &NodeStatus, out: &mut Exposition) {
         "File data that rebases took over the wire.",
         own.fetched_bytes,
     );
+    ladder(&own.rebases, out);
+}
+
+fn ladder(rebases: &RebaseStatus, out: &mut Exposition) {
+    let rungs = [("local", rebases.local), ("tail", rebases.tail), ("base", rebases.base)];
+    out.family("packmaster_rebases", "Rebases done since start, by the rung of the ladder.");
+    for (rung, tally) in rungs {
+        out.labelled("packmaster_rebases", "rung", rung, tally.finished as f64);
+    }
+    out.family("packmaster_rebase_wire_bytes", "File data over the wire since start, by rung.");
+    for (rung, tally) in rungs {
+        out.labelled("packmaster_rebase_wire_bytes", "rung", rung, tally.wire_bytes as f64);
+    }
+    let reused = rebases.reused_bytes;
+    out.gauge("rebase_reused_bytes", "Of bases: here from a fetch that was interrupted.", reused);
+    let refused = rebases.refused_bytes;
+    out.gauge("rebase_refused_bytes", "Of bases: blocks that were not as they should be.", refused);
+    out.gauge("rebase_given_bytes", "Of bases: given to other nodes.", rebases.given_bytes);
+    let now = rebases.now.as_ref();
+    out.gauge("rebasing", "1: a rebase is in progress.", u8::from(now.is_some()));
+    let Some(now) = now else { return };
+    out.gauge("rebase_progress_bytes", "Done of the present step.", now.bytes);
+    if let Some(total) = now.total_bytes {
+        out.gauge("rebase_progress_total_bytes", "Of the present step.", total);
+    }
+    if let Some(rate) = now.bytes_per_second {
+        out.gauge("rebase_bytes_per_second", "Lately.", rate);
+    }
+    if let Some(left) = now.seconds_left {
+        out.gauge("rebase_seconds_left", "At that rate.", left);
+    }
+}
+
+/// The limits: key, value (a count, bytes, or seconds), and how often each was reached since the process started.
+pub fn limits(all: &[(&'static str, f64, u64)]) -> String {
+    let mut out = Exposition::default();
+    const LIMIT: &str = "packmaster_limit";
+    const HITS: &str = "packmaster_limit_hits_total";
+    out.family(LIMIT, "A key of [limits] in the configuration: a count, bytes, or seconds.");
+    for (key, value, _) in all {
+        out.labelled(LIMIT, "limit", key, *value);
+    }
+    let help = "How often the limit closed a connection since this process started.";
+    let _ = writeln!(out.0, "# HELP {HITS} {help}\n# TYPE {HITS} counter");
+    for (key, _, hits) in all {
+        out.labelled(HITS, "limit", key, *hits as f64);
+    }
+    out.0
 }
 
 #[derive(Default)]

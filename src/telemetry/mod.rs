@@ -6,6 +6,10 @@
 
 pub mod http;
 mod metrics;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use metrics::limits as limits_text;
 
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};

@@ -120,6 +120,8 @@ pub struct Tally {
     pub runs: u64,
     /// The fate could not differ from a kill at that change.
     pub moot: u64,
+    /// Runs in which a fetch of a base went on after the crash.
+    pub resumed: u64,
     pub millis: u64,
 }
 
@@ -161,6 +163,8 @@ pub fn enumerate(fates: &[Fate], stride: usize, threads: usize) -> Vec<Result<Ta
                     let Ok(tally) = &mut tallies[point.script] else { continue };
                     tally.runs += u64::from(scripted.crashed);
                     tally.moot += u64::from(!scripted.crashed);
+                    let resumed = scripted.counts.contains_key("fetch resumed after a crash");
+                    tally.resumed += u64::from(resumed);
                     tally.millis += begun.elapsed().as_millis() as u64;
                     if let Some(why) = &scripted.violation {
                         let (seed, crash) = (point.seed, point.crash);

@@ -160,6 +160,8 @@ pub fn setup(disk: &Arc<dyn Disk>) -> Setup {
         timing: Timing::default(),
         limits: Limits::default(),
         keep_generations: 1,
+        block_bytes: 512,
+        fetch_bytes_per_s_max: None,
         disk: disk.clone(),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }

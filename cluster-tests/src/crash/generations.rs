@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use packmaster::node::core::FIRST;
-use packmaster::pack::{Build, Job, JobOutcome};
+use packmaster::pack::blocks::{Check, Checked, Lister};
+use packmaster::pack::{Blocks, Build, Job, JobOutcome};
 use packmaster::shelf::{self, Shelf};
 use packmaster::storage::mem::MemDisk;
 use packmaster::storage::task::{CURRENT, DiskTask};
@@ -30,8 +31,8 @@ pub fn operations() -> Vec<Operation> {
         flip(),
         pack("pack: build, name, follow, flip, remove", TAIL),
         pack("pack: build, name, flip, remove", 0),
-        fetch("fetch: parts, name, follow, flip, remove", TAIL),
-        fetch("fetch: parts, name, flip, remove", 0),
+        fetch("fetch: blocks, name, follow, flip, remove", TAIL),
+        fetch("fetch: blocks, name, flip, remove", 0),
     ]
 }
 
@@ -159,24 +160,81 @@ fn pack(name: &'static str, tail: u64) -> Operation {
     }
 }
 
-/// The base comes over the wire, in three parts.
+/// Blocks in which the base comes: some of them.
+const BLOCK_BYTES: u64 = 512;
+
+fn blocks(base: &[u8]) -> Arc<Blocks> {
+    let mut lister = Lister::new(BLOCK_BYTES);
+    lister.push(base);
+    Arc::new(lister.finish())
+}
+
+/// What is there of the base from before; every block that counts has to be what it should be.
+fn begun(disk: &Arc<dyn Disk>, base: &[u8]) -> anyhow::Result<Checked> {
+    let blocks = blocks(base);
+    if !disk.exists(FETCHING)? {
+        run(&**disk, vec![DiskTask::Create { name: FETCHING.to_string() }])?;
+        let (file, have) = (disk.open(FETCHING)?, vec![false; blocks.count() as usize]);
+        return Ok(Checked { file, have });
+    }
+    let job = Job::Check(Check::new(FETCHING.to_string(), blocks.clone()));
+    let JobOutcome::Checked(checked) = job.run(&**disk)? else { bail!("not a check") };
+    let there = read(&**disk, FETCHING)?;
+    for (block, _) in checked.have.iter().enumerate().filter(|(_, have)| **have) {
+        let from = blocks.offset(block as u64) as usize;
+        let to = from + blocks.len(block as u64) as usize;
+        ensure!(there.get(from..to) == Some(&base[from..to]), "block {block} counts, and is not");
+    }
+    Ok(checked)
+}
+
+/// The base comes over the wire, in blocks, not in their order; only what is not there comes.
+fn fetch_rest(disk: &Arc<dyn Disk>, base: &[u8]) -> anyhow::Result<()> {
+    let blocks = blocks(base);
+    let Checked { file, have } = begun(disk, base)?;
+    let missing: Vec<u64> = (0..blocks.count()).filter(|it| !have[*it as usize]).collect();
+    let (odd, even): (Vec<u64>, Vec<u64>) = missing.into_iter().partition(|block| block % 2 == 1);
+    // Two at a time share their sync, as those do that wait together.
+    for pair in [odd, even].concat().chunks(2) {
+        let append = |block: &u64| {
+            let offset = blocks.offset(*block);
+            let bytes = &base[offset as usize..(offset + blocks.len(*block)) as usize];
+            let bytes = bytes::Bytes::copy_from_slice(bytes);
+            DiskTask::Append { file: file.clone(), offset, bytes }
+        };
+        run(&**disk, pair.iter().map(append).collect())?;
+    }
+    ensure!(read(&**disk, FETCHING)? == base, "fetched, the base is another");
+    Ok(())
+}
+
+/// A fetch that goes on where it was.
+fn finish_fetch(
+    disk: &Arc<dyn Disk>,
+    nth: u64,
+    of: &Generations,
+    acked: u64,
+) -> anyhow::Result<u64> {
+    if which(disk, nth, of)? == 1 {
+        ensure!(acked == 0, "it was flipped, and is back");
+        fetch_rest(disk, &of.base).context("fetching the rest")?;
+        change(disk, FETCHING, &of.old, &mut 0).context("changing again")?;
+        start_node(disk, nth)?;
+    }
+    finish(disk, nth, of, acked)
+}
+
 fn fetch(name: &'static str, tail: u64) -> Operation {
     let of = Arc::new(generations(tail));
+    assert!(blocks(&of.base).count() > 4, "a base of {} bytes", of.base.len());
     let (before, doing) = (of.clone(), of.clone());
     Operation {
         name,
         before: Box::new(move |disk| put_current(&**disk, &before.old.bytes)),
         act: Box::new(move |disk, acked| {
-            run(&**disk, vec![DiskTask::Create { name: FETCHING.to_string() }])?;
-            let file = disk.open(FETCHING)?;
-            let mut offset = 0;
-            for part in doing.base.chunks(doing.base.len() / 3 + 1) {
-                let bytes = bytes::Bytes::copy_from_slice(part);
-                run(&**disk, vec![DiskTask::Append { file: file.clone(), offset, bytes }])?;
-                offset += part.len() as u64;
-            }
+            fetch_rest(disk, &doing.base)?;
             change(disk, FETCHING, &doing.old, acked)
         }),
-        check: Box::new(move |disk, crash| finish(disk, crash.start, &of, crash.acked)),
+        check: Box::new(move |disk, crash| finish_fetch(disk, crash.start, &of, crash.acked)),
     }
 }

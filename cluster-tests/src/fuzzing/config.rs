@@ -1,6 +1,6 @@
 //! Texts of configuration files, with overrides after zero bytes: a checked `Config`, or an error that says where.
 
-use packmaster::config::{Config, ConfigError, RawConfig};
+use packmaster::config::{Config, ConfigError, DurusAddress, RawConfig};
 
 pub fn run(bytes: &[u8]) {
     let mut pieces = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
@@ -18,11 +18,23 @@ fn check(config: &Config, text: &str, overrides: &[String]) {
     assert!(config.members.is_sorted_by(|a, b| a.id < b.id), "members are unique, in order");
     assert!(config.members.iter().any(|member| member.may_be_master));
     assert!(config.members.iter().all(|member| member.id.0 != 0 && !member.name.is_empty()));
-    assert!(config.keep_generations > 0 && config.limits.clients_max > 0);
+    assert!(config.keep_generations > 0 && config.limits.clients.clients_max > 0);
     assert!(!config.cluster.is_empty() && !config.data.as_os_str().is_empty());
-    let addresses = [&config.listen.durus, &config.listen.peer, &config.listen.http];
-    let members = config.members.iter().flat_map(|it| [&it.durus, &it.peer, &it.http]);
-    for address in members.chain(addresses) {
+    let addresses = [&config.listen.peer, &config.listen.http];
+    let members = config.members.iter().flat_map(|it| [&it.peer, &it.http]);
+    let clients = config.listen.durus.iter().filter_map(|address| match address {
+        DurusAddress::Tcp(address) => Some(address),
+        DurusAddress::Path(path) => {
+            assert!(path.is_absolute(), "{path:?}");
+            None
+        }
+        DurusAddress::Abstract(name) => {
+            assert!(!name.is_empty());
+            None
+        }
+    });
+    assert!(!config.listen.durus.is_empty());
+    for address in members.chain(addresses).chain(clients) {
         let (host, port) = address.rsplit_once(':').expect("HOST:PORT");
         assert!(!host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0), "{address:?}");
     }

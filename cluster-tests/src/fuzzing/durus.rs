@@ -282,7 +282,8 @@ fn check_files(machine: &Machine, acknowledged: &[Vec<(u64, Vec<u8>)>], given: &
 enum Wanted {
     Version,
     Oids(u8),
-    Object(u64),
+    /// And the number of the bulk load it is of; 0: of none.
+    Object(u64, u64),
     /// Count and oids: to S, and to C.
     Invalid,
     /// To a commit's data.
@@ -307,6 +308,12 @@ struct Talk {
     /// What was said can't go on: a broken rule, or goodbye.
     over: bool,
     wanted: VecDeque<Wanted>,
+    /// It said something before it had heard everything, or two things at once.
+    hasty: bool,
+    bulks: u64,
+    /// The bulk load in which something was no record: a client that is not hasty and goes on without the rest is not
+    /// sent that.
+    missed: u64,
     /// Oids it was given and has not stored.
     holds: BTreeSet<u64>,
     heard: Vec<u8>,
@@ -325,12 +332,22 @@ fn be64(bytes: &[u8]) -> Option<u64> {
 impl Talk {
     /// Takes what is whole; the records among it that might be stored.
     fn says(&mut self, bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        match self.wanted.front() {
+            Some(Wanted::Object(_, bulk)) if *bulk > 0 && *bulk == self.missed && !self.hasty => {
+                self.wanted.clear();
+            }
+            Some(_) => self.hasty = true,
+            None => {}
+        }
         self.rest.extend(bytes);
         let mut stored = Vec::new();
         while !self.over {
             let rest = std::mem::take(&mut self.rest);
             match self.command(&rest, &mut stored) {
-                Some(used) => self.rest = rest[used..].to_vec(),
+                Some(used) => {
+                    self.rest = rest[used..].to_vec();
+                    self.hasty |= !self.rest.is_empty();
+                }
                 None => {
                     self.rest = rest;
                     break;
@@ -378,7 +395,7 @@ impl Talk {
                 1
             }
             b'L' => {
-                self.wanted.push_back(Wanted::Object(be64(body)?));
+                self.wanted.push_back(Wanted::Object(be64(body)?, 0));
                 8
             }
             b'B' => {
@@ -389,7 +406,9 @@ impl Talk {
                 }
                 let len = 8 * count as usize;
                 let oids = body[4..].get(..len)?.chunks_exact(8);
-                self.wanted.extend(oids.map(|oid| Wanted::Object(be64(oid).expect("8"))));
+                self.bulks += 1;
+                let wanted = |oid| Wanted::Object(be64(oid).expect("8"), self.bulks);
+                self.wanted.extend(oids.map(wanted));
                 4 + len
             }
             b'S' => {
@@ -431,14 +450,17 @@ impl Talk {
                 let oids = self.heard.get(..len)?.chunks_exact(8);
                 (len, Answer::Given(oids.map(|oid| be64(oid).expect("8")).collect()))
             }
-            Wanted::Object(oid) => match status {
+            Wanted::Object(oid, bulk) => match status {
                 b'O' => {
                     let len = be32(&self.heard[1..])? as usize;
                     let record = self.heard[5..].get(..len)?.to_vec();
                     assert_eq!(be64(&record), Some(*oid), "another object");
                     (5 + len, Answer::Loaded(*oid, record))
                 }
-                b'K' | b'I' => (1, Answer::Other),
+                b'K' | b'I' => {
+                    self.missed = *bulk;
+                    (1, Answer::Other)
+                }
                 other => panic!("{other} to a load"),
             },
             Wanted::Invalid => {

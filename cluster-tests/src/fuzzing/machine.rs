@@ -89,6 +89,8 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
         timing: Timing { raft_election_ticks: 6, ..Timing::default() },
         limits: limits(),
         keep_generations: KEEP,
+        block_bytes: 64,
+        fetch_bytes_per_s_max: None,
         disk: Arc::new(disk.clone()),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }
@@ -97,17 +99,17 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
 /// Small, so that a fuzzer comes upon them.
 pub fn limits() -> Limits {
     Limits {
-        connections_max: 3,
+        clients_max: 3,
         transaction_bytes_max: 4000,
         objects_per_transaction_max: 6,
         record_bytes_max: 600,
         bulk_oids_max: 12,
-        answer_bytes_max: 1500,
-        input_buffered_max: 2000,
+        session_bytes_max: 1500,
+        input_buffered_bytes_max: 2000,
         unused_oids_max: 300,
         commits_waiting_bytes_max: 6000,
         wait_max_ms: 6000,
-        command_timeout_ms: 4000,
+        command_max_ms: 4000,
         ..Limits::default()
     }
 }
@@ -200,7 +202,7 @@ impl Machine {
         match action {
             Action::Send { to, message } => self.sent.push_back((to.0, message)),
             Action::ClientSend { conn, bytes } => self.said.push_back((conn.0, Word::Bytes(bytes))),
-            Action::ClientClose { conn, reason } => {
+            Action::ClientClose { conn, reason, .. } => {
                 self.said.push_back((conn.0, Word::Closed(reason)));
             }
             Action::AdminReply { .. } => {}

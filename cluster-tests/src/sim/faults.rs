@@ -223,6 +223,7 @@ impl Fault {
             Fault::KillClient { .. } => "client killed",
             Fault::DiskError { error: Error::Read, .. } => "disk: failed read",
             Fault::DiskError { error: Error::AstrayRead, .. } => "disk: misdirected read",
+            Fault::DiskError { error: Error::AstrayForPeer, .. } => "disk: wrong bytes for a peer",
             Fault::DiskError { error: Error::Write, .. } => "disk: failed write",
             Fault::DiskError { error: Error::Sync, .. } => "disk: failed fsync",
             Fault::DiskFull { .. } => "disk: full",
@@ -328,7 +329,13 @@ impl Schedule {
             13 => Fault::StopAll { down_us: down_us.min(1_000_000) },
             14 => Fault::KillClient { client: rng.index(clients) },
             15 => {
-                let errors = [Error::Read, Error::AstrayRead, Error::Write, Error::Sync];
+                let errors = [
+                    Error::Read,
+                    Error::AstrayRead,
+                    Error::AstrayForPeer,
+                    Error::Write,
+                    Error::Sync,
+                ];
                 let error = errors[rng.index(errors.len())];
                 Fault::DiskError { node, error, after: rng.below(12) as u32 }
             }

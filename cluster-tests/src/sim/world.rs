@@ -178,6 +178,8 @@ pub struct World {
     mending: bool,
     priorities: Vec<i64>,
     keep_generations: u32,
+    /// Of the blocks in which bases are fetched: they are small here.
+    block_bytes: u64,
     commands: BTreeSet<(u64, u64)>,
     /// Elections that were proposed: the epoch, and whose promises counted.
     elections: Vec<(u64, Vec<u64>)>,
@@ -251,6 +253,7 @@ impl World {
             mending: false,
             priorities,
             keep_generations,
+            block_bytes: 64 << (seed % 4),
             commands: BTreeSet::new(),
             elections: Vec::new(),
             fences: Vec::new(),

@@ -145,6 +145,7 @@ impl Core {
             blank: self.shelf.is_blank(),
             tip_wall_us: self.shelf.last_time_us(),
             promise_durable: self.promise_durable.0,
+            rebases: Some(Box::new(self.ladder.report(self.now))),
             garbage_bytes: self.garbage_bytes(),
             tail_bytes: self.tail_bytes(),
             old_files: self.old_files.told(),

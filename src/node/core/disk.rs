@@ -36,9 +36,12 @@ pub(super) enum Purpose {
         name: String,
     },
     /// The file a base is fetched into.
-    BaseFile,
-    BasePart {
-        upto: u64,
+    BaseFile {
+        fetch: u64,
+    },
+    BaseBlock {
+        fetch: u64,
+        block: u64,
     },
     /// The mark that this node is recovering is gone.
     Recovered,
@@ -110,8 +113,8 @@ impl Core {
             Purpose::CutBack => self.on_cut_back(out),
             Purpose::Flip => self.beats.soon(),
             Purpose::BaseNamed { name } => self.on_base_named(name, out),
-            Purpose::BaseFile => self.on_base_file(done, out),
-            Purpose::BasePart { upto } => self.on_base_part(upto, out),
+            Purpose::BaseFile { fetch } => self.on_base_file(fetch, done, out),
+            Purpose::BaseBlock { fetch, block } => self.on_block_written(fetch, block, out),
             Purpose::Recovered => self.on_recovered(out),
             Purpose::Housekeeping => {}
         }

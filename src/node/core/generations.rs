@@ -140,6 +140,9 @@ impl Core {
         for file in &gone {
             self.old.remove(&file.generation);
         }
+        let oldest =
+            self.old_files.files.first().map_or(self.shelf.generation(), |old| old.generation);
+        self.drop_lists_below(oldest);
         let names: Vec<String> = gone.into_iter().map(|file| file.name).collect();
         slog::info!(self.log, "removing older generations that nothing keeps"; "files" => names.join(" "));
         self.remove(names, out);

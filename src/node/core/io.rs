@@ -81,6 +81,8 @@ pub enum Action {
     ClientClose {
         conn: ConnId,
         reason: String,
+        /// The limit that bit, by its key in the configuration, if one did.
+        limit: Option<&'static str>,
     },
     AdminReply {
         request: u64,
@@ -129,9 +131,14 @@ pub fn lane(message: &PeerMessage) -> Lane {
             | Kind::ClientRequest(_)
             | Kind::ClientReply(_),
         ) => Lane::Live,
-        Some(Kind::Probe(_) | Kind::ProbeReply(_) | Kind::Fetch(_) | Kind::FetchReply(_)) => {
-            Lane::Bulk
-        }
+        Some(
+            Kind::Probe(_)
+            | Kind::ProbeReply(_)
+            | Kind::Fetch(_)
+            | Kind::FetchReply(_)
+            | Kind::BlockListRequest(_)
+            | Kind::BlockList(_),
+        ) => Lane::Bulk,
         _ => Lane::Control,
     }
 }

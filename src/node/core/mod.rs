@@ -6,15 +6,20 @@
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `rebase`, `pull` and `generations` (a new one, the way there, old ones), `beats`, `admin`.
+//! `packing`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old ones), `beats`, `ladder`,
+//! `admin`.
 
 mod admin;
 mod beats;
 mod control;
 mod disk;
+mod early;
 mod fence;
+mod fetch;
 mod generations;
+mod giving;
 pub mod io;
+mod ladder;
 mod master;
 mod packing;
 mod proof;
@@ -36,7 +41,7 @@ use crate::control::{Settings, State};
 use crate::durus;
 use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
-use crate::failover::health::Health;
+use crate::failover::health::{Health, Look};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
@@ -45,6 +50,7 @@ use crate::storage::Disk;
 use crate::storage::loss::Loss;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
+pub use fetch::partial_name;
 pub use io::{Action, Input, lane};
 pub use start::{FIRST, StartError, start};
 
@@ -68,6 +74,10 @@ pub struct Setup {
     pub limits: durus::Limits,
     /// Old generations' files kept, beside the current one.
     pub keep_generations: u32,
+    /// Bytes of the blocks in which bases are fetched: the same on every node.
+    pub block_bytes: u64,
+    /// So much of a base is fetched in a second, and no more; None: as much as there is room for.
+    pub fetch_bytes_per_s_max: Option<u64>,
     pub disk: Arc<dyn Disk>,
     pub log: Logger,
 }
@@ -141,16 +151,19 @@ pub struct Core {
     sessions: durus::Sessions,
     /// What our file shows is known to be committed; until then clients wait, in `early_clients`.
     serving: bool,
-    early_clients: VecDeque<Input>,
+    early_clients: early::Early,
     requests: Requests,
 
     pack: PackRun,
     rebase: Option<Rebase>,
     pull: Option<pull::Pull>,
+    fetch: Option<fetch::BaseFetch>,
+    fetch_past: fetch::Past,
+    giving: giving::Giving,
     jobs_begun: u64,
-    /// File data taken over the wire since the start of this process; of it, for the rebase in progress.
+    /// File data taken over the wire since the start of this process; and what of it by rebases.
     fetched_bytes: u64,
-    tail_bytes: u64,
+    ladder: ladder::Ladder,
     last_rebase: String,
     /// Nobody had the rest of our generation up to that generation's cut.
     tail_failed_for: Option<Generation>,
@@ -193,6 +206,7 @@ impl Core {
             Input::RaftDone { number, result } => self.on_raft_done(number, result, out),
             Input::JobProgress { job, permille, moved } => {
                 self.pack.on_progress(job, Progress { permille, moved });
+                self.on_rebase_progress(job, permille);
             }
             Input::JobDone { job, result } => self.on_job_done(job, result, out),
             Input::Stop => self.on_stop(),
@@ -243,8 +257,14 @@ impl Core {
         if let Some(sessions) = self.sessions.deadline() {
             due = due.min(sessions);
         }
+        if let Some(early) = self.early_clients.deadline_us(&self.setup.limits) {
+            due = due.min(early);
+        }
         if let Some(requests) = self.requests.deadline_us() {
             due = due.min(requests.max(self.now.mono_us + 1000));
+        }
+        if let Some(fetch) = self.fetch_deadline_us() {
+            due = due.min(fetch.max(self.now.mono_us + 5000));
         }
         if let Role::Master(master) = &self.role {
             for follower in master.followers.values() {
@@ -289,6 +309,8 @@ impl Core {
             Kind::ProbeReply(reply) => self.on_probe_reply(from, reply, out),
             Kind::Fetch(fetch) => self.on_fetch(from, fetch, out),
             Kind::FetchReply(reply) => self.on_fetch_reply(from, reply, out),
+            Kind::BlockListRequest(request) => self.on_block_list_request(from, request, out),
+            Kind::BlockList(list) => self.on_block_list(from, list, out),
             Kind::Confirm(confirm) => self.on_confirm(from, confirm, out),
             Kind::ConfirmReply(reply) => self.on_confirm_reply(from, reply, out),
             Kind::Register(register) => self.on_register(from, register, out),
@@ -324,6 +346,7 @@ impl Core {
         if self.health.on_up(peer) {
             self.beats.soon();
         }
+        self.fetch_connection(peer, true);
         if let Role::Master(master) = &mut self.role
             && let Some(follower) = master.followers.get_mut(&peer)
         {
@@ -332,6 +355,7 @@ impl Core {
     }
 
     fn on_peer_down(&mut self, peer: NodeId, refused: bool) {
+        self.fetch_connection(peer, false);
         if self.health.on_down(peer, refused) {
             self.raft.report_unreachable(peer);
             self.beats.soon();
@@ -356,7 +380,11 @@ impl Core {
             return;
         }
         if !alone && self.raft.is_leader() && self.now.since_ms(since) < PATIENCE_MS {
-            if let Some(heir) = self.control.master().map(|(master, _)| master) {
+            // While leadership is being handed over nothing can be proposed: not to somebody who is gone.
+            let (silence_ms, now) = (self.setup.timing.silence_ms, self.now);
+            let is_there = |id: &NodeId| self.health.look(*id, silence_ms, now) == Look::Alive;
+            let heir = self.control.master().map(|(master, _)| master).filter(is_there);
+            if let Some(heir) = heir {
                 self.raft.transfer_leader(heir);
             }
             return;

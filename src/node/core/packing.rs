@@ -56,9 +56,8 @@ enum Building {
     Running {
         job: u64,
     },
-    /// By that job, which names its file.
     Built {
-        job: u64,
+        file: String,
         built: Built,
         proposed: Option<Now>,
     },
@@ -88,8 +87,8 @@ pub(super) struct PackRun {
     progress: Progress,
     /// When what is being done was begun.
     began: Now,
-    /// What the last pack removed, and the seq at which clients were told.
-    removed: Option<(Seq, RoaringTreemap)>,
+    /// What the last pack removed.
+    removed: Option<RoaringTreemap>,
 }
 
 /// How far a job is: a guess in permille, and bytes read and written.
@@ -107,12 +106,12 @@ impl PackRun {
         }
     }
 
-    pub(super) fn removed(&self) -> Option<(Seq, &RoaringTreemap)> {
-        self.removed.as_ref().map(|(told, oids)| (*told, oids))
+    pub(super) fn removed(&self) -> Option<&RoaringTreemap> {
+        self.removed.as_ref()
     }
 
-    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
-        self.removed = Some((told, removed));
+    pub(super) fn set_removed(&mut self, removed: RoaringTreemap) {
+        self.removed = Some(removed);
     }
 
     pub(super) fn on_progress(&mut self, job: u64, progress: Progress) {
@@ -254,13 +253,12 @@ impl Core {
         for job in self.pack.jobs() {
             out.push(Action::CancelJob { job });
         }
-        let left = match &self.pack.building {
-            Building::Built { job, .. } => Some(building_name(*job)),
-            Building::Opening { name, .. } => Some(name.clone()),
-            _ => None,
-        };
-        if let Some(left) = left {
-            self.remove(vec![left], out);
+        match &self.pack.building {
+            Building::Built { file: left, .. } | Building::Opening { name: left, .. } => {
+                let left = vec![left.clone()];
+                self.remove(left, out);
+            }
+            _ => {}
         }
         self.drop_next(out);
         self.old_files.look_soon();
@@ -418,8 +416,8 @@ impl Core {
         }
         match std::mem::take(&mut self.pack.building) {
             Building::Waiting => self.start_build(pack, seal, out),
-            Building::Built { job, built, proposed } => {
-                self.on_base_agreed(pack, job, built, proposed, out);
+            Building::Built { file, built, proposed } => {
+                self.on_base_agreed(pack, file, built, proposed, out);
             }
             Building::Following { removed, proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
@@ -471,21 +469,27 @@ impl Core {
     pub(super) fn build_job(&mut self, generation: Generation, p: Seq, f: Seq) -> (u64, Job) {
         let job = self.next_job();
         let file = self.shelf.name().to_string();
-        (job, Job::Build(Build::new(file, generation, p, f, building_name(job))))
+        let build = Build::new(file, generation, p, f, building_name(job));
+        (job, Job::Build(build.with_blocks(self.setup.block_bytes)))
     }
 
     /// Ours is built: agree on it, or compare it with what was agreed.
     fn on_base_agreed(
         &mut self,
         pack: &Pack,
-        job: u64,
+        file: String,
         built: Built,
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
-        let (file, base_hash) = (building_name(job), built.base_hash);
+        let base_hash = built.base_hash;
+        let block_root = built.blocks.as_ref().map(|blocks| blocks.root());
+        let roots_differ = pack.block_root.is_some_and(|agreed| Some(agreed) != block_root);
         match pack.base_hash {
-            Some(agreed) if agreed == base_hash => {
+            Some(agreed) if agreed == base_hash && !roots_differ => {
+                if let Some(blocks) = built.blocks {
+                    self.keep_list(pack.generation, base_hash, blocks);
+                }
                 let name = file_name(pack.generation, base_hash);
                 let rename = DiskTask::Rename { from: file, to: name.clone() };
                 self.disk(Purpose::BaseNamed { name: name.clone() }, rename, out);
@@ -493,8 +497,10 @@ impl Core {
                 self.pack.building = Building::Opening { name, job: 0, removed: built.removed };
             }
             Some(agreed) => {
-                let why =
-                    format!("our base is {base_hash}, agreed is {agreed}: a broken disk or a bug");
+                let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
+                let why = format!(
+                    "our base is {base_hash}, agreed is {agreed}{what}: a broken disk or a bug"
+                );
                 slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
                     "why" => &why);
                 self.pack.building = Building::Failed(why);
@@ -509,11 +515,12 @@ impl Core {
                         base_hash: wire::put_chain(base_hash),
                         node: self.setup.id.0,
                         base_len: built.base_len,
+                        block_root: wire::put_root(block_root),
                     };
                     self.propose(CommandKind::PackBase(base), out);
                 }
                 let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building = Building::Built { job, built, proposed };
+                self.pack.building = Building::Built { file, built, proposed };
             }
         }
     }
@@ -553,6 +560,12 @@ impl Core {
         if self.is_old_job(job) {
             return self.on_old_opened(result);
         }
+        if self.is_fetch_job(job) {
+            return self.on_fetch_job(result, out);
+        }
+        if self.is_giving_job(job) {
+            return self.on_giving_job(job, result, out);
+        }
         if !self.pack.jobs().any(|mine| mine == job) {
             // Of a pack that was called off.
             if let Ok(JobOutcome::Built(_)) = result {
@@ -575,7 +588,8 @@ impl Core {
             JobOutcome::Built(built) => {
                 slog::info!(self.log, "pack: built"; "base_hash" => %built.base_hash, "bytes" => built.base_len,
                     "took_ms" => self.now.since_ms(self.pack.began));
-                self.pack.building = Building::Built { job, built, proposed: None };
+                self.pack.building =
+                    Building::Built { file: building_name(job), built, proposed: None };
             }
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
@@ -585,6 +599,8 @@ impl Core {
                     self.pack.building = Building::Following { removed, proposed: None };
                 }
             }
+            // Not of a pack, and nobody's any more.
+            JobOutcome::Listed(_) | JobOutcome::Checked(_) | JobOutcome::Read(_) => {}
         }
     }
 
@@ -657,7 +673,6 @@ impl Core {
         self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
         self.old.insert(old.generation(), old);
         self.old_files.look_soon();
-        let told = self.shelf.tip().seq.next();
         if self.serving {
             let untold = mutants::broken(Mutant::PackNotTold);
             let removed = if untold { RoaringTreemap::new() } else { removed.clone() };
@@ -665,7 +680,7 @@ impl Core {
             self.sessions.removed(generation, &removed, &mut actions);
             self.on_session_actions(actions, out);
         }
-        self.set_removed(told, removed);
+        self.pack.set_removed(removed);
         self.beats.soon();
     }
 }

@@ -1,30 +1,23 @@
-//! Taking from a peer what this node lacks, and giving to peers what they lack.
+//! Taking from a peer the transactions that our own file lacks. (A whole base: `fetch`. The other side: `giving`.)
 //!
 //! A pull asks one peer after the other whether it has the file, finds the common point with it, and fetches from
-//! there: transactions, each verified by its chain before it is appended to our own file; or a base, byte by byte into
-//! a file aside, verified as a whole before it counts. It has one question out at a time; silence means the next peer.
+//! there; each transaction is verified by its chain before it is appended to our own file. It has one question out at a
+//! time; silence means the next peer.
 
 use bytes::Bytes;
 
-use super::disk::Purpose;
 use super::{Action, Core};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::points;
 use crate::replication::wire::{self, Position};
-use crate::shelf::{self, Shelf};
-use crate::storage::DiskFile;
-use crate::storage::task::{DiskTask, TaskDone};
+use crate::shelf;
 use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
-use std::sync::Arc;
 
 /// Bytes asked for at a time.
-const FETCH_BYTES: u32 = 1 << 20;
+pub(super) const FETCH_BYTES: u32 = 1 << 20;
 /// A peer that does not answer for this long is left for the next.
 const PATIENCE_MS: u64 = 700;
-/// The file a base is fetched into.
-pub(super) const FETCHING: &str = "fetching.durus";
-
 /// What for.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Goal {
@@ -33,8 +26,6 @@ pub(super) enum Goal {
     /// The rest of an older generation, up to its cut, which has this chain. Our own file may be longer and another
     /// history: then it is cut back first.
     OldTail { until: Seq, chain: Chain },
-    /// A whole base.
-    Base,
 }
 
 enum Stage {
@@ -58,11 +49,8 @@ pub(super) struct Pull {
     source: NodeId,
     failed: Vec<NodeId>,
     stage: Stage,
-    /// Of a base: where it goes, how much is there, how much there is.
-    file: Option<Arc<dyn DiskFile>>,
-    base_done: u64,
-    base_len: u64,
-    pub(super) bytes: u64,
+    /// Bytes of the source's file, as it said.
+    file_len: u64,
 }
 
 impl Core {
@@ -82,10 +70,7 @@ impl Core {
             source,
             failed: Vec::new(),
             stage: Stage::Probing { asked: None, points: Vec::new() },
-            file: None,
-            base_done: 0,
-            base_len: 0,
-            bytes: 0,
+            file_len: 0,
         });
         self.beats.soon();
     }
@@ -126,7 +111,6 @@ impl Core {
                 let at_cut = self.shelf.tip_at(until).ok().flatten();
                 self.durable.seq >= until && at_cut.is_some_and(|tip| tip.chain == chain)
             }
-            Goal::Base => false,
         }
     }
 
@@ -136,10 +120,7 @@ impl Core {
             && matches!(pull.stage, Stage::Writing)
             && self.durable.seq == self.shelf.tip().seq
         {
-            pull.stage = match pull.goal {
-                Goal::Base => return,
-                _ => Stage::Probing { asked: None, points: Vec::new() },
-            };
+            pull.stage = Stage::Probing { asked: None, points: Vec::new() };
             self.drive_pull(out);
         }
     }
@@ -154,7 +135,7 @@ impl Core {
         let question = match &mut pull.stage {
             Stage::Probing { asked, points } => {
                 *asked = Some(now);
-                if points.is_empty() && pull.goal != Goal::Base {
+                if points.is_empty() {
                     *points = coarse;
                 }
                 let points = wire::put_tips(points);
@@ -162,7 +143,7 @@ impl Core {
             }
             Stage::Fetching { asked } => {
                 *asked = Some(now);
-                let offset = if pull.goal == Goal::Base { pull.base_done } else { tip.offset };
+                let offset = tip.offset;
                 Kind::Fetch(pb::Fetch { id, generation, base_hash, offset, len: FETCH_BYTES })
             }
             Stage::Writing => return,
@@ -186,8 +167,6 @@ impl Core {
             Some(next) => {
                 pull.source = *next;
                 pull.stage = Stage::Probing { asked: None, points: Vec::new() };
-                pull.base_done = 0;
-                pull.file = None;
                 self.ask_source(out);
             }
             None => {
@@ -206,6 +185,10 @@ impl Core {
         reply: pb::ProbeReply,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if self.fetch_id() == Some(reply.id) {
+            self.on_source_found(from, &reply, out);
+            return Ok(());
+        }
         let Some(pull) = &mut self.pull else { return Ok(()) };
         if pull.id != reply.id
             || pull.source != from
@@ -213,15 +196,9 @@ impl Core {
         {
             return Ok(());
         }
+        pull.file_len = reply.file_len;
         if !reply.has_file {
             self.next_source(out);
-            return Ok(());
-        }
-        if pull.goal == Goal::Base {
-            pull.base_len = reply.base_len;
-            pull.stage = Stage::Writing;
-            let work = DiskTask::Create { name: FETCHING.to_string() };
-            self.disk(Purpose::BaseFile, work, out);
             return Ok(());
         }
         let Some(point) = reply.r#match.as_ref() else {
@@ -268,6 +245,10 @@ impl Core {
         reply: pb::FetchReply,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if self.fetch_id() == Some(reply.id) {
+            self.on_block(from, reply.offset, reply.data, out);
+            return Ok(());
+        }
         let Some(pull) = &mut self.pull else { return Ok(()) };
         if pull.id != reply.id
             || pull.source != from
@@ -279,14 +260,13 @@ impl Core {
             self.next_source(out);
             return Ok(());
         }
-        let bytes = reply.data.len() as u64;
-        pull.bytes += bytes;
+        let (bytes, total) = (reply.data.len() as u64, pull.file_len);
         self.fetched_bytes += bytes;
+        if let Goal::OldTail { .. } = pull.goal {
+            self.ladder.took(bytes);
+            self.ladder.at("fetch", self.shelf.tip().offset, total, self.now);
+        }
         match pull.goal {
-            Goal::Base => {
-                self.take_base_part(reply.offset, reply.data, out);
-                Ok(())
-            }
             Goal::Floor(tip) => self.take_fetched(reply.data, tip.seq, out),
             Goal::OldTail { until, .. } => self.take_fetched(reply.data, until, out),
         }
@@ -331,108 +311,6 @@ impl Core {
             pull.stage = Stage::Writing;
         }
         self.write_appended(offset, data.slice(..len), out);
-        Ok(())
-    }
-
-    // ---- a base ----
-
-    pub(super) fn on_base_file(&mut self, done: TaskDone, out: &mut Vec<Action>) {
-        let Some(pull) = &mut self.pull else { return };
-        if let TaskDone::Created(file) = done {
-            pull.file = Some(file);
-            pull.base_done = 0;
-            pull.stage = Stage::Fetching { asked: None };
-            self.drive_pull(out);
-        }
-    }
-
-    fn take_base_part(&mut self, offset: u64, data: Bytes, out: &mut Vec<Action>) {
-        let Some(pull) = &mut self.pull else { return };
-        let Some(file) = pull.file.clone().filter(|_| offset == pull.base_done) else { return };
-        let upto = offset + data.len() as u64;
-        pull.stage = Stage::Writing;
-        self.disk(Purpose::BasePart { upto }, DiskTask::Append { file, offset, bytes: data }, out);
-    }
-
-    pub(super) fn on_base_part(&mut self, upto: u64, out: &mut Vec<Action>) {
-        let Some(pull) = &mut self.pull else { return };
-        pull.base_done = upto;
-        if upto < pull.base_len {
-            pull.stage = Stage::Fetching { asked: None };
-            self.drive_pull(out);
-            return;
-        }
-        let (generation, base_hash, bytes) = (pull.generation, pull.base_hash, pull.bytes);
-        self.pull = None;
-        self.on_base_fetched(generation, base_hash, bytes, out);
-    }
-
-    // ---- giving ----
-
-    fn file_of(&self, generation: u64, base_hash: &[u8]) -> Option<&Shelf> {
-        let is_it = |shelf: &&Shelf| {
-            shelf.generation().0 == generation && shelf.base_hash().0[..] == *base_hash
-        };
-        Some(&self.shelf).filter(is_it).or_else(|| self.old.values().find(is_it))
-    }
-
-    pub(super) fn on_probe(
-        &mut self,
-        from: NodeId,
-        probe: pb::Probe,
-        out: &mut Vec<Action>,
-    ) -> Result<(), String> {
-        let mut reply = pb::ProbeReply { id: probe.id, ..pb::ProbeReply::default() };
-        let shown = wire::tips("points", &probe.points).map_err(|error| error.to_string())?;
-        match self.file_of(probe.generation, &probe.base_hash) {
-            // Who is fetching what it lost has nothing to measure others by.
-            Some(shelf) if self.suspect.is_empty() && self.recovering.is_none() => {
-                let found = points::newest_match(&shown, |tip| shelf.find(tip));
-                let found = found.map_err(|error| error.to_string())?;
-                reply.has_file = true;
-                reply.r#match = found.map(|found| wire::put_tip(&found.point));
-                let differs = found.and_then(|found| found.newer_mismatch);
-                // Beyond our end there is no other history: the one who asks has more of the same.
-                let differs = differs.filter(|tip| tip.seq <= shelf.tip().seq);
-                reply.newer_mismatch = differs.as_ref().map(wire::put_tip);
-                reply.file_len = shelf.tip().offset;
-                reply.base_len = shelf.base_end();
-            }
-            Some(_) => {}
-            None => self.open_old(Generation(probe.generation), out),
-        }
-        self.send(from, Kind::ProbeReply(reply), out);
-        Ok(())
-    }
-
-    pub(super) fn on_fetch(
-        &mut self,
-        from: NodeId,
-        fetch: pb::Fetch,
-        out: &mut Vec<Action>,
-    ) -> Result<(), String> {
-        let len = fetch.len.min(FETCH_BYTES) as u64;
-        let durable = self.durable.offset;
-        let data = match self.file_of(fetch.generation, &fetch.base_hash) {
-            None => Bytes::new(),
-            Some(shelf) if fetch.offset < shelf.base_end() => {
-                let mut data = vec![0; len.min(shelf.base_end() - fetch.offset) as usize];
-                shelf.file().read_at(fetch.offset, &mut data).map_err(|error| error.to_string())?;
-                data.into()
-            }
-            Some(shelf) => {
-                let end = match shelf.generation() == self.shelf.generation() {
-                    true => durable,
-                    false => shelf.tip().offset,
-                };
-                match fetch.offset < end {
-                    true => shelf.read_range(fetch.offset, len).unwrap_or_default(),
-                    false => Bytes::new(),
-                }
-            }
-        };
-        let reply = pb::FetchReply { id: fetch.id, offset: fetch.offset, data };
-        self.send(from, Kind::FetchReply(reply), out);
         Ok(())
     }
 }

@@ -1,23 +1,26 @@
 //! A node in an older generation moves to the current one.
 //!
 //! The ladder: build the next generation from our own file, if it reaches the cut (no file data over the wire); else
-//! fetch what our file lacks of its own generation up to the cut, then build; else fetch the base. Our own tail after
+//! fetch what our file lacks of its own generation up to the cut, then build; else fetch the base (`fetch`). Our own tail after
 //! the cut is re-chained onto it in any case, so a position that was acknowledged is never given up. The old file stays
 //! as it is until the new one is whole and durable. One generation after the other.
 
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
+use super::fetch::partial_name;
 use super::generations::building_name;
 use super::packing::{file_name, rechain_onto};
-use super::pull::{FETCHING, Goal};
+use super::pull::Goal;
 use super::{Action, Core};
 use crate::control::GenerationRecord;
 use crate::mutants::{self, Mutant};
-use crate::pack::{Job, JobError, JobOutcome};
-use crate::shelf::Shelf;
+use crate::pack::{Blocks, Job, JobError, JobOutcome};
+use crate::proto::control::Rung;
+use crate::shelf::{Opened, Shelf};
 use crate::storage::task::DiskTask;
-use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
+use crate::types::{Generation, NodeId, Now, Seq, Tip};
+use std::sync::Arc;
 
 /// After nothing worked, everything is tried again.
 const TRY_AGAIN_MS: u64 = 1000;
@@ -27,12 +30,25 @@ pub(super) enum Rebase {
         job: u64,
         record: GenerationRecord,
     },
-    /// Fetching the rest of our generation, or a base.
-    Pulling {
-        bytes_before: u64,
+    /// Fetching the rest of our generation.
+    Pulling,
+    /// Fetching a base.
+    Fetching,
+    /// A base that was fetched is read back.
+    Proving {
+        job: u64,
+        record: GenerationRecord,
+        blocks: Arc<Blocks>,
+        /// Who gave the list of its blocks.
+        lister: NodeId,
     },
-    /// A base, built or fetched, gets its name, then is verified.
+    /// It gets its name.
     Naming {
+        record: GenerationRecord,
+        base: Box<Shelf>,
+    },
+    /// A base that was built gets its name, then is verified.
+    NamingBuilt {
         record: GenerationRecord,
         removed: Option<RoaringTreemap>,
     },
@@ -49,26 +65,26 @@ pub(super) enum Rebase {
 
 impl Core {
     pub(super) fn rebase_text(&self) -> Option<String> {
+        let progress = self.ladder.progress_text(self.now);
         Some(match self.rebase.as_ref()? {
             Rebase::Building { record, .. } => {
-                format!("rebasing onto generation {}: building", record.number)
+                format!("rebasing onto generation {}: building{progress}", record.number)
             }
-            Rebase::Pulling { .. } => match self.pull.as_ref().map(|pull| pull.goal) {
-                Some(Goal::Base) => "rebasing: fetching the base".into(),
-                _ => "rebasing: fetching the missing tail".into(),
-            },
-            Rebase::Naming { .. } | Rebase::Opening { .. } => "rebasing: verifying".into(),
+            Rebase::Pulling => format!("rebasing: fetching the missing tail{progress}"),
+            Rebase::Fetching => format!("rebasing: fetching the base{progress}"),
+            Rebase::Proving { .. }
+            | Rebase::Naming { .. }
+            | Rebase::NamingBuilt { .. }
+            | Rebase::Opening { .. } => format!("rebasing: verifying{progress}"),
             Rebase::Failed { why, .. } => format!("can't rebase: {why}"),
         })
     }
 
     pub(super) fn drive_rebase(&mut self, out: &mut Vec<Action>) {
         self.drive_pull(out);
+        self.drive_fetch(out);
         match &self.rebase {
-            Some(Rebase::Pulling { bytes_before }) if self.pull.is_none() => {
-                self.tail_bytes += self.fetched_bytes - bytes_before;
-                self.rebase = None;
-            }
+            Some(Rebase::Pulling) if self.pull.is_none() => self.rebase = None,
             Some(Rebase::Failed { at, .. }) if self.now.since_ms(*at) >= TRY_AGAIN_MS => {
                 self.rebase = None
             }
@@ -79,7 +95,10 @@ impl Core {
         let ours = self.shelf.generation();
         let waiting =
             self.cutting || self.pull.is_some() || self.durable.seq != self.shelf.tip().seq;
-        if self.is_current_file() || waiting || !self.suspect.is_empty() {
+        if self.is_current_file() {
+            return self.tidy_partials(out);
+        }
+        if waiting || !self.suspect.is_empty() {
             return;
         }
         if ours > current.number {
@@ -91,7 +110,7 @@ impl Core {
         let can_build = ours < current.number && self.descends(ours);
         match next.filter(|_| can_build && !mutants::broken(Mutant::NeedlessCopy)) {
             Some(record) => self.step_to(record, out),
-            None => self.fetch_base(current),
+            None => self.fetch_base(current, out),
         }
     }
 
@@ -111,26 +130,23 @@ impl Core {
             let (job, work) = self.build_job(record.number, record.pack_seq, record.cut_seq);
             slog::info!(self.log, "rebasing: building the generation from our own file"; "generation" => record.number.0);
             out.push(Action::Job { job, work });
+            self.ladder.climb(Rung::Local, record.number, self.now);
+            self.ladder.at("build", 0, self.shelf.tip().offset, self.now);
             self.rebase = Some(Rebase::Building { job, record });
         } else if self.tail_failed_for == Some(record.number) {
             self.tail_failed_for = None;
             let current = self.control.generation().expect("checked by the caller").clone();
-            self.fetch_base(current);
+            self.fetch_base(current, out);
         } else {
             slog::info!(self.log, "rebasing: fetching what our generation lacks up to the cut";
                 "from_seq" => self.shelf.tip().seq.0, "cut" => record.cut_seq.0);
             let (generation, base_hash) = (self.shelf.generation(), self.shelf.base_hash());
             let goal = Goal::OldTail { until: record.cut_seq, chain: record.cut_chain };
             self.start_pull(goal, generation, base_hash, self.likely_source());
-            self.rebase = Some(Rebase::Pulling { bytes_before: self.fetched_bytes });
+            self.ladder.climb(Rung::Tail, record.number, self.now);
+            self.rebase = Some(Rebase::Pulling);
         }
         self.beats.soon();
-    }
-
-    fn fetch_base(&mut self, record: GenerationRecord) {
-        slog::info!(self.log, "rebasing: fetching the base"; "generation" => record.number.0);
-        self.start_pull(Goal::Base, record.number, record.base_hash, self.likely_source());
-        self.rebase = Some(Rebase::Pulling { bytes_before: self.fetched_bytes });
     }
 
     /// The master has everything; before there is one, anybody.
@@ -147,21 +163,24 @@ impl Core {
         if let Goal::OldTail { .. } = goal {
             self.tail_failed_for = Some(self.shelf.generation().next());
         }
-        if let Goal::Base = goal {
-            let why = "no peer has the current generation's base".to_string();
-            slog::warn!(self.log, "rebase: tried every peer"; "why" => &why);
-            self.rebase = Some(Rebase::Failed { why, at: self.now });
-        }
     }
 
     // ---- a base is there ----
 
     pub(super) fn is_rebase_job(&self, job: u64) -> bool {
         match &self.rebase {
-            Some(Rebase::Building { job: mine, .. } | Rebase::Opening { job: mine, .. }) => {
-                *mine == job
-            }
+            Some(
+                Rebase::Building { job: mine, .. }
+                | Rebase::Opening { job: mine, .. }
+                | Rebase::Proving { job: mine, .. },
+            ) => *mine == job,
             _ => false,
+        }
+    }
+
+    pub(super) fn on_rebase_progress(&mut self, job: u64, permille: u32) {
+        if self.is_rebase_job(job) || self.is_fetch_job(job) {
+            self.ladder.at_permille(permille, self.now);
         }
     }
 
@@ -176,69 +195,77 @@ impl Core {
                     slog::crit!(self.log, "rebase: our build differs from the agreed base: a broken disk or a bug; \
                         fetching it instead"; "ours" => %built.base_hash, "agreed" => %record.base_hash);
                     self.remove(vec![building_name(job)], out);
-                    self.fetch_base(record);
-                    return;
+                    return self.fetch_base(record, out);
                 }
-                self.last_rebase = format!(
-                    "built generation {} locally, {} bytes fetched",
-                    record.number, self.tail_bytes
-                );
-                self.tail_bytes = 0;
-                self.name_base(&building_name(job), record, Some(built.removed), out);
+                if let Some(blocks) = built.blocks {
+                    self.keep_list(record.number, record.base_hash, blocks);
+                }
+                self.name_built(job, record, built.removed, out);
             }
             (Some(Rebase::Opening { record, removed, .. }), Ok(JobOutcome::Opened(opened))) => {
-                if opened.torn.is_some() || opened.shelf.base_hash() != record.base_hash {
-                    let why = format!(
-                        "the base is {} instead of {}",
-                        opened.shelf.base_hash(),
-                        record.base_hash
-                    );
-                    self.rebase = Some(Rebase::Failed { why, at: self.now });
-                    return;
+                match proved(*opened, &record) {
+                    Ok(base) => self.rebase_onto(base, record, removed, out),
+                    Err(why) => self.cannot_rebase(why),
                 }
-                self.rebase_onto(opened.shelf, record, removed, out);
+            }
+            (Some(Rebase::Proving { record, blocks, lister, .. }), result) => {
+                let opened = match result {
+                    Ok(JobOutcome::Opened(opened)) => proved(*opened, &record),
+                    Ok(_) => Err("a proof gave something else".into()),
+                    Err(error) => Err(error.to_string()),
+                };
+                match opened {
+                    Ok(base) => self.name_fetched(base, record, blocks, out),
+                    Err(why) => {
+                        self.on_base_disproved(&record, lister);
+                        self.cannot_rebase(why);
+                    }
+                }
             }
             (_, Err(error)) => self.cannot_rebase(error.to_string()),
             (rebase, Ok(_)) => self.rebase = rebase,
         }
     }
 
-    fn cannot_rebase(&mut self, why: String) {
+    pub(super) fn cannot_rebase(&mut self, why: String) {
+        self.ladder.give_up();
         slog::error!(self.log, "rebase failed; trying again"; "error" => &why);
         self.rebase = Some(Rebase::Failed { why, at: self.now });
     }
 
-    pub(super) fn on_base_fetched(
+    fn name_built(
         &mut self,
-        generation: Generation,
-        base_hash: Chain,
-        bytes: u64,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(record) = self.control.generation_record(generation).cloned() else { return };
-        if record.base_hash != base_hash {
-            return;
-        }
-        self.last_rebase = format!("fetched the base of generation {generation}, {bytes} bytes");
-        self.name_base(FETCHING, record, None, out);
-    }
-
-    fn name_base(
-        &mut self,
-        from: &str,
+        job: u64,
         record: GenerationRecord,
-        removed: Option<RoaringTreemap>,
+        removed: RoaringTreemap,
         out: &mut Vec<Action>,
     ) {
         let name = file_name(record.number, record.base_hash);
-        let work = DiskTask::Rename { from: from.to_string(), to: name.clone() };
-        self.rebase = Some(Rebase::Naming { record, removed });
+        let work = DiskTask::Rename { from: building_name(job), to: name.clone() };
+        self.rebase = Some(Rebase::NamingBuilt { record, removed: Some(removed) });
+        self.disk(Purpose::BaseNamed { name }, work, out);
+    }
+
+    fn name_fetched(
+        &mut self,
+        mut base: Shelf,
+        record: GenerationRecord,
+        blocks: Arc<Blocks>,
+        out: &mut Vec<Action>,
+    ) {
+        let from = partial_name(record.number, record.base_hash);
+        let name = file_name(record.number, record.base_hash);
+        base.set_name(&name);
+        self.keep_list(record.number, record.base_hash, blocks);
+        let work = DiskTask::Rename { from, to: name.clone() };
+        self.rebase = Some(Rebase::Naming { record, base: Box::new(base) });
         self.disk(Purpose::BaseNamed { name }, work, out);
     }
 
     pub(super) fn rebase_open(&mut self, name: String, out: &mut Vec<Action>) {
         match self.rebase.take() {
-            Some(Rebase::Naming { record, removed }) => {
+            Some(Rebase::Naming { record, base }) => self.rebase_onto(*base, record, None, out),
+            Some(Rebase::NamingBuilt { record, removed }) => {
                 let job = self.next_job();
                 out.push(Action::Job { job, work: Job::Open(name) });
                 self.rebase = Some(Rebase::Opening { job, record, removed });
@@ -256,6 +283,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let durable: Tip = base.tip();
+        let built = removed.is_some();
         // A read that fails says nothing of what the file has.
         let at_cut = match self.shelf.tip_at(record.cut_seq) {
             Ok(at_cut) => at_cut,
@@ -286,6 +314,11 @@ impl Core {
             self.sessions.jumped(base.tip().seq);
         }
         self.flip_to(base, durable, removed.unwrap_or_default(), out);
+        let bytes = self.ladder.finish(self.now);
+        self.last_rebase = match built {
+            true => format!("built generation {} locally, {bytes} bytes fetched", record.number),
+            false => format!("fetched the base of generation {}, {bytes} bytes", record.number),
+        };
         self.hello_master(out);
         self.report_to_leader(out);
         slog::info!(self.log, "rebased"; "how" => &self.last_rebase);
@@ -322,6 +355,15 @@ impl Core {
                 slog::warn!(self.log, "an older generation can't be served"; "generation" => generation.0, "error" => %error);
             }
         }
+    }
+}
+
+/// A base that was opened, if it is the one that is wanted.
+fn proved(opened: Opened, record: &GenerationRecord) -> Result<Shelf, String> {
+    let found = opened.shelf.base_hash();
+    match opened.torn.is_none() && found == record.base_hash {
+        true => Ok(opened.shelf),
+        false => Err(format!("the base is {found} instead of {}", record.base_hash)),
     }
 }
 

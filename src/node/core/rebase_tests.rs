@@ -104,6 +104,8 @@ fn node(disk: &Flaky) -> Core {
         timing: Timing::default(),
         limits: Limits::default(),
         keep_generations: 1,
+        block_bytes: 64,
+        fetch_bytes_per_s_max: None,
         disk: Arc::new(disk.clone()),
         log: Logger::root(Discard, o!()),
     };
@@ -131,6 +133,7 @@ fn a_read_that_fails_at_a_rebase_leaves_no_tail_behind() {
         cut_seq: cut,
         cut_chain,
         since_wall_us: 0,
+        block_root: None,
     };
     let mut core = node(&disk);
     let mut out = Vec::new();

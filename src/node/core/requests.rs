@@ -92,8 +92,8 @@ impl Core {
             return self.turn_away(input, out);
         }
         if !self.serving {
-            // Backpressure is the shell's: so much and no more is read from a client before we look at it.
-            self.early_clients.push_back(input);
+            let now = self.now;
+            self.early_clients.put(input, &self.setup.limits, now, out);
             return;
         }
         match input {
@@ -108,13 +108,13 @@ impl Core {
     pub(super) fn turn_away(&mut self, input: Input, out: &mut Vec<Action>) {
         if let Input::ClientOpened { conn, .. } = input {
             let reason = format!("this node stands aside: {}", self.suspect);
-            out.push(Action::ClientClose { conn, reason });
+            out.push(Action::ClientClose { conn, reason, limit: None });
         }
     }
 
     pub(super) fn turn_away_early(&mut self, out: &mut Vec<Action>) {
         if !self.suspect.is_empty() {
-            for input in std::mem::take(&mut self.early_clients) {
+            for input in self.early_clients.take() {
                 self.turn_away(input, out);
             }
         }
@@ -134,7 +134,7 @@ impl Core {
         assert!(self.requests.open.is_empty(), "a request of nobody's session");
         self.requests.registered = None;
         self.requests.register_sent = None;
-        for input in std::mem::take(&mut self.early_clients) {
+        for input in self.early_clients.take() {
             self.on_client(input, out);
         }
     }
@@ -173,7 +173,8 @@ impl Core {
                     continue;
                 }
                 SessionAction::Close { conn, reason } => {
-                    out.push(Action::ClientClose { conn, reason: reason.to_string() });
+                    let limit = reason.limit();
+                    out.push(Action::ClientClose { conn, reason: reason.to_string(), limit });
                     continue;
                 }
                 SessionAction::Quit { conn } => {
@@ -217,6 +218,7 @@ impl Core {
 
     pub(super) fn drive_requests(&mut self, out: &mut Vec<Action>) {
         self.turn_away_early(out);
+        self.early_clients.tick(&self.setup.limits, self.now, out);
         let mut actions = Vec::new();
         self.sessions.tick(self.now, &mut actions);
         self.on_session_actions(actions, out);

@@ -3,8 +3,6 @@
 //! A node registers first: only then the master knows which oids its sessions hold. Requests may come twice; commits
 //! are recognised by their ids, oid grants by their request's number.
 
-use roaring::RoaringTreemap;
-
 use super::{Action, Core, Role};
 use crate::durus::{self, Allocation, CommitRequest, Ground, SessionKey, Verdict};
 use crate::mutants::{self, Mutant};
@@ -402,9 +400,8 @@ impl Core {
             self.grant_oids(SessionKey { node, session }, id, count, out);
         }
     }
-
-    /// What a commit's session may know and the last pack removed.
-    pub(super) fn set_removed(&mut self, told: Seq, removed: RoaringTreemap) {
-        self.pack.set_removed(told, removed);
-    }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use slog::o;
 
 use super::proof::Proof;
-use super::{Core, Role, Setup, admin, beats, disk, generations, packing, requests};
+use super::{
+    Core, Role, Setup, admin, beats, disk, fetch, generations, giving, ladder, packing, requests,
+};
 use crate::control::{Member, Role as MemberRole, Settings, State};
 use crate::durus::{CommitChecker, Sessions};
 use crate::failover::controller::Controller;
@@ -130,14 +132,17 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
             shelf.generation(),
         ),
         serving: false,
-        early_clients: VecDeque::new(),
+        early_clients: Default::default(),
         requests: requests::Requests::default(),
         pack: packing::PackRun::default(),
         rebase: None,
         pull: None,
         jobs_begun: 0,
+        fetch: None,
+        fetch_past: fetch::Past::default(),
+        giving: giving::Giving::default(),
         fetched_bytes: 0,
-        tail_bytes: 0,
+        ladder: ladder::Ladder::default(),
         last_rebase: String::new(),
         tail_failed_for: None,
         opening_old: None,

@@ -35,6 +35,8 @@ pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
         timing: Timing::default(),
         limits: Limits::default(),
         keep_generations: 1,
+        block_bytes: 64,
+        fetch_bytes_per_s_max: None,
         disk,
         log: Logger::root(Discard, o!()),
     };

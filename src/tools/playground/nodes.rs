@@ -261,7 +261,7 @@ mod tests {
         for node in &plan.nodes {
             let config = Config::load(&node.config, &[]).unwrap();
             assert_eq!((config.me().name.as_str(), config.members.len()), (node.name.as_str(), 3));
-            assert_eq!(config.listen.durus, node.durus);
+            assert_eq!(config.listen.durus[0].to_string(), node.durus);
             assert_eq!(config.data, node.data);
         }
     }

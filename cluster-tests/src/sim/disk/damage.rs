@@ -18,7 +18,7 @@ const REMEMBERED: usize = 24;
 pub enum Part {
     /// The current file.
     Data,
-    /// Any other generation's file.
+    /// Any other generation's file, also one that is being fetched.
     Other,
     /// One copy of the Raft log.
     RaftLog,
@@ -73,7 +73,10 @@ impl Platter {
         };
         let is_it = |name: &str| match part {
             Part::Data => name == current,
-            Part::Other => name != current && name.starts_with('g') && name.ends_with(".durus"),
+            Part::Other => {
+                let is_file = name.starts_with('g') || name.starts_with("fetching");
+                name != current && is_file && name.ends_with(".durus")
+            }
             Part::RaftLog => name == "raft-a.log" || name == "raft-b.log",
             Part::Promise => name == "promise",
         };

@@ -22,6 +22,8 @@ pub enum Error {
     Read,
     /// Bytes of another place, without an error.
     AstrayRead,
+    /// The same when it reads of a base for a peer.
+    AstrayForPeer,
     Write,
     Sync,
 }
@@ -120,9 +122,10 @@ impl Platter {
         self.troubles.hurt
     }
 
-    /// Nothing is armed any more, and what was unsure is now what the medium has.
+    /// Nothing is armed any more for this process, and what was unsure is now what the medium has.
     pub(super) fn calm(&mut self) {
-        self.troubles.armed.clear();
+        // Bases are fetched seldom: what is to go wrong then waits for it.
+        self.troubles.armed.retain(|(error, _)| *error == Error::AstrayForPeer);
         self.troubles.hurt = None;
         for inode in self.inodes.values_mut() {
             if std::mem::take(&mut inode.unsure) {
@@ -155,11 +158,18 @@ impl Platter {
         self.troubles.armed.remove(at);
         self.troubles.hurt = Some(match error {
             Error::Read => "a failed read",
-            Error::AstrayRead => "a read gone astray",
+            Error::AstrayRead | Error::AstrayForPeer => "a read gone astray",
             Error::Write => "a failed write",
             Error::Sync => "a failed sync",
         });
         true
+    }
+
+    /// This node reads of a base for a peer: does that go astray?
+    pub fn reads_for_peer(&mut self) {
+        if self.strikes(Error::AstrayForPeer) {
+            self.troubles.armed.push((Error::AstrayRead, 0));
+        }
     }
 
     /// Another place than `offset`, some sectors away; not beyond `last`.

@@ -1,7 +1,7 @@
 //! What nodes do with their disks: tasks, records of the Raft log, steps of jobs; each after its time, by production code.
 
 use packmaster::node::core::Input;
-use packmaster::pack::Step;
+use packmaster::pack::{Job, Step};
 use packmaster::storage::DiskError;
 use packmaster::storage::task::TaskDone;
 
@@ -120,6 +120,9 @@ impl World {
             return self.at(wait_us.min(WAIT_US_MAX), Event::JobStep { node, life, job });
         }
         self.light_fuse(node);
+        if let Job::Read(_) = work {
+            self.hosts[node].medium.lock().reads_for_peer();
+        }
         let step = work.step(&*disk);
         if self.fuse_burnt(node) {
             return;

@@ -42,10 +42,12 @@ impl World {
             timing: Timing { pack_failed_ms: 2000, ..Timing::default() },
             limits: Limits {
                 wait_max_ms: self.options.wait_max_ms,
-                command_timeout_ms: 4000,
+                command_max_ms: 4000,
                 ..Limits::default()
             },
             keep_generations: self.keep_generations,
+            block_bytes: self.block_bytes,
+            fetch_bytes_per_s_max: None,
             disk,
             log: self.trace.logger(),
         }
@@ -290,7 +292,7 @@ impl World {
         match action {
             Action::Send { to, message } => self.send(node, to.0 as usize - 1, message),
             Action::ClientSend { conn, bytes } => self.client_send(node, conn, bytes),
-            Action::ClientClose { conn, reason } => {
+            Action::ClientClose { conn, reason, .. } => {
                 let Some(client) = self.process(node).conns.remove(&conn.0) else { return };
                 self.trace.line(format_args!(
                     "n{} closes c{}: {reason}",

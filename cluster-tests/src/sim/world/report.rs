@@ -6,12 +6,18 @@ use super::World;
 use crate::sim::{Counts, Report};
 
 /// Rare branches of the nodes, by the beginning of what they say when they take them.
-const SAID: [(&str, &str); 29] = [
+const SAID: [(&str, &str); 35] = [
     ("torn tail cut", "the file ends inside its last transaction"),
     ("orphan made", "cut back to the common point"),
     ("local rebuild", "rebasing: building the generation from our own file"),
     ("tail fetch", "rebasing: fetching what our generation lacks"),
     ("base fetch", "rebasing: fetching the base"),
+    ("fetch resumed after a crash", "fetch: goes on where an earlier process was"),
+    ("fetch resumed", "fetch: goes on where it was"),
+    ("bad block refused", "fetch: a peer sent a bad block"),
+    ("block asked of another peer", "fetch: a block is asked of another peer"),
+    ("bad block list refused", "fetch: a peer's list of blocks"),
+    ("unfinished base removed", "an unfinished base that nobody wants"),
     ("rebased", "rebased"),
     ("no peer had the base", "rebase: tried every peer"),
     ("floor fetched by the elected", "fetching what the election's greatest position has"),

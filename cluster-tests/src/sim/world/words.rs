@@ -70,6 +70,14 @@ pub(super) fn words(message: &PeerMessage) -> Option<String> {
         Message::FetchReply(reply) => {
             format!("fetch reply {} at {}: {} bytes", reply.id, reply.offset, reply.data.len())
         }
+        Message::BlockList(list) => format!(
+            "block list {} from {}: {} bytes of hashes, base of {}{}",
+            list.id,
+            list.first,
+            list.hashes.len(),
+            list.base_len,
+            if list.counting { ", counting" } else { "" }
+        ),
         Message::ClientRequest(request) => {
             let ask = format!("{:?}", request.ask);
             format!(
