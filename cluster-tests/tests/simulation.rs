@@ -6,7 +6,7 @@
 //!   prints its report; `SIM_ECHO=1` prints everything as it happens, `SIM_NODES=5` overrules the number of nodes.
 //! * `SIM_FIRST=10000 SIM_COUNT=5000` changes which seeds `the_cluster_keeps_its_promises` runs; with `SIM_GO_ON=1` it
 //!   says which seeds failed and goes on to the next. `SIM_THREADS` sets the number of threads.
-
+//!
 //! What can go wrong in a pack, and what covers it. Each has to end in the old or the new generation, whole
 //! (GenerationEquivalent, AckedIsDurable), resumed or called off by itself (Liveness, which waits for equal files):
 //!

@@ -44,7 +44,7 @@ const EVENTS_MAX: u64 = 3_000_000;
 
 enum Event {
     Wake { node: usize, life: u64 },
-    Deliver(Flight),
+    Deliver(Box<Flight>),
     DiskRun { node: usize, life: u64 },
     DiskDone { node: usize, life: u64, results: Vec<(u64, Result<TaskDone, DiskError>)> },
     RaftRun { node: usize, life: u64 },
@@ -358,7 +358,7 @@ impl World {
         }
         match event {
             Event::Wake { node, .. } => self.wake(node),
-            Event::Deliver(flight) => self.deliver(flight),
+            Event::Deliver(flight) => self.deliver(*flight),
             Event::DiskRun { node, .. } => self.disk_run(node),
             Event::DiskDone { node, results, .. } => self.disk_done(node, results),
             Event::RaftRun { node, .. } => self.raft_run(node),

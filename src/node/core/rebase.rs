@@ -283,6 +283,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let durable: Tip = base.tip();
+        let built = removed.is_some();
         // A read that fails says nothing of what the file has.
         let at_cut = match self.shelf.tip_at(record.cut_seq) {
             Ok(at_cut) => at_cut,
@@ -312,7 +313,6 @@ impl Core {
             self.checker.jumped(base.tip().seq);
             self.sessions.jumped(base.tip().seq);
         }
-        let built = removed.is_some();
         self.flip_to(base, durable, removed.unwrap_or_default(), out);
         let bytes = self.ladder.finish(self.now);
         self.last_rebase = match built {

@@ -43,7 +43,8 @@ impl World {
         if copy {
             let after = self.rng.between(100, 80_000);
             let message = flight.message.clone();
-            self.at(after, Event::Deliver(Flight { from, to, to_life, era, fragile, message }));
+            let flight = Flight { from, to, to_life, era, fragile, message };
+            self.at(after, Event::Deliver(Box::new(flight)));
         }
         self.fly(flight);
     }
@@ -55,7 +56,7 @@ impl World {
         let link = self.link(flight.from, flight.to);
         let at = (now + delay).max(link.last[number] + 1);
         link.last[number] = at;
-        self.at(at - now, Event::Deliver(flight));
+        self.at(at - now, Event::Deliver(Box::new(flight)));
     }
 
     pub(super) fn deliver(&mut self, flight: Flight) {
