@@ -48,6 +48,12 @@ fn every_disk_operation_survives_a_crash_at_every_change() {
 const NOT_MISSED: &[(&str, &str, &str)] = &[
     ("start: damaged base kept aside", "promise", "durable before; it is for what a kill left"),
     ("start: damaged base kept aside", "g00000001-blank.durus", "synced under its name before"),
+    ("start: damaged blank kept aside", "promise", "durable before; it is for what a kill left"),
+    (
+        "start: damaged blank kept aside",
+        "g00000001-blank-again.durus",
+        "synced under its name before",
+    ),
     ("pack: build, name, follow, flip, remove", "building.durus", "synced under its next name"),
     ("fetch: blocks, name, follow, flip, remove", "fetching.durus", "synced under its next name"),
     ("first start: import, adopt", "g00000001.durus", "synced under its name before"),

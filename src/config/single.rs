@@ -127,7 +127,7 @@ fn raw(options: &Single) -> Result<RawConfig, ConfigError> {
         data,
         import: file.exists().then_some(file),
         listen: RawListen {
-            durus: (durus.len() > 1).then(|| OneOrMore(durus)),
+            durus: (durus.len() > 1).then_some(OneOrMore(durus)),
             unix: unix.then(|| RawUnix {
                 owner: options.owner.clone(),
                 group: options.group.clone(),

@@ -58,7 +58,8 @@ impl<'de> Deserialize<'de> for ByteSize {
 
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let unit = UNITS.iter().rev().find(|(_, factor)| self.0 > 0 && self.0 % factor == 0);
+        let unit =
+            UNITS.iter().rev().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => to.serialize_str(&format!("{} {name}", self.0 / factor)),
             None => to.serialize_str(&format!("{} B", self.0)),

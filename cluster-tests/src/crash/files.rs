@@ -23,6 +23,7 @@ pub fn operations() -> Vec<Operation> {
         start_hollow(),
         start_damaged(),
         start_anew(),
+        start_anew_again(),
     ];
     all.extend([append("append", LARGE, 1), append("append of a few bytes", 5, 1)]);
     all.extend([append("append, three in a batch", LARGE, 3), append_and_promise()]);
@@ -193,14 +194,24 @@ fn start_damaged() -> Operation {
 
 /// The base is damaged: the node begins with a blank file, and knows that it has lost something before it does.
 fn start_anew() -> Operation {
+    anew("start: damaged base kept aside", "g00000001.durus")
+}
+
+/// And so is what took its place. Found by the soak (seed 6006203): a crash here left a link that pointed at nothing.
+fn start_anew_again() -> Operation {
+    anew("start: damaged blank kept aside", "g00000001-blank.durus")
+}
+
+fn anew(name: &'static str, file: &'static str) -> Operation {
     let mut damaged = History::of(2, LARGE).bytes;
     damaged[20] ^= 1;
     let before = damaged.clone();
     Operation {
-        name: "start: damaged base kept aside",
+        name,
         before: Box::new(move |disk| {
             promise::write(&**disk, Epoch(1))?;
-            put_current(&**disk, &before)
+            put(&**disk, file, &before)?;
+            Ok(disk.set_link(CURRENT, file)?)
         }),
         act: Box::new(start_once),
         check: Box::new(move |disk, crash| {

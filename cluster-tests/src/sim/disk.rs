@@ -472,10 +472,12 @@ impl DiskFile for SimFile {
         let fails = platter.strikes(Error::Sync);
         let platter = &mut *platter;
         let inode = platter.inodes.get_mut(&self.number).expect("entered");
-        for op in std::mem::take(&mut inode.pending) {
-            if fails && !platter.troubles.keeps() {
-                continue;
-            }
+        let pending = std::mem::take(&mut inode.pending);
+        let kept = match fails {
+            true => platter.troubles.kept(pending.len()),
+            false => vec![true; pending.len()],
+        };
+        for (op, _) in pending.into_iter().zip(kept).filter(|(_, kept)| *kept) {
             let from = match &op {
                 FileOp::Write { offset, .. } => (*offset).min(inode.durable.len()),
                 FileOp::Truncate { len } => (*len).min(inode.durable.len()),

@@ -198,7 +198,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let nodes = options.nodes;
         let drifts = rng.chance(400);
-        let hosts = (0..nodes)
+        let hosts: Vec<Host> = (0..nodes)
             .map(|index| Host {
                 medium: Medium::new(rng.number()),
                 disk_uuid: [index as u8 + 1; 16],
@@ -230,6 +230,9 @@ impl World {
             true => Loss::Ordered,
             false => Loss::Any,
         };
+        if !schedule.unlucky.is_empty() {
+            hosts.iter().for_each(|host| host.medium.lock().fail_in_order());
+        }
         let keep_generations = rng.below(4) as u32;
         World {
             options: options.clone(),

@@ -32,6 +32,8 @@ use crate::types::{Epoch, Generation, NodeId, Now, Seq};
 pub const FIRST: &str = "g00000001.durus";
 /// What stands for the current file while that is fetched again.
 const BLANK: &str = "g00000001-blank.durus";
+/// And while that is damaged itself.
+const BLANK_AGAIN: &str = "g00000001-blank-again.durus";
 /// So many of the newest transactions are read again, to recognise commits that are asked for twice.
 const REMEMBER_SEQS: u64 = 50_000;
 /// And not more bytes of them than this.
@@ -272,18 +274,16 @@ fn begin_anew(
     // Which generation it was is not known either: no later one makes up for it within the epoch.
     let (generation, end) = (Generation(u64::MAX), disk.open(damaged)?.len()?);
     loss::write(disk, Loss { epoch: promised, generation, end })?;
-    if damaged == BLANK {
-        disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
-    } else if disk.exists(BLANK)? {
-        disk.remove(BLANK)?;
+    // The link must never point at what is not there: the damaged file keeps its name as long as it is the current one.
+    let blank = if damaged == BLANK { BLANK_AGAIN } else { BLANK };
+    if disk.exists(blank)? {
+        disk.remove(blank)?;
     }
-    let shelf = at(BLANK, Shelf::create(disk, BLANK))?;
-    disk.set_link(CURRENT, BLANK)?;
+    let shelf = at(blank, Shelf::create(disk, blank))?;
+    disk.set_link(CURRENT, blank)?;
     disk.sync_dir()?;
-    if damaged != BLANK {
-        disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
-        disk.sync_dir()?;
-    }
+    disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
+    disk.sync_dir()?;
     Ok(shelf)
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Troubles {
     has_spoilt: bool,
     /// What struck the present process.
     hurt: Option<&'static str>,
+    /// A failed sync keeps what was written first.
+    in_order: bool,
     dice: Rng,
 }
 
@@ -56,17 +58,32 @@ impl Troubles {
             spoils: 0,
             has_spoilt: false,
             hurt: None,
+            in_order: false,
             dice: Rng::new(seed),
         }
     }
 
-    /// Does an unsynced write survive a failed sync?
+    /// Does an unsynced write, or change of names, survive a failed sync?
     pub(super) fn keeps(&mut self) -> bool {
         self.dice.chance(500)
+    }
+
+    /// The unsynced writes that survive one: of so many, in their order.
+    pub(super) fn kept(&mut self, writes: usize) -> Vec<bool> {
+        let mut kept: Vec<bool> = (0..writes).map(|_| self.keeps()).collect();
+        if let Some(lost) = kept.iter().position(|kept| !kept).filter(|_| self.in_order) {
+            kept[lost..].fill(false);
+        }
+        kept
     }
 }
 
 impl Platter {
+    /// No holes where a sync failed.
+    pub fn fail_in_order(&mut self) {
+        self.troubles.in_order = true;
+    }
+
     pub fn arm(&mut self, error: Error, after: u32) {
         self.troubles.armed.push((error, after));
     }

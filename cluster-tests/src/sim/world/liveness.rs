@@ -18,8 +18,11 @@ impl World {
         self.make_well();
         // Whoever comes up must be able to hear it.
         for by in 0..self.hosts.len() {
-            self.at(500_000, Event::Unhold { by });
-            self.at(600_000, Event::Unlimit { by });
+            // Who is refused, since there is no Raft leader yet, asks again.
+            for after_us in [500_000, 2_500_000, 6_000_000] {
+                self.at(after_us, Event::Unhold { by });
+                self.at(after_us + 100_000, Event::Unlimit { by });
+            }
         }
     }
 
