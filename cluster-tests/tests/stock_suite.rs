@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cluster_tests::cluster::{Builder, Cluster};
@@ -103,6 +104,9 @@ fn nothing_is_left_out() {
         }
     }
 }
+
+/// Abstract sockets named so far.
+static NAMES: AtomicU32 = AtomicU32::new(0);
 
 #[test]
 fn through_the_master() {
@@ -227,7 +231,9 @@ fn suite(through: Through) {
                 Shared => run(&shared, through, module, class, check),
                 Fresh => run(&through.cluster().start(), through, module, class, check),
                 Unix => {
-                    let name = format!("@pm-suite-{}-{count}", std::process::id());
+                    // Tests of this process run side by side, and the names are the whole machine's.
+                    let nth = NAMES.fetch_add(1, Ordering::Relaxed);
+                    let name = format!("@pm-suite-{}-{nth}", std::process::id());
                     let node = Builder::default().nodes(1).set(&format!("listen.durus={name}"));
                     run_at(&name, node.start(), module, class, check)
                 }
