@@ -219,12 +219,17 @@ fn late_slave(cluster: &mut Cluster, local_build_s: f64) -> serde_json::Value {
     let status = cluster.wait_healthy();
     let master = cluster.index(status.master.as_deref().expect("a master"));
     let away = (master + 1) % 3;
+    let name = cluster.nodes[away].name.clone();
     cluster.kill(away);
+    // It may have been Raft's leader.
+    cluster.wait_for("another Raft leader", 20, |cluster| {
+        let leader = cluster.try_status().ok()?.raft_leader?;
+        (leader != name).then_some(())
+    });
     cluster.ctl(&["pack"]).done();
     let seen = watch(cluster, 3);
     let began = monotonic();
     cluster.launch(away);
-    let name = cluster.nodes[away].name.clone();
     let row = cluster.wait_for("the slave to be in step", GIVE_UP_S as u64, |cluster| {
         let status = cluster.try_status().ok()?;
         let row = status.node(&name).clone();

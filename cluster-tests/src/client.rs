@@ -124,7 +124,10 @@ impl Client {
 
     fn receive_oids(&mut self) -> io::Result<Vec<u64>> {
         let count = u32::from_be_bytes(self.receive()?);
-        (0..count).map(|_| Ok(u64::from_be_bytes(self.receive()?))).collect()
+        // After a pack they can be hundreds of thousands.
+        let bytes = self.receive_vec(count as usize * 8)?;
+        let (oids, _) = bytes.as_chunks::<8>();
+        Ok(oids.iter().map(|oid| u64::from_be_bytes(*oid)).collect())
     }
 
     /// Stores (oid, record) pairs in one commit, whatever the invalidations in between say.

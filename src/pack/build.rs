@@ -19,6 +19,8 @@ use crate::types::{Chain, CommitId, Generation, Oid, Seq, Tip};
 
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
+/// Bytes written between two syncs of a base.
+const SYNC_EVERY: u64 = 4 << 20;
 /// An offset map has no more slots than this: 16 to 32 GiB.
 const MAP_SLOTS_MAX: u64 = 1 << 32;
 /// Offset of the base transaction's length, and of its first record.
@@ -294,7 +296,7 @@ impl Base {
         disk: &dyn Disk,
         to: &str,
     ) -> Result<Base, JobError> {
-        let mut out = Output { file: disk.create(to)?, at: 0, buf: Vec::new() };
+        let mut out = Output { file: disk.create(to)?, at: 0, buf: Vec::new(), unsynced: 0 };
         out.push(PREFIX)?;
         out.push(&[0; 8])?;
         let records = history.records();
@@ -370,6 +372,8 @@ struct Output {
     /// Offset of the first byte in `buf`.
     at: u64,
     buf: Vec<u8>,
+    /// Bytes written since the last sync.
+    unsynced: u64,
 }
 
 impl Output {
@@ -392,8 +396,14 @@ impl Output {
 
     fn flush(&mut self) -> Result<(), DiskError> {
         self.file.write_at(self.at, &self.buf)?;
+        self.unsynced += self.buf.len() as u64;
         self.at = self.end();
         self.buf.clear();
+        // All at the end, the disk would be busy for seconds, and the syncs of commits would wait behind it.
+        if self.unsynced >= SYNC_EVERY {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
         Ok(())
     }
 }
