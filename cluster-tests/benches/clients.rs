@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use cluster_tests::client::{Client, Loaded};
 use cluster_tests::cluster::{Builder, Cluster};
+use cluster_tests::journal::median;
 use cluster_tests::ports::Ports;
 use cluster_tests::{bigfile, binary, stock};
 use serde_json::{Value, json};
@@ -203,10 +204,4 @@ fn resident_bytes(pid: i32) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     let kib = line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number");
     kib * 1024
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    if n == 0 { 0.0 } else { (values[(n - 1) / 2] + values[n / 2]) / 2.0 }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cluster_tests::journal::median;
 use cluster_tests::{bigfile, binary, python};
 use serde_json::json;
 
@@ -126,10 +127,4 @@ fn rsync_bytes(old: &Path, new: &Path, copy: &Path) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Literal data:"))?;
     let digits: String = line.chars().filter(char::is_ascii_digit).collect();
     digits.parse().ok()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    if n == 0 { 0.0 } else { (values[(n - 1) / 2] + values[n / 2]) / 2.0 }
 }

@@ -56,6 +56,13 @@ pub fn acknowledged_since(entries: &[Entry], since: f64) -> Vec<f64> {
     told.map(|entry| entry.at).collect()
 }
 
+/// The middle of the values, or the mean of the two in the middle; 0 of none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    if n == 0 { 0.0 } else { (values[(n - 1) / 2] + values[n / 2]) / 2.0 }
+}
+
 /// The longest time without an acknowledgement between `from` and `to`: how long, and when it ended.
 pub fn longest_gap(times: &[f64], from: f64, to: f64) -> (f64, f64) {
     let inside = times.iter().copied().filter(|at| (from..to).contains(at));

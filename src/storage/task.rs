@@ -1,7 +1,7 @@
 //! Every way in which the data file and its companions are changed, as values.
 //!
 //! The core asks for these; the shell performs them on one thread in the order asked, the simulator likewise, both
-//! by `perform`. Because the order is kept, a promise is durable only after everything that was appended before it.
+//! by `Performer`. Because the order is kept, a promise is durable only after everything that was appended before it.
 //! A failed task is never retried: what the disk holds afterwards is unknown until the file is read again.
 
 use std::sync::Arc;

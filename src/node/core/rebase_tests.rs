@@ -1,17 +1,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use slog::{Discard, Logger, o};
-
 use super::*;
-use crate::durus::Limits;
-use crate::node::core::{FIRST, Setup, Timing, start};
+use crate::node::core::FIRST;
+use crate::node::core::testing::first_of;
 use crate::pack::Build;
-use crate::proto::control::Member;
 use crate::shelf::testing::commit;
 use crate::storage::mem::MemDisk;
 use crate::storage::{Disk, DiskError, DiskFile};
-use crate::types::BootId;
 
 /// A disk whose reads can be made to fail.
 #[derive(Clone, Default)]
@@ -93,23 +89,7 @@ impl DiskFile for FlakyFile {
 }
 
 fn node(disk: &Flaky) -> Core {
-    let member = Member { id: 1, name: "n1".into(), role: "voter".into(), ..Member::default() };
-    let setup = Setup {
-        id: NodeId(1),
-        boot: BootId(11),
-        disk_uuid: [1; 16],
-        cluster: "c".into(),
-        version: "v".into(),
-        members: vec![member],
-        timing: Timing::default(),
-        limits: Limits::default(),
-        keep_generations: 1,
-        block_bytes: 64,
-        fetch_bytes_per_s_max: None,
-        disk: Arc::new(disk.clone()),
-        log: Logger::root(Discard, o!()),
-    };
-    start(setup, Now { mono_us: 1, wall_us: 1 }).expect("a good disk").0
+    first_of(1, Arc::new(disk.clone()), Now { mono_us: 1, wall_us: 1 })
 }
 
 /// Found while hunting mutants (RemovedNotRefused; every rule kept, seed 39): one read failed while a node moved to the
