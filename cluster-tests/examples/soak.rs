@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster_tests::sim::{Options, Report, run};
@@ -235,8 +235,14 @@ fn tell(total: &Total, began: Instant) {
     );
 }
 
-/// The commit of this source tree, and whether it was changed since.
-fn commit() -> String {
+/// The commit of this source tree, and whether it was changed since: as it was when first asked for, since people go on
+/// while a soak runs.
+fn commit() -> &'static str {
+    static COMMIT: OnceLock<String> = OnceLock::new();
+    COMMIT.get_or_init(read_commit)
+}
+
+fn read_commit() -> String {
     let git = |args: &[&str]| {
         let output = std::process::Command::new("git")
             .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -45,6 +45,9 @@ pub struct CommitRequest<'a> {
     pub touched: Option<&'a RoaringTreemap>,
 }
 
+/// Reads an object's record. The error is a read that failed.
+pub type Stored<'a> = &'a dyn Fn(Oid) -> Result<Option<Bytes>, String>;
+
 /// What a commit is judged on.
 pub struct Ground<'a> {
     /// Newest committed transaction.
@@ -53,8 +56,8 @@ pub struct Ground<'a> {
     pub pool: &'a OidPool,
     /// Objects that the pack in progress will not keep.
     pub dead: Option<&'a RoaringTreemap>,
-    /// Objects that the last pack removed.
-    pub removed: Option<&'a RoaringTreemap>,
+    /// The record of an object as it is committed.
+    pub stored: Stored<'a>,
 }
 
 /// What to do with a commit.
@@ -235,7 +238,7 @@ impl CommitChecker {
             Ok(oids) => oids,
             Err(why) => return Ok(Verdict::Refused(why)),
         };
-        let gone = gone(request, ground)?;
+        let gone = gone(request, &oids, ground)?;
         if !gone.is_empty() {
             let why = format!("uses {} objects a pack dropped", gone.len());
             return Ok(Verdict::Conflict { why, dead: gone });
@@ -306,27 +309,43 @@ fn well_formed(records: &[(Oid, Bytes)]) -> Result<RoaringTreemap, String> {
     Ok(oids)
 }
 
-/// The objects that this commit stores or refers to and that a pack drops, or has dropped. A client that was told can
-/// still have such an object at hand and link it again: stock Durus stores a reference to nothing then.
-fn gone(request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Vec<Oid>, String> {
-    let removed = ground.removed.filter(|_| !mutants::broken(Mutant::RemovedNotRefused));
+/// The objects that this commit stores or refers to and that a pack drops, or has dropped: the last one or any before.
+/// A client that was told can still have such an object at hand and link it again: stock Durus stores a reference to
+/// nothing then.
+fn gone(
+    request: &CommitRequest<'_>,
+    writes: &RoaringTreemap,
+    ground: &Ground<'_>,
+) -> Result<Vec<Oid>, String> {
     let dead = ground.dead.filter(|_| !mutants::broken(Mutant::DeadNotRefused));
-    if dead.is_none() && removed.is_none() {
-        return Ok(Vec::new());
-    }
+    let is_dead = |oid: Oid| dead.is_some_and(|dead| dead.contains(oid.0));
+    let (pool, session, exists) = (ground.pool, request.session, ground.exists);
+    let removed_refused = !mutants::broken(Mutant::RemovedNotRefused);
     let mut gone = RoaringTreemap::new();
     for (oid, record) in request.records {
-        let refs = shelf::refs(record).map_err(|why| format!("record of oid {oid}: {why}"))?;
-        for oid in std::iter::once(*oid).chain(refs) {
-            if dead.is_some_and(|dead| dead.contains(oid.0)) {
-                gone.insert(oid.0);
-            }
-            // A removed oid may be in use again.
-            if removed.is_some_and(|removed| removed.contains(oid.0))
-                && ground.pool.check(request.session, oid, ground.exists)? == OidUse::Surprise
+        let surprise = || Ok::<_, String>(pool.check(session, *oid, exists)? == OidUse::Surprise);
+        if is_dead(*oid) || removed_refused && pool.was_issued(*oid) && surprise()? {
+            gone.insert(oid.0);
+        }
+        let mut nowhere = RoaringTreemap::new();
+        for to in shelf::refs(record).map_err(|why| format!("record of oid {oid}: {why}"))? {
+            if is_dead(to) {
+                gone.insert(to.0);
+            } else if removed_refused
+                && !writes.contains(to.0)
+                && pool.leads_nowhere(session, to, exists)?
             {
-                gone.insert(oid.0);
+                nowhere.insert(to.0);
             }
+        }
+        if !nowhere.is_empty() {
+            // A file that stock Durus has written may have had such a reference all along: it is this client's no more
+            // than anybody's.
+            if let Some(before) = (ground.stored)(*oid)? {
+                let before = shelf::refs(&before).map_err(|why| format!("oid {oid}: {why}"))?;
+                before.for_each(|to| _ = nowhere.remove(to.0));
+            }
+            gone |= nowhere;
         }
     }
     Ok(gone.iter().map(Oid).collect())

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use super::*;
+use crate::durus::oids::BaseOids;
 use crate::shelf;
 use crate::types::{BootId, CommitId, ConnId, Epoch, Generation, NodeId, Now, Oid, Seq};
 
@@ -36,6 +37,11 @@ fn set(oids: &[u64]) -> RoaringTreemap {
 /// Oids 0 to 9 exist.
 fn exists(oid: Oid) -> Result<bool, String> {
     Ok(oid.0 < 10)
+}
+
+/// They refer to nothing.
+fn stored(oid: Oid) -> Result<Option<Bytes>, String> {
+    Ok(exists(oid)?.then(|| record(oid.0, 0, &[]).1))
 }
 
 /// Seq 101 changed 1, 102 changed 2 (both committed), 103 changed 3 (not yet).
@@ -73,10 +79,10 @@ fn judge_on(checker: &mut CommitChecker, ask: &Ask, ground: &Ground<'_>) -> Verd
 }
 
 fn judge(checker: &mut CommitChecker, ask: &Ask) -> Verdict {
-    let mut pool = OidPool::new(vec![]);
+    let mut pool = OidPool::default();
     pool.register(NodeId(1), BOOT, &[(1, vec![Oid(20)]), (2, vec![Oid(21)])], &exists).unwrap();
     let committed = Seq(102);
-    let ground = Ground { committed, exists: &exists, pool: &pool, dead: None, removed: None };
+    let ground = Ground { committed, exists: &exists, pool: &pool, dead: None, stored: &stored };
     judge_on(checker, ask, &ground)
 }
 
@@ -177,10 +183,14 @@ fn a_peer_that_did_not_check_is_not_believed() {
 
 #[test]
 fn nothing_dead_comes_back() {
-    let pool = OidPool::new(vec![]);
-    let (dead, removed) = (set(&[4, 7]), set(&[4, 12, 13]));
+    // The base has 0 to 5 and no 6 and 7; 6 to 9 are newer. 10 to 29 were given out, 12 to S1 again and 13 to another.
+    let base = BaseOids { holes: Some(vec![Oid(7), Oid(6)]), map_end: Oid(8) };
+    let mut pool = OidPool::new(base, Oid(40));
+    pool.add_block(Oid(30), Oid(40));
+    pool.register(NodeId(1), BOOT, &[(1, vec![Oid(12)]), (2, vec![Oid(13)])], &exists).unwrap();
+    let dead = set(&[4, 7]);
     let committed = Seq(103);
-    let ground = Ground { committed, exists: &exists, pool: &pool, dead: None, removed: None };
+    let ground = Ground { committed, exists: &exists, pool: &pool, dead: None, stored: &stored };
     let during = Ground { dead: Some(&dead), ..ground };
     let refers = |base, oids: &[u64]| Ask { records: vec![record(5, 0, oids)], ..ask(base, &[]) };
     let gone = |verdict| match verdict {
@@ -190,13 +200,41 @@ fn nothing_dead_comes_back() {
     assert_eq!(gone(judge_on(&mut checker(), &refers(103, &[1, 7, 4]), &during)), [4, 7]);
     assert_eq!(gone(judge_on(&mut checker(), &ask(103, &[7]), &during)), [7]);
     assert_eq!(judge_on(&mut checker(), &refers(103, &[1, 2]), &during), Verdict::Accept);
-    // After it. 4 exists again.
-    let after = Ground { removed: Some(&removed), ..ground };
-    assert_eq!(gone(judge_on(&mut checker(), &refers(102, &[1, 12, 4]), &after)), [12]);
-    assert_eq!(gone(judge_on(&mut checker(), &ask(102, &[13]), &after)), [13]);
+    // After it. 6 and 7 exist again; what is another session's is nothing yet.
+    assert_eq!(
+        gone(judge_on(&mut checker(), &refers(102, &[1, 10, 13, 6, 12]), &ground)),
+        [10, 13]
+    );
+    assert_eq!(gone(judge_on(&mut checker(), &ask(102, &[14]), &ground)), [14]);
     // Who was told has no more right to it: stock Durus would store a reference to nothing.
-    assert_eq!(gone(judge_on(&mut checker(), &refers(103, &[12]), &after)), [12]);
-    assert_eq!(gone(judge_on(&mut checker(), &ask(103, &[13]), &after)), [13]);
+    assert_eq!(gone(judge_on(&mut checker(), &refers(103, &[10]), &ground)), [10]);
+    assert_eq!(gone(judge_on(&mut checker(), &ask(103, &[14]), &ground)), [14]);
+    // What this commit stores itself, what this session has, what was never given out (stock Durus takes it).
+    let mut both = refers(103, &[12]);
+    both.records.push(record(12, 0, &[12, 5]));
+    assert_eq!(judge_on(&mut checker(), &both, &ground), Verdict::Accept);
+    assert_eq!(judge_on(&mut checker(), &refers(103, &[12, 35, 99]), &ground), Verdict::Accept);
+    assert!(matches!(judge_on(&mut checker(), &ask(103, &[35]), &ground), Verdict::Refused(_)));
+}
+
+/// Found by the simulator (seed 7001896): the master knew what the last pack had dropped until it was restarted, and
+/// nothing of the packs before.
+#[test]
+fn a_reference_to_nothing_that_was_there_before_is_nobodys_fault() {
+    let base = BaseOids { holes: Some(vec![Oid(11), Oid(10)]), map_end: Oid(12) };
+    let pool = OidPool::new(base, Oid(12));
+    let before = |oid: Oid| Ok((oid.0 == 5).then(|| record(5, 0, &[1, 10]).1));
+    let ground =
+        Ground { committed: Seq(103), exists: &exists, pool: &pool, dead: None, stored: &before };
+    let refers = |oid: u64, to: &[u64]| Ask { records: vec![record(oid, 1, to)], ..ask(103, &[]) };
+    assert_eq!(judge_on(&mut checker(), &refers(5, &[10, 1]), &ground), Verdict::Accept);
+    assert!(is_conflict(&judge_on(&mut checker(), &refers(5, &[10, 11]), &ground)));
+    assert!(is_conflict(&judge_on(&mut checker(), &refers(6, &[10]), &ground)));
+    // A map that could not be read: every object is looked for.
+    let pool = OidPool::new(BaseOids { holes: None, map_end: Oid(12) }, Oid(12));
+    let ground = Ground { pool: &pool, ..ground };
+    assert_eq!(judge_on(&mut checker(), &refers(6, &[1, 9]), &ground), Verdict::Accept);
+    assert!(is_conflict(&judge_on(&mut checker(), &refers(6, &[10]), &ground)));
 }
 
 // ---- all together ----
@@ -277,7 +315,7 @@ impl Bank {
             chain: vec![(CommitId::NONE, records.clone())],
             committed: Seq(1),
             checker: CommitChecker::new(Seq(1)),
-            pool: OidPool::new(vec![]),
+            pool: OidPool::default(),
             members: members.collect(),
             clients: clients.collect(),
             random: Lcg(seed),
@@ -330,7 +368,7 @@ impl Bank {
                     exists: &exists,
                     pool: &self.pool,
                     dead: None,
-                    removed: None,
+                    stored: &stored,
                 };
                 match self.checker.check(&request, &ground).unwrap() {
                     Verdict::Accept => {

@@ -34,5 +34,5 @@ mod testing;
 
 pub use close::{COMMAND_MAX, CloseReason, Limits, Malformed, WAIT_MAX};
 pub use commit::{CommitChecker, CommitRequest, Ground, TouchedError, Verdict, decode_touched};
-pub use oids::{Allocation, Exists, OidPool, OidUse, SessionKey};
+pub use oids::{Allocation, BaseOids, Exists, OidPool, OidUse, SessionKey};
 pub use session::{Ahead, SessionAction, Sessions, View};

@@ -68,6 +68,23 @@ struct Held {
     granted: Option<(u64, Vec<Oid>)>,
 }
 
+/// What a file's base says of oids.
+#[derive(Default)]
+pub struct BaseOids {
+    /// Not used, the first to be given out first; `None` if that could not be read.
+    pub holes: Option<Vec<Oid>>,
+    /// Every oid in the base is below.
+    pub map_end: Oid,
+}
+
+/// What was so when the mastership began.
+#[derive(Default)]
+struct Origin {
+    unused: Option<RoaringTreemap>,
+    map_end: Oid,
+    issued_below: Oid,
+}
+
 /// The oids of one mastership.
 #[derive(Default)]
 pub struct OidPool {
@@ -79,6 +96,7 @@ pub struct OidPool {
     used: RoaringTreemap,
     holes: VecDeque<Oid>,
     holes_usable: bool,
+    origin: Origin,
     /// Taken for a request that could not be granted whole; the next ones to be given out.
     ready: VecDeque<Oid>,
     /// What is left of the blocks: from, below.
@@ -86,9 +104,12 @@ pub struct OidPool {
 }
 
 impl OidPool {
-    /// With the file's holes, the first to be used first, and no block yet.
-    pub fn new(holes: Vec<Oid>) -> OidPool {
-        OidPool { holes: holes.into(), ..OidPool::default() }
+    /// With the file's holes, the first to be used first, and no block yet. Oids below `issued_below` were given out
+    /// before, or never will be.
+    pub fn new(base: BaseOids, issued_below: Oid) -> OidPool {
+        let unused = base.holes.as_ref().map(|holes| holes.iter().map(|oid| oid.0).collect());
+        let origin = Origin { unused, map_end: base.map_end, issued_below };
+        OidPool { holes: base.holes.unwrap_or_default().into(), origin, ..OidPool::default() }
     }
 
     /// Oids from `from` to below `below` may be given out from now on; they are above every block before.
@@ -263,6 +284,31 @@ impl OidPool {
         })
     }
 
+    /// Was this oid given out once, as far as can be told? It is nobody's guess then, but of somebody who had it.
+    pub fn was_issued(&self, oid: Oid) -> bool {
+        let left = || self.blocks.iter().any(|(from, below)| *from <= oid && oid < *below);
+        oid < self.origin.issued_below && !left()
+    }
+
+    /// Does a reference to this oid, in a commit of this session that does not store it, lead nowhere, although the oid
+    /// was given out once? It was an object then, and a pack has dropped it, whichever pack that was and whoever was
+    /// master; or somebody else has the oid and stored nothing yet.
+    pub fn leads_nowhere(
+        &self,
+        key: SessionKey,
+        oid: Oid,
+        exists: Exists<'_>,
+    ) -> Result<bool, String> {
+        // Most references are to what the base has, and that is told without a read.
+        let origin = &self.origin;
+        let in_base = oid < origin.map_end
+            && origin.unused.as_ref().is_some_and(|unused| !unused.contains(oid.0));
+        if in_base || !self.was_issued(oid) || self.used.contains(oid.0) {
+            return Ok(false);
+        }
+        Ok(self.owners.get(&oid) != Some(&key) && !exists(oid)?)
+    }
+
     /// These are in a transaction that was appended: nobody's any more, and never given out again by this pool.
     pub fn used(&mut self, oids: impl IntoIterator<Item = Oid>) {
         for oid in oids {
@@ -315,7 +361,8 @@ mod tests {
     }
 
     fn pool(holes: &[u64], block: (u64, u64)) -> OidPool {
-        let mut pool = OidPool::new(holes.iter().map(|oid| Oid(*oid)).collect());
+        let holes = Some(holes.iter().map(|oid| Oid(*oid)).collect());
+        let mut pool = OidPool::new(BaseOids { holes, map_end: Oid(block.0) }, Oid(block.0));
         pool.add_block(Oid(block.0), Oid(block.1));
         assert_eq!(pool.register(N1, BOOT, &[], &none), Ok(vec![]));
         assert_eq!(pool.register(N2, BOOT, &[], &none), Ok(vec![]));

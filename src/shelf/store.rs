@@ -488,6 +488,11 @@ impl Shelf {
         Oid(above.max(self.map.len()))
     }
 
+    /// Every oid in the base is below.
+    pub fn map_end(&self) -> Oid {
+        Oid(self.map.len())
+    }
+
     /// Unused oids below the map's end in the order in which stock Durus gives them out, without those used since.
     pub fn holes(&self) -> Result<Vec<Oid>, ShelfError> {
         let mut holes = self.map.holes()?;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::serve::Registered;
 use super::{Action, Core, Role};
-use crate::durus::OidPool;
+use crate::durus::{BaseOids, OidPool};
 use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
@@ -378,16 +378,16 @@ impl Core {
 
     fn open(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
-        let holes = self.shelf.holes().unwrap_or_else(|error| {
+        let holes = self.shelf.holes().inspect_err(|error| {
             slog::warn!(self.log, "can't read the file's holes; new oids are taken instead"; "error" => %error);
-            Vec::new()
         });
+        let base = BaseOids { holes: holes.ok(), map_end: self.shelf.map_end() };
         let oid_limit = self.control.oid_limit();
         let Some(master) = self.master() else { return };
         master.open = true;
         master.opened_at = Some(now);
         let blocks = std::mem::take(&mut master.oid_blocks);
-        master.oids = OidPool::new(holes);
+        master.oids = OidPool::new(base, oid_limit);
         for (from, below) in blocks {
             master.oids.add_block(from, below);
         }

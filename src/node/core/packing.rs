@@ -87,8 +87,6 @@ pub(super) struct PackRun {
     progress: Progress,
     /// When what is being done was begun.
     began: Now,
-    /// What the last pack removed.
-    removed: Option<RoaringTreemap>,
 }
 
 /// How far a job is: a guess in permille, and bytes read and written.
@@ -104,14 +102,6 @@ impl PackRun {
             Marking::Done { marked, .. } => Some(&marked.dead),
             _ => None,
         }
-    }
-
-    pub(super) fn removed(&self) -> Option<&RoaringTreemap> {
-        self.removed.as_ref()
-    }
-
-    pub(super) fn set_removed(&mut self, removed: RoaringTreemap) {
-        self.removed = Some(removed);
     }
 
     pub(super) fn on_progress(&mut self, job: u64, progress: Progress) {
@@ -262,8 +252,7 @@ impl Core {
         }
         self.drop_next(out);
         self.old_files.look_soon();
-        let removed = self.pack.removed.take();
-        self.pack = PackRun { removed, ..PackRun::default() };
+        self.pack = PackRun::default();
     }
 
     /// The next generation's file is of no use any more.
@@ -675,12 +664,11 @@ impl Core {
         self.old_files.look_soon();
         if self.serving {
             let untold = mutants::broken(Mutant::PackNotTold);
-            let removed = if untold { RoaringTreemap::new() } else { removed.clone() };
+            let removed = if untold { RoaringTreemap::new() } else { removed };
             let mut actions = Vec::new();
             self.sessions.removed(generation, &removed, &mut actions);
             self.on_session_actions(actions, out);
         }
-        self.pack.set_removed(removed);
         self.beats.soon();
     }
 }

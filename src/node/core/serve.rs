@@ -219,13 +219,14 @@ impl Core {
     fn judge_commit(&mut self, request: &CommitRequest<'_>) -> Result<Verdict, String> {
         let shelf = &self.shelf;
         let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
+        let stored = |oid| shelf.load(oid).map_err(|error| error.to_string());
         let Role::Master(master) = &self.role else { return Err("not master".into()) };
         let ground = Ground {
             committed: self.committed,
             exists: &exists,
             pool: &master.oids,
             dead: self.pack.dead(),
-            removed: self.pack.removed(),
+            stored: &stored,
         };
         self.checker.check(request, &ground)
     }
