@@ -32,9 +32,7 @@ pub(super) enum Purpose {
     CutBack,
     Flip,
     /// A built or fetched base got its name.
-    BaseNamed {
-        name: String,
-    },
+    BaseNamed,
     /// The file a base is fetched into.
     BaseFile {
         fetch: u64,
@@ -64,11 +62,13 @@ impl Tasks {
 }
 
 impl Core {
-    pub(super) fn disk(&mut self, purpose: Purpose, work: DiskTask, out: &mut Vec<Action>) {
+    /// Returns the task's number.
+    pub(super) fn disk(&mut self, purpose: Purpose, work: DiskTask, out: &mut Vec<Action>) -> u64 {
         self.tasks.begun += 1;
         let task = self.tasks.begun;
         self.tasks.purposes.insert(task, (purpose, self.now));
         out.push(Action::Disk { task, work });
+        task
     }
 
     /// Extends the current file in memory by one verified transaction; `write_appended` sends the bytes to the disk.
@@ -112,7 +112,7 @@ impl Core {
             Purpose::Promise { epoch } => self.on_promise_durable(epoch, out),
             Purpose::CutBack => self.on_cut_back(out),
             Purpose::Flip => self.beats.soon(),
-            Purpose::BaseNamed { name } => self.on_base_named(name, out),
+            Purpose::BaseNamed => self.on_base_named(task, out),
             Purpose::BaseFile { fetch } => self.on_base_file(fetch, done, out),
             Purpose::BaseBlock { fetch, block } => self.on_block_written(fetch, block, out),
             Purpose::Recovered => self.on_recovered(out),

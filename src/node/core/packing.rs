@@ -61,6 +61,12 @@ enum Building {
         built: Built,
         proposed: Option<Now>,
     },
+    /// The disk's task gives it its name.
+    Naming {
+        task: u64,
+        name: String,
+        removed: RoaringTreemap,
+    },
     Opening {
         name: String,
         job: u64,
@@ -134,7 +140,9 @@ impl Core {
             (_, Building::Failed(why)) => format!("failed: {why}"),
             (_, Building::Following { .. }) if self.next_complete().is_some() => "ready".into(),
             (_, Building::Following { .. }) => "rechain".into(),
-            (_, Building::Opening { .. } | Building::Built { .. }) => "verify".into(),
+            (_, Building::Built { .. } | Building::Naming { .. } | Building::Opening { .. }) => {
+                "verify".into()
+            }
             (_, Building::Running { .. }) => "build".into(),
             (Marking::Running { .. }, _) => "mark".into(),
             _ => "wait".into(),
@@ -244,7 +252,9 @@ impl Core {
             out.push(Action::CancelJob { job });
         }
         match &self.pack.building {
-            Building::Built { file: left, .. } | Building::Opening { name: left, .. } => {
+            Building::Built { file: left, .. }
+            | Building::Naming { name: left, .. }
+            | Building::Opening { name: left, .. } => {
                 let left = vec![left.clone()];
                 self.remove(left, out);
             }
@@ -481,9 +491,8 @@ impl Core {
                 }
                 let name = file_name(pack.generation, base_hash);
                 let rename = DiskTask::Rename { from: file, to: name.clone() };
-                self.disk(Purpose::BaseNamed { name: name.clone() }, rename, out);
-                // The job number is known when the file has its name.
-                self.pack.building = Building::Opening { name, job: 0, removed: built.removed };
+                let task = self.disk(Purpose::BaseNamed, rename, out);
+                self.pack.building = Building::Naming { task, name, removed: built.removed };
             }
             Some(agreed) => {
                 let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
@@ -514,12 +523,11 @@ impl Core {
         }
     }
 
-    pub(super) fn on_base_named(&mut self, name: String, out: &mut Vec<Action>) {
-        if self.rebase.is_some() {
-            return self.rebase_open(name, out);
-        }
+    /// Known by the task: a slow disk may only now have named a file that was asked for before, and whose removal is
+    /// queued behind it, although another of that name is on its way.
+    pub(super) fn on_base_named(&mut self, done: u64, out: &mut Vec<Action>) {
         match std::mem::take(&mut self.pack.building) {
-            Building::Opening { name: mine, job: 0, removed } if mine == name => {
+            Building::Naming { task, name, removed } if task == done => {
                 let job = self.next_job();
                 out.push(Action::Job { job, work: Job::Open(name.clone()) });
                 self.pack.begin(self.now);
@@ -527,6 +535,7 @@ impl Core {
             }
             other => self.pack.building = other,
         }
+        self.rebase_named(done, out);
     }
 
     // ---- jobs ----

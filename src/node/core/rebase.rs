@@ -44,11 +44,14 @@ pub(super) enum Rebase {
     },
     /// It gets its name.
     Naming {
+        task: u64,
         record: GenerationRecord,
         base: Box<Shelf>,
     },
     /// A base that was built gets its name, then is verified.
     NamingBuilt {
+        task: u64,
+        name: String,
         record: GenerationRecord,
         removed: Option<RoaringTreemap>,
     },
@@ -242,8 +245,8 @@ impl Core {
     ) {
         let name = file_name(record.number, record.base_hash);
         let work = DiskTask::Rename { from: building_name(job), to: name.clone() };
-        self.rebase = Some(Rebase::NamingBuilt { record, removed: Some(removed) });
-        self.disk(Purpose::BaseNamed { name }, work, out);
+        let task = self.disk(Purpose::BaseNamed, work, out);
+        self.rebase = Some(Rebase::NamingBuilt { task, name, record, removed: Some(removed) });
     }
 
     fn name_fetched(
@@ -257,15 +260,17 @@ impl Core {
         let name = file_name(record.number, record.base_hash);
         base.set_name(&name);
         self.keep_list(record.number, record.base_hash, blocks);
-        let work = DiskTask::Rename { from, to: name.clone() };
-        self.rebase = Some(Rebase::Naming { record, base: Box::new(base) });
-        self.disk(Purpose::BaseNamed { name }, work, out);
+        let task = self.disk(Purpose::BaseNamed, DiskTask::Rename { from, to: name }, out);
+        self.rebase = Some(Rebase::Naming { task, record, base: Box::new(base) });
     }
 
-    pub(super) fn rebase_open(&mut self, name: String, out: &mut Vec<Action>) {
+    /// What this task has named is ours to open.
+    pub(super) fn rebase_named(&mut self, done: u64, out: &mut Vec<Action>) {
         match self.rebase.take() {
-            Some(Rebase::Naming { record, base }) => self.rebase_onto(*base, record, None, out),
-            Some(Rebase::NamingBuilt { record, removed }) => {
+            Some(Rebase::Naming { task, record, base }) if task == done => {
+                self.rebase_onto(*base, record, None, out);
+            }
+            Some(Rebase::NamingBuilt { task, name, record, removed }) if task == done => {
                 let job = self.next_job();
                 out.push(Action::Job { job, work: Job::Open(name) });
                 self.rebase = Some(Rebase::Opening { job, record, removed });
