@@ -343,6 +343,11 @@ impl Ledger {
     pub fn on_acknowledged(&self, tag: &[u8; 16]) -> u64 {
         let found = self.tags.get(tag).into_iter().flatten();
         for (seq, data) in found {
+            // Another transaction is known to be committed there: this copy is an orphan's. What is below a file's cut
+            // can't be looked up on the disks any more.
+            if self.committed.get(seq).is_some_and(|committed| committed != data) {
+                continue;
+            }
             let holders = (0..self.disks.len()).filter(|node| self.has(*node, *seq, data)).count();
             if holders > self.disks.len() / 2 {
                 return *seq;

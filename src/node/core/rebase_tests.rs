@@ -7,7 +7,9 @@ use crate::node::core::testing::first_of;
 use crate::pack::Build;
 use crate::shelf::testing::commit;
 use crate::storage::mem::MemDisk;
+use crate::storage::task::TaskDone;
 use crate::storage::{Disk, DiskError, DiskFile};
+use crate::types::Chain;
 
 /// A disk whose reads can be made to fail.
 #[derive(Clone, Default)]
@@ -128,4 +130,39 @@ fn a_read_that_fails_at_a_rebase_leaves_no_tail_behind() {
     assert!(matches!(core.rebase, Some(Rebase::Failed { .. })), "it tries again");
     rebase(&mut core, false);
     assert_eq!((core.shelf.generation(), core.shelf.tip().seq), (Generation(2), tip));
+}
+
+/// Found by the simulator (soak, seeds 8092025 and 8129565): on a slow disk a pack's file got its name while its removal
+/// and another file of that name were queued. The node opened the first one, and acknowledged what it appended there; the
+/// removal took it away.
+#[test]
+fn a_base_is_opened_when_it_has_its_name_and_not_when_another_had_it() {
+    let mut core = node(&Flaky::default());
+    let record = GenerationRecord {
+        number: Generation(2),
+        base_hash: Chain([2; 20]),
+        pack_seq: Seq(1),
+        cut_seq: Seq(1),
+        cut_chain: Chain([1; 20]),
+        since_wall_us: 0,
+        block_root: None,
+    };
+    let name = file_name(record.number, record.base_hash);
+    let mut out = Vec::new();
+    let work = DiskTask::Rename { from: building_name(1), to: name.clone() };
+    let of_the_pack = core.disk(Purpose::BaseNamed, work, &mut out);
+    core.remove(vec![name], &mut out);
+    core.name_built(2, record, RoaringTreemap::new(), &mut out);
+    let is_rename = |action: &Action| match action {
+        Action::Disk { task, work: DiskTask::Rename { .. } } => Some(*task),
+        _ => None,
+    };
+    let ours = out.iter().filter_map(is_rename).next_back().unwrap();
+    let mut opens = |done: u64| {
+        let mut out = Vec::new();
+        core.on_disk_done(done, Ok(TaskDone::Nothing), &mut out);
+        out.iter().any(|action| matches!(action, Action::Job { work: Job::Open(_), .. }))
+    };
+    assert!(!opens(of_the_pack), "that one is about to be removed");
+    assert!(opens(ours));
 }

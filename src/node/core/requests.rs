@@ -319,12 +319,14 @@ impl Core {
             return Ok(());
         }
         let epoch = Epoch(reply.epoch);
+        // A newer master was told what our sessions hold: what an older one still gives out, or says, comes too late.
+        let late = self.requests.register_sent.is_some_and(|(to, _)| to > epoch);
         let believed = self
             .requests
             .open
             .get(&reply.id)
             .is_some_and(|open| open.sent.is_some_and(|(to, _)| to == epoch));
-        if !believed {
+        if late || !believed {
             return Ok(());
         }
         let id = reply.id;
@@ -395,3 +397,7 @@ impl Core {
         tell(self, out);
     }
 }
+
+#[cfg(test)]
+#[path = "requests_tests.rs"]
+mod tests;
