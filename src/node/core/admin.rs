@@ -1,6 +1,6 @@
 //! What administrators ask. Any node answers; what only the leader can decide is passed on to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use prost::Message;
@@ -18,15 +18,20 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
     AdminForward, AdminForwardReply, ControlState, PackCancel, PackStart, Pause, Setting,
 };
-use crate::types::NodeId;
+use crate::types::{NodeId, Now};
 
 /// Requests passed on, unanswered, are forgotten beyond so many.
 const FORWARDS_MAX: usize = 1000;
 
-/// Requests that were passed on to the leader.
+/// So long a request waits for the nodes to have a Raft leader: longer than they need to elect one, shorter than ctl waits.
+const LEADER_WAIT_MS: u64 = 2000;
+
+/// Requests that were passed on to the leader, or will be.
 #[derive(Default)]
 pub(super) struct Forwards {
     count: u64,
+    /// The leader may have died a moment ago.
+    waiting: VecDeque<(Now, u64, AdminRequest)>,
     /// Ours by number: the shell's request and the asker's own id.
     open: BTreeMap<u64, (u64, u64)>,
 }
@@ -52,10 +57,29 @@ impl Core {
                 let forward = AdminForward { id, request: message.encode_to_vec().into() };
                 self.send(leader, Kind::AdminForward(forward), out);
             }
-            None => {
-                let why = "the nodes have no Raft leader: fewer than a majority can talk to each other. \
-                    Start the missing nodes; `packmaster ctl status` says which";
-                out.push(Action::AdminReply { request, reply: refusal(message.id, why) });
+            None if self.admin.waiting.len() < FORWARDS_MAX => {
+                self.admin.waiting.push_back((self.now, request, message));
+            }
+            None => self.refuse_leaderless(request, message.id, out),
+        }
+    }
+
+    fn refuse_leaderless(&self, request: u64, id: u64, out: &mut Vec<Action>) {
+        let why = "the nodes have no Raft leader: fewer than a majority can talk to each other. \
+            Start the missing nodes; `packmaster ctl status` says which";
+        out.push(Action::AdminReply { request, reply: refusal(id, why) });
+    }
+
+    /// Requests that came while nobody led: there is a leader now, or there has been none for long.
+    pub(super) fn drive_admin(&mut self, out: &mut Vec<Action>) {
+        while let Some((since, request, message)) = self.admin.waiting.pop_front() {
+            if self.raft.leader().is_some() {
+                self.on_admin(request, message, out);
+            } else if self.now.since_ms(since) >= LEADER_WAIT_MS {
+                self.refuse_leaderless(request, message.id, out);
+            } else {
+                self.admin.waiting.push_front((since, request, message));
+                break;
             }
         }
     }

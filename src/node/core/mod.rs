@@ -225,6 +225,7 @@ impl Core {
             self.drive_generations(out);
             self.drive_master(out);
             self.drive_requests(out);
+            self.drive_admin(out);
             self.drive_controller(out);
             if !self.drive_loopback(out) && !std::mem::take(&mut self.proposed) {
                 break;
