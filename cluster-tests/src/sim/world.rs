@@ -119,6 +119,8 @@ struct Host {
     disk: Option<std::sync::Arc<dyn packmaster::storage::Disk>>,
     /// Its disk was damaged at least once.
     damaged: bool,
+    /// And no process has looked at it since.
+    damage_unseen: bool,
     /// It said that it can't go on with that.
     refused: bool,
     /// Out for the rest of the run, and why.
@@ -215,6 +217,7 @@ impl World {
                 stop_down_us: 0,
                 disk: None,
                 damaged: false,
+                damage_unseen: false,
                 refused: false,
                 out: None,
                 image: None,

@@ -36,6 +36,7 @@ impl Core {
         };
         if !goes_on {
             self.role = Role::None;
+            self.drop_floor_pull();
         }
         // Whoever follows in both files has the last transactions in both when it reports.
         self.follow_next(u64::MAX, out);

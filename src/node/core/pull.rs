@@ -84,6 +84,11 @@ impl Core {
         self.drive_pull(out);
     }
 
+    /// Ends with its election: a later one has a floor of its own, and what only a lost disk had can be fetched from nobody.
+    pub(super) fn drop_floor_pull(&mut self) {
+        self.pull.take_if(|pull| matches!(pull.goal, Goal::Floor(_)));
+    }
+
     pub(super) fn drive_pull(&mut self, out: &mut Vec<Action>) {
         if self.pull_is_done() {
             self.pull = None;
@@ -314,3 +319,7 @@ impl Core {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "pull_tests.rs"]
+mod tests;

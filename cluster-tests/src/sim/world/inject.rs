@@ -182,6 +182,11 @@ impl World {
         if let Fault::Rollback { .. } | Fault::Replace { .. } = fault {
             return self.swap_disk(node, fault);
         }
+        // Twice at once and unseen, in the last transactions, can look like a torn tail, which a node must cut off (seeds
+        // 8075180, 8103175).
+        if self.hosts[node].damage_unseen {
+            return false;
+        }
         self.trace.line(format_args!("FAULT {fault:?}"));
         let down_us = match *fault {
             Fault::Rot { down_us, .. } | Fault::AstrayWrite { down_us, .. } => down_us,
@@ -202,6 +207,7 @@ impl World {
         };
         let Some(what) = what else { return false };
         self.hosts[node].damaged = true;
+        self.hosts[node].damage_unseen = true;
         self.trace.line(format_args!("n{}: damaged: {what}", node + 1));
         self.look(node);
         true

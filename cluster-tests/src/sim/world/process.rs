@@ -104,6 +104,7 @@ impl World {
             self.dies(node, power, 50_000);
             return;
         };
+        self.hosts[node].damage_unseen = false;
         self.hosts[node].process = Some(Process {
             core,
             raft_log,

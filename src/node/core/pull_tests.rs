@@ -1,0 +1,75 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::control::{Applied, command};
+use crate::node::core::testing::{first_of_three, says};
+use crate::node::core::{Input, Role};
+use crate::proto::control::command::Kind as Command;
+use crate::proto::control::{Elect, FenceCommand, FenceRequest, GenerationRecord, Reason};
+use crate::storage::mem::MemDisk;
+use crate::storage::task::{DiskTask, TaskDone};
+use crate::types::Epoch;
+
+const NOW: Now = Now { mono_us: 1, wall_us: 1 };
+
+/// Node 1 promises and is elected, and has to have what node 2 has up to `floor`.
+fn is_elected(core: &mut Core, epoch: u64, reason: Reason, floor: Tip) -> Vec<Action> {
+    let fence = FenceCommand { epoch, reason: reason.into(), ..FenceCommand::default() };
+    decide(core, Command::Fence(fence));
+    let asked = says(core, NOW, 2, Kind::FenceRequest(FenceRequest { epoch }));
+    let promise = asked.iter().find_map(|action| match action {
+        Action::Disk { task, work: DiskTask::Promise { .. } } => Some(*task),
+        _ => None,
+    });
+    let (task, result) = (promise.expect("a promise"), Ok(TaskDone::Nothing));
+    core.step(NOW, Input::DiskDone { task, result }, &mut Vec::new());
+    let elect = Elect {
+        epoch,
+        master: 1,
+        boot: core.setup.boot.0,
+        voters: vec![1, 2, 3],
+        generation: Some(GenerationRecord {
+            number: core.shelf.generation().0,
+            base_hash: wire::put_chain(core.shelf.base_hash()),
+            ..GenerationRecord::default()
+        }),
+        floor: Some(wire::put_position(&Position { tip: floor, ..core.position() })),
+        floor_holder: 2,
+        reported: vec![1, 2],
+        ..Elect::default()
+    };
+    decide(core, Command::Elect(elect));
+    let mut out = Vec::new();
+    core.adopt_phase(None, &mut out);
+    core.drive_master(&mut out);
+    out
+}
+
+fn decide(core: &mut Core, kind: Command) {
+    let command = command(core.control.epoch(), 1, NodeId(1), kind);
+    let applied = core.control.apply(core.control.applied() + 1, &command);
+    assert_eq!(applied, Applied::Changed);
+}
+
+fn probes(actions: &[Action]) -> bool {
+    let is_probe = |action: &Action| matches!(action, Action::Send { message, .. } if matches!(message.kind, Some(Kind::Probe(_))));
+    actions.iter().any(is_probe)
+}
+
+fn has_started(core: &Core) -> bool {
+    matches!(&core.role, Role::Master(master) if master.start.is_some())
+}
+
+/// Soak, seeds 8023474, 8152174, 8045641 and 8120362: an elected node asked the holder of the greatest position for its
+/// last transaction, which nobody else had; then the holder's disk was lost. Every later election chose the same node,
+/// whose own file was the greatest by now, and it went on asking for what the first one had wanted, for ever.
+#[test]
+fn what_an_election_wanted_is_not_waited_for_in_the_next() {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), NOW);
+    let own = core.shelf.tip();
+    let lost = Tip { epoch: Epoch(4), seq: Seq(7), ..own };
+    assert!(probes(&is_elected(&mut core, 5, Reason::Bootstrap, lost)));
+    assert!(!has_started(&core), "it lacks the floor");
+    is_elected(&mut core, 6, Reason::NotOpened, own);
+    assert!(has_started(&core), "it has everything that this election wants");
+}
