@@ -213,7 +213,16 @@ impl State {
         }
         self.opened = None;
         self.mastership = Some(mastership);
+        self.note_promises();
         Ok(())
+    }
+
+    /// Whose promises the newest election was built on.
+    pub(super) fn note_promises(&mut self) {
+        let Some(Mastership { epoch, reported, .. }) = &self.mastership else { return };
+        for node in reported.iter().filter(|node| self.members.contains_key(node)) {
+            self.promises.insert(*node, *epoch);
+        }
     }
 
     fn check_master(&self, elected: &Mastership) -> Decided {

@@ -69,6 +69,10 @@ impl Trace {
         assert_eq!(before, self.state, "a refusal changes nothing");
     }
 
+    fn promises(&self) -> [u64; 3] {
+        [1, 2, 3].map(|id| self.state.promise_of(NodeId(id)).0)
+    }
+
     fn history(&self) -> Vec<String> {
         self.state.history().map(|decision| decision.what.clone()).collect()
     }
@@ -567,4 +571,29 @@ fn a_snapshot_of_nonsense_is_refused() {
     assert!(spoilt(|state| state.generations.clear()).contains("generation"));
     assert!(State::decode(&good[..good.len() - 1]).is_err());
     assert!(State::decode(b"").is_err());
+}
+
+/// Found by the soak (seed 8140261): the next election was made without node 1, the others were started anew, and so
+/// nobody knew any more what node 1 had promised, when it came back with an older disk.
+#[test]
+fn a_promise_that_was_counted_is_remembered_over_elections_without_that_node() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    assert_eq!(trace.promises(), [1, 1, 0]);
+    trace.ok(fence(2, Reason::MasterDead));
+    let without = pb::Elect { reported: vec![2, 3, 9], ..elect_message(2, 1, first()) };
+    trace.ok(Kind::Elect(without));
+    assert_eq!(trace.promises(), [1, 2, 2]);
+    assert_eq!(trace.state.promise_of(NodeId(9)), Epoch(0), "no member");
+
+    // An older program's state knows what its newest election says.
+    let mut old = pb::ControlState::decode(&trace.state.encode()[..]).unwrap();
+    old.promises.clear();
+    let old = State::decode(&old.encode_to_vec()).unwrap();
+    assert_eq!([1, 2, 3].map(|id| old.promise_of(NodeId(id)).0), [0, 2, 2]);
+    for nonsense in [(9, 1), (1, 3)] {
+        let mut made = pb::ControlState::decode(&trace.state.encode()[..]).unwrap();
+        made.promises.extend([nonsense]);
+        assert!(State::decode(&made.encode_to_vec()).is_err(), "{nonsense:?}");
+    }
 }

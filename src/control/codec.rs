@@ -50,6 +50,7 @@ impl State {
             rested_wall_us: self.rested.since_wall_us,
             rested_failed: self.rested.failed,
             garbage_permille: self.garbage_permille,
+            promises: self.promises.iter().map(|(node, epoch)| (node.0, epoch.0)).collect(),
             applied: self.applied,
         };
         state.encode_to_vec()
@@ -68,7 +69,9 @@ impl State {
 fn from_message(state: pb::ControlState) -> Result<State, String> {
     let members = state.members.iter().map(|member| Ok((NodeId(member.id), get_member(member)?)));
     let generations = state.generations.iter().map(get_generation);
-    let state = State {
+    let promises = state.promises.iter().map(|(node, epoch)| (NodeId(*node), Epoch(*epoch)));
+    let mut state = State {
+        promises: promises.collect(),
         members: members.collect::<Result<_, String>>()?,
         epoch: Epoch(state.epoch),
         fencing: state.fencing.as_ref().map(get_fencing).transpose()?,
@@ -87,6 +90,8 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
         rested: Rested { since_wall_us: state.rested_wall_us, failed: state.rested_failed },
         applied: state.applied,
     };
+    // An older program's state knows only of the newest election.
+    state.note_promises();
     check(&state)?;
     Ok(state)
 }
@@ -110,6 +115,8 @@ fn check(state: &State) -> Result<(), String> {
     }
     let fenced = state.fencing.as_ref().map(|fencing| fencing.epoch);
     must(fenced.is_none_or(|epoch| epoch == state.epoch), "a fence of another epoch")?;
+    let promised = state.promises.iter().all(|(node, it)| known(node) && *it <= state.epoch);
+    must(promised, "promises of strangers, or beyond the epoch")?;
     let Some(elected) = &state.mastership else {
         return must(state.opened.is_none() && current.is_none(), "no master, and its generation");
     };

@@ -185,6 +185,9 @@ pub struct State {
     pub(super) epoch: Epoch,
     pub(super) fencing: Option<Fencing>,
     pub(super) mastership: Option<Mastership>,
+    /// The greatest epoch whose election counted a member's promise. The newest election does not name all, and whoever
+    /// has heard the others promise may have been started anew since.
+    pub(super) promises: BTreeMap<NodeId, Epoch>,
     /// Seq of the mastership's epoch start, once it is committed.
     pub(super) opened: Option<Seq>,
     pub(super) generations: VecDeque<GenerationRecord>,
@@ -235,6 +238,11 @@ impl State {
     /// The newest election, also while a newer epoch is fenced.
     pub fn mastership(&self) -> Option<&Mastership> {
         self.mastership.as_ref()
+    }
+
+    /// The greatest epoch whose election counted this member's promise: it was on its disk. 0: none did.
+    pub fn promise_of(&self, id: NodeId) -> Epoch {
+        self.promises.get(&id).copied().unwrap_or_default()
     }
 
     /// The elected of the present epoch; None while it is fenced.

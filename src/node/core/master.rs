@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::serve::Registered;
+use super::serve::{Asker, Registered, WantedOids};
 use super::{Action, Core, Role};
 use crate::durus::{BaseOids, OidPool};
 use crate::mutants::{self, Mutant};
@@ -30,14 +30,15 @@ pub(super) struct Master {
     pub(super) open: bool,
     pub(super) quorum: Quorum,
     pub(super) followers: BTreeMap<NodeId, Follower>,
-    /// Reads that wait for a round: who asked, and the number of its request.
-    pub(super) confirm: Confirm<(NodeId, u64)>,
+    /// Reads that wait for a round.
+    pub(super) confirm: Confirm<Asker>,
     pub(super) confirm_sent: Now,
     /// Commits on their way: who asked.
-    pub(super) in_flight: BTreeMap<Seq, (NodeId, u64)>,
+    pub(super) in_flight: BTreeMap<Seq, Asker>,
     pub(super) registered: BTreeMap<NodeId, Registered>,
     pub(super) oids: OidPool,
-    pub(super) oids_wanted: VecDeque<(NodeId, u64, u64, u32)>,
+    /// Wait for the next block.
+    pub(super) oids_wanted: VecDeque<WantedOids>,
     pub(super) block_asked: Option<Now>,
     /// Blocks that came before we were open.
     pub(super) oid_blocks: Vec<(Oid, Oid)>,

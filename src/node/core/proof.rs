@@ -5,8 +5,9 @@
 //!
 //! * Every node says in its beats what it knows of each other: the greatest epoch it has said it promised durably, and
 //!   the greatest seq that it acknowledged to the master of an epoch. An election names, through Raft, whose promises
-//!   it was built on. Whoever finds its own disk below any of that has lost its memory, and stands aside for good; a file
-//!   on the disk says so from then on.
+//!   it was built on, and of each member the newest such election is kept: whoever has heard the promise itself forgets
+//!   it when it is started anew. Whoever finds its own disk below any of that has lost its memory, and stands aside for
+//!   good; a file on the disk says so from then on.
 //! * After a start a node is *unproved*: it neither votes nor promises nor acknowledges until it has heard every other
 //!   member once, and has applied what they had applied of Raft's log. A member that says nothing for as long as makes
 //!   a node count as dead is not waited for any longer: if nobody who remembers is there, nobody can know. (A node that
@@ -51,8 +52,7 @@ impl Core {
         let mut views = self.health.views(self.now);
         for view in &mut views {
             let id = NodeId(view.node);
-            let elected = self.control.mastership().filter(|it| it.reported.contains(&id));
-            view.promised = view.promised.max(elected.map_or(0, |it| it.epoch.0));
+            view.promised = view.promised.max(self.control.promise_of(id).0);
             let disk = self.control.member(id).and_then(|member| member.disk_uuid);
             view.disk_uuid = disk.map(|uuid| Bytes::copy_from_slice(&uuid)).unwrap_or_default();
         }
@@ -96,11 +96,11 @@ impl Core {
 
     /// An election was built on this node's promise.
     pub(super) fn check_elected_on_me(&mut self, out: &mut Vec<Action>) {
-        let Some(elected) = self.control.mastership() else { return };
-        if elected.reported.contains(&self.setup.id) && elected.epoch > self.promise_durable {
+        let counted = self.control.promise_of(self.setup.id);
+        if counted > self.promise_durable {
             let why = format!(
-                "the election of epoch {} counted its promise; its disk has {}",
-                elected.epoch, self.promise_durable
+                "the election of epoch {counted} counted its promise; its disk has {}",
+                self.promise_durable
             );
             self.is_amnesiac(&why, out);
         }

@@ -18,6 +18,8 @@ use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
 pub(super) const FETCH_BYTES: u32 = 1 << 20;
 /// A peer that does not answer for this long is left for the next.
 const PATIENCE_MS: u64 = 700;
+/// The holder of the floor that has it not, or not yet, is asked again after this long.
+const ASK_HOLDER_AGAIN_MS: u64 = 50;
 /// What for.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Goal {
@@ -39,6 +41,11 @@ enum Stage {
     },
     /// The disk has it; the next question follows.
     Writing,
+    /// The only peer there is to ask had no use of the last question. What it still says, also twice, is old: were each
+    /// answer another question, they would be ever more.
+    Resting {
+        since: Now,
+    },
 }
 
 pub(super) struct Pull {
@@ -100,6 +107,11 @@ impl Core {
         let asked = match &pull.stage {
             Stage::Probing { asked, .. } | Stage::Fetching { asked } => *asked,
             Stage::Writing => return,
+            Stage::Resting { since } if now.since_ms(*since) < ASK_HOLDER_AGAIN_MS => return,
+            Stage::Resting { .. } => {
+                pull.stage = Stage::Probing { asked: None, points: Vec::new() };
+                None
+            }
         };
         match asked {
             None => self.ask_source(out),
@@ -151,7 +163,7 @@ impl Core {
                 let offset = tip.offset;
                 Kind::Fetch(pb::Fetch { id, generation, base_hash, offset, len: FETCH_BYTES })
             }
-            Stage::Writing => return,
+            Stage::Writing | Stage::Resting { .. } => return,
         };
         self.send(source, question, out);
     }
@@ -161,13 +173,14 @@ impl Core {
         let me = self.setup.id;
         let others: Vec<NodeId> =
             self.control.members().map(|member| member.id).filter(|id| *id != me).collect();
+        let now = self.now;
         let Some(pull) = &mut self.pull else { return };
-        pull.failed.push(pull.source);
         if let Goal::Floor(_) = pull.goal {
             // Only the holder is known to have it; if it is gone, so is this election, by its timeout.
-            pull.stage = Stage::Probing { asked: None, points: Vec::new() };
+            pull.stage = Stage::Resting { since: now };
             return;
         }
+        pull.failed.push(pull.source);
         match others.iter().find(|id| !pull.failed.contains(id)) {
             Some(next) => {
                 pull.source = *next;

@@ -51,9 +51,9 @@ fn decide(core: &mut Core, kind: Command) {
     assert_eq!(applied, Applied::Changed);
 }
 
-fn probes(actions: &[Action]) -> bool {
-    let is_probe = |action: &Action| matches!(action, Action::Send { message, .. } if matches!(message.kind, Some(Kind::Probe(_))));
-    actions.iter().any(is_probe)
+fn probes(actions: &[Action]) -> usize {
+    let is_probe = |action: &&Action| matches!(action, Action::Send { message, .. } if matches!(message.kind, Some(Kind::Probe(_))));
+    actions.iter().filter(is_probe).count()
 }
 
 fn has_started(core: &Core) -> bool {
@@ -68,8 +68,43 @@ fn what_an_election_wanted_is_not_waited_for_in_the_next() {
     let mut core = first_of_three(Arc::new(MemDisk::default()), NOW);
     let own = core.shelf.tip();
     let lost = Tip { epoch: Epoch(4), seq: Seq(7), ..own };
-    assert!(probes(&is_elected(&mut core, 5, Reason::Bootstrap, lost)));
+    assert_eq!(probes(&is_elected(&mut core, 5, Reason::Bootstrap, lost)), 1);
     assert!(!has_started(&core), "it lacks the floor");
     is_elected(&mut core, 6, Reason::NotOpened, own);
     assert!(has_started(&core), "it has everything that this election wants");
+}
+
+fn at(ms: u64) -> Now {
+    Now { mono_us: 1 + ms * 1000, wall_us: 1 }
+}
+
+fn probes_of(core: &mut Core, mut out: Vec<Action>) -> usize {
+    core.drive_pull(&mut out);
+    probes(&out)
+}
+
+/// Found by the soak (seed 8135715): the holder of the floor had taken damage and said that it has no file. It was asked
+/// again at once, and each copy of an answer that the network made was another question.
+#[test]
+fn a_holder_that_has_it_not_is_asked_again_once_and_a_moment_later() {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
+    let floor = Tip { epoch: Epoch(1), seq: Seq(9), ..core.shelf.tip() };
+    let (generation, base_hash) = (core.shelf.generation(), core.shelf.base_hash());
+    core.start_pull(Goal::Floor(floor), generation, base_hash, NodeId(2));
+    assert_eq!(probes_of(&mut core, Vec::new()), 1);
+    let id = core.pull.as_ref().unwrap().id;
+    for ms in 1..4 {
+        let no = Kind::ProbeReply(pb::ProbeReply { id, ..pb::ProbeReply::default() });
+        let out = says(&mut core, at(ms), 2, no);
+        assert_eq!(probes_of(&mut core, out), 0, "after {ms} ms");
+    }
+    core.now = at(1 + ASK_HOLDER_AGAIN_MS);
+    assert_eq!(probes_of(&mut core, Vec::new()), 1);
+    assert_eq!(probes_of(&mut core, Vec::new()), 0);
+
+    // Silence is another matter: the question may be lost.
+    core.now = at(1 + ASK_HOLDER_AGAIN_MS + PATIENCE_MS);
+    probes_of(&mut core, Vec::new());
+    core.now = at(1 + 2 * ASK_HOLDER_AGAIN_MS + PATIENCE_MS);
+    assert_eq!(probes_of(&mut core, Vec::new()), 1);
 }

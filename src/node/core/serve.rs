@@ -3,6 +3,7 @@
 //! A node registers first: only then the master knows which oids its sessions hold. Requests may come twice; commits
 //! are recognised by their ids, oid grants by their request's number.
 
+use super::master::Master;
 use super::{Action, Core, Role};
 use crate::durus::{self, Allocation, CommitRequest, Ground, SessionKey, Verdict};
 use crate::mutants::{self, Mutant};
@@ -27,6 +28,27 @@ pub(super) const ASK_AGAIN_MS: u64 = 300;
 pub(super) struct Registered {
     pub(super) boot: BootId,
     pub(super) told: Generation,
+}
+
+impl Master {
+    fn has_registered(&self, asker: &Asker) -> bool {
+        self.registered.get(&asker.node).is_some_and(|known| known.boot == asker.boot)
+    }
+}
+
+/// A process of a node, and the number of its request. The node's next process numbers its own from the beginning:
+/// what was asked by one is never answered to another.
+#[derive(Clone, Copy)]
+pub(super) struct Asker {
+    node: NodeId,
+    boot: BootId,
+    id: u64,
+}
+
+pub(super) struct WantedOids {
+    asker: Asker,
+    session: u64,
+    count: u32,
 }
 
 impl Core {
@@ -96,27 +118,27 @@ impl Core {
         if !master.open || request.epoch != master.epoch.0 {
             return Ok(());
         }
-        let (boot, id) = (BootId(request.boot), request.id);
-        if master.registered.get(&from).is_none_or(|known| known.boot != boot) {
-            self.answer(from, boot, id, Answer::RegisterFirst(true), out);
+        let asker = Asker { node: from, boot: BootId(request.boot), id: request.id };
+        if !master.has_registered(&asker) {
+            self.answer(asker, Answer::RegisterFirst(true), out);
             return Ok(());
         }
         match request.ask.ok_or("request without a question")? {
             Ask::Sync(_) => {
                 if let Some(master) = self.master() {
-                    master.confirm.ask((from, id));
+                    master.confirm.ask(asker);
                 }
             }
-            Ask::Commit(commit) => return self.on_commit(from, boot, id, commit, out),
+            Ask::Commit(commit) => return self.on_commit(asker, commit, out),
             Ask::NewOids(wanted) => {
-                let key = SessionKey { node: from, session: wanted.session };
-                self.grant_oids(key, id, wanted.count.min(255), out);
+                let (session, count) = (wanted.session, wanted.count.min(255));
+                self.grant_oids(WantedOids { asker, session, count }, out);
             }
             Ask::FreeSession(gone) => {
                 if let Some(master) = self.master() {
                     master.oids.free(SessionKey { node: from, session: gone.session });
                 }
-                self.answer(from, boot, id, Answer::Done(true), out);
+                self.answer(asker, Answer::Done(true), out);
             }
             Ask::Pack(_) => {
                 let generation = self.shelf.generation().next().0;
@@ -124,7 +146,7 @@ impl Core {
                 if self.control.pack().is_none() {
                     self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
                 }
-                self.answer(from, boot, id, Answer::Done(true), out);
+                self.answer(asker, Answer::Done(true), out);
             }
             Ask::Told(told) => {
                 if let Some(known) =
@@ -133,32 +155,24 @@ impl Core {
                     known.told = known.told.max(Generation(told.generation));
                 }
                 self.judge_holes();
-                self.answer(from, boot, id, Answer::Done(true), out);
+                self.answer(asker, Answer::Done(true), out);
             }
         }
         Ok(())
     }
 
-    fn answer(&mut self, to: NodeId, boot: BootId, id: u64, answer: Answer, out: &mut Vec<Action>) {
+    fn answer(&mut self, to: Asker, answer: Answer, out: &mut Vec<Action>) {
+        let Asker { node, boot, id } = to;
         let reply =
             pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
-        self.send(to, Kind::ClientReply(reply), out);
-    }
-
-    fn boot_of(&self, node: NodeId) -> Option<BootId> {
-        match &self.role {
-            Role::Master(master) => master.registered.get(&node).map(|known| known.boot),
-            _ => None,
-        }
+        self.send(node, Kind::ClientReply(reply), out);
     }
 
     // ---- commits ----
 
     fn on_commit(
         &mut self,
-        from: NodeId,
-        boot: BootId,
-        id: u64,
+        asker: Asker,
         commit: pb::Commit,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
@@ -174,7 +188,7 @@ impl Core {
         let ahead = self.known_ahead(Epoch(commit.ahead_epoch), Seq(commit.ahead_seq))?;
         let request = CommitRequest {
             commit_id,
-            session: SessionKey { node: from, session: commit.session },
+            session: SessionKey { node: asker.node, session: commit.session },
             base: Seq(commit.base_seq),
             ahead,
             records: &records,
@@ -183,25 +197,25 @@ impl Core {
         let verdict = self.judge_commit(&request)?;
         let answer = match verdict {
             Verdict::Accept => {
-                self.append_commit(from, id, &request, out);
+                self.append_commit(asker, &request, out);
                 return Ok(());
             }
             Verdict::InFlight(seq) => {
                 if let Some(master) = self.master() {
-                    master.in_flight.insert(seq, (from, id));
+                    master.in_flight.insert(seq, asker);
                 }
                 return Ok(());
             }
             Verdict::AlreadyCommitted(seq) => Answer::CommittedSeq(seq.0),
             Verdict::SendTouched => Answer::SendTouched(true),
             Verdict::Conflict { why, dead } => {
-                slog::debug!(self.log, "conflict"; "node" => from.0, "why" => &why);
+                slog::debug!(self.log, "conflict"; "node" => asker.node.0, "why" => &why);
                 let dead = dead.into_iter().map(|oid| oid.0).collect();
                 Answer::Conflict(pb::Conflict { why, dead })
             }
             Verdict::Refused(why) => Answer::Refused(why),
         };
-        self.answer(from, boot, id, answer, out);
+        self.answer(asker, answer, out);
         Ok(())
     }
 
@@ -231,17 +245,11 @@ impl Core {
         self.checker.check(request, &ground)
     }
 
-    fn append_commit(
-        &mut self,
-        from: NodeId,
-        id: u64,
-        request: &CommitRequest<'_>,
-        out: &mut Vec<Action>,
-    ) {
+    fn append_commit(&mut self, asker: Asker, request: &CommitRequest<'_>, out: &mut Vec<Action>) {
         let seq = self.shelf.tip().seq.next();
         let time_us = self.next_time_us();
         let Some(master) = self.master() else { return };
-        master.in_flight.insert(seq, (from, id));
+        master.in_flight.insert(seq, asker);
         master.oids.used(request.records.iter().map(|(oid, _)| *oid));
         let meta = TxMeta {
             kind: shelf::Kind::Commit,
@@ -258,10 +266,8 @@ impl Core {
         let Some(master) = self.master() else { return };
         let later = master.in_flight.split_off(&committed.next());
         let done = std::mem::replace(&mut master.in_flight, later);
-        for (seq, (node, id)) in done {
-            if let Some(boot) = self.boot_of(node) {
-                self.answer(node, boot, id, Answer::CommittedSeq(seq.0), out);
-            }
+        for (seq, asker) in done {
+            self.answer(asker, Answer::CommittedSeq(seq.0), out);
         }
     }
 
@@ -325,27 +331,27 @@ impl Core {
         Ok(())
     }
 
-    fn answer_synced(&mut self, waiting: Vec<(NodeId, u64)>, out: &mut Vec<Action>) {
+    fn answer_synced(&mut self, waiting: Vec<Asker>, out: &mut Vec<Action>) {
         let committed = self.committed;
-        for (node, id) in waiting {
-            if let Some(boot) = self.boot_of(node) {
-                self.answer(node, boot, id, Answer::SyncedSeq(committed.0), out);
-            }
+        for asker in waiting {
+            self.answer(asker, Answer::SyncedSeq(committed.0), out);
         }
     }
 
     // ---- oids ----
 
-    fn grant_oids(&mut self, key: SessionKey, id: u64, count: u32, out: &mut Vec<Action>) {
+    fn grant_oids(&mut self, wanted: WantedOids, out: &mut Vec<Action>) {
+        let WantedOids { asker, session, count } = wanted;
+        let key = SessionKey { node: asker.node, session };
         let shelf = &self.shelf;
         let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
         let Role::Master(master) = &mut self.role else { return };
-        let answer = match master.oids.allocate(key, id, count, &exists) {
+        let answer = match master.oids.allocate(key, asker.id, count, &exists) {
             Ok(Allocation::Granted(oids)) => {
                 Answer::Oids(pb::OidGrant { oids: oids.into_iter().map(|oid| oid.0).collect() })
             }
             Ok(Allocation::NeedBlock) => {
-                master.oids_wanted.push_back((key.node, id, key.session, count));
+                master.oids_wanted.push_back(wanted);
                 return;
             }
             Ok(Allocation::Gone) => return,
@@ -355,9 +361,7 @@ impl Core {
                 return;
             }
         };
-        if let Some(boot) = self.boot_of(key.node) {
-            self.answer(key.node, boot, id, answer, out);
-        }
+        self.answer(asker, answer, out);
     }
 
     /// Has the next block on its way before the present one is used up.
@@ -396,9 +400,12 @@ impl Core {
             return;
         }
         master.oids.add_block(from, below);
-        let wanted = std::mem::take(&mut master.oids_wanted);
-        for (node, id, session, count) in wanted {
-            self.grant_oids(SessionKey { node, session }, id, count, out);
+        let mut wanted = std::mem::take(&mut master.oids_wanted);
+        // Nobody would give back what the sessions of a process that is gone were given, the root's oid among it
+        // (soak, seed 8107301).
+        wanted.retain(|it| master.has_registered(&it.asker));
+        for wanted in wanted {
+            self.grant_oids(wanted, out);
         }
     }
 }

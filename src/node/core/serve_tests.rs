@@ -1,11 +1,18 @@
 use std::sync::Arc;
 
+use crate::node::core::master::Master;
 use crate::node::core::start::FIRST;
-use crate::node::core::testing::first_of;
+use crate::node::core::testing::{first_of, first_of_three, says};
+use crate::node::core::{Action, Core, Role};
+use crate::proto::control::peer_message::Kind as Message;
+use crate::proto::replication as pb;
+use crate::proto::replication::client_reply::Answer;
+use crate::proto::replication::client_request::Ask;
+use crate::replication::wire::Position;
 use crate::shelf::testing::commit;
 use crate::shelf::{Kind, Shelf};
 use crate::storage::mem::MemDisk;
-use crate::types::{Epoch, Now, Seq};
+use crate::types::{Epoch, NodeId, Now, Oid, Seq};
 
 /// A master that believed it would store a commit whose client had never heard of what it may have read: after a
 /// failover other transactions have those numbers.
@@ -26,4 +33,74 @@ fn what_a_client_was_told_ahead_counts_only_if_it_is_in_our_file() {
     assert_eq!(ahead(Epoch(later.0 + 1), 3), None, "another history");
     assert_eq!(ahead(later, 4), None, "not here");
     assert_eq!(ahead(Epoch(0), 0), None, "nothing was told");
+}
+
+fn at(ms: u64) -> Now {
+    Now { mono_us: 1 + ms * 1000, wall_us: 1 }
+}
+
+/// Node 1 is the open master of epoch 0.
+fn open_master() -> Core {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
+    let tip = core.shelf.tip();
+    let (generation, base_hash) = (core.shelf.generation(), core.shelf.base_hash());
+    let floor = Position { generation, base_hash, tip };
+    let voters = vec![NodeId(1), NodeId(2), NodeId(3)];
+    let mut master = Master::new(NodeId(1), Epoch(0), voters, floor, NodeId(1), at(0));
+    master.open = true;
+    core.role = Role::Master(Box::new(master));
+    core
+}
+
+fn registers(boot: u64) -> Message {
+    Message::Register(pb::Register { boot, ..pb::Register::default() })
+}
+
+fn asks(boot: u64, id: u64, ask: Ask) -> Message {
+    Message::ClientRequest(pb::ClientRequest { epoch: 0, boot, id, ask: Some(ask) })
+}
+
+/// Boots and requests that were answered, but for "register first".
+fn answered(actions: &[Action]) -> Vec<(u64, u64)> {
+    let answers = actions.iter().filter_map(|action| match action {
+        Action::Send { message, .. } => match &message.kind {
+            Some(Message::ClientReply(reply)) => Some(reply),
+            _ => None,
+        },
+        _ => None,
+    });
+    answers
+        .filter(|reply| !matches!(reply.answer, Some(Answer::RegisterFirst(_))))
+        .map(|reply| (reply.boot, reply.id))
+        .collect()
+}
+
+/// Found by the soak (seed 8107301): a request for oids waited for the next block, and its node was started anew. A
+/// session of the process that was gone got them, with the root's oid, which nobody could ever store then.
+#[test]
+fn what_a_gone_process_asked_for_is_given_to_nobody() {
+    let mut core = open_master();
+    let oids = |session| Ask::NewOids(pb::NewOids { session, count: 2 });
+    says(&mut core, at(1), 2, registers(21));
+    says(&mut core, at(2), 2, asks(21, 1, oids(8)));
+    says(&mut core, at(3), 2, registers(22));
+    let mut out = says(&mut core, at(4), 2, asks(22, 1, oids(3)));
+    core.use_block(Oid(0), Oid(100), &mut out);
+    assert_eq!(answered(&out), [(22, 1)]);
+    let owner = core.master().unwrap().oids.owner(Oid::ROOT).unwrap();
+    assert_eq!((owner.node, owner.session), (NodeId(2), 3));
+}
+
+/// Found by reading, for the one above: the answer named the process that had registered since, which numbers its
+/// requests from the beginning, and might take it for that of its own read, or of its own commit.
+#[test]
+fn an_answer_goes_to_the_process_that_asked() {
+    let mut core = open_master();
+    says(&mut core, at(1), 2, registers(21));
+    says(&mut core, at(2), 2, asks(21, 1, Ask::Sync(pb::Sync {})));
+    core.drive_confirm(&mut Vec::new());
+    says(&mut core, at(3), 2, registers(22));
+    let confirm = pb::ConfirmReply { epoch: 0, boot: 11, round: 1 };
+    let out = says(&mut core, at(4), 3, Message::ConfirmReply(confirm));
+    assert_eq!(answered(&out), [(21, 1)]);
 }
