@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Event, World};
 use crate::sim::client::Client;
+use crate::sim::disk::Medium;
 use crate::sim::parse;
 
 /// Once everything is mended: until a client on every node has committed.
