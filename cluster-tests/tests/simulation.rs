@@ -56,7 +56,7 @@ const REMEMBERED: [(u64, &str); 12] = [
     ),
 ];
 
-const SEEDS: u64 = 2000;
+const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
 const SOMETIMES: [&str; 69] = [

@@ -119,7 +119,7 @@ struct Host {
     disk: Option<std::sync::Arc<dyn packmaster::storage::Disk>>,
     /// Its disk was damaged at least once.
     damaged: bool,
-    /// And no process has looked at it since.
+    /// In a data file, and no process has looked at it since.
     damage_unseen: bool,
     /// It said that it can't go on with that.
     refused: bool,

@@ -5,7 +5,7 @@ use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{AdminRequest, ConfigSet, Pack, PackVerb, Promote, SetPause};
 
 use super::{Event, World};
-use crate::sim::disk::Room;
+use crate::sim::disk::{Part, Room};
 use crate::sim::faults::Fault;
 use crate::sim::ledger::Fate;
 
@@ -184,7 +184,8 @@ impl World {
         }
         // Twice at once and unseen, in the last transactions, can look like a torn tail, which a node must cut off (seeds
         // 8075180, 8103175).
-        if self.hosts[node].damage_unseen {
+        let in_a_file = !matches!(fault, Fault::Rot { part: Part::Promise | Part::RaftLog, .. });
+        if in_a_file && self.hosts[node].damage_unseen {
             return false;
         }
         self.trace.line(format_args!("FAULT {fault:?}"));
@@ -207,7 +208,7 @@ impl World {
         };
         let Some(what) = what else { return false };
         self.hosts[node].damaged = true;
-        self.hosts[node].damage_unseen = true;
+        self.hosts[node].damage_unseen |= in_a_file;
         self.trace.line(format_args!("n{}: damaged: {what}", node + 1));
         self.look(node);
         true
