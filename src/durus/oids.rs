@@ -77,9 +77,10 @@ pub struct BaseOids {
     pub map_end: Oid,
 }
 
-/// What was so when the mastership began.
+/// What was so when the mastership began: it tells later what an oid that leads nowhere once was.
 #[derive(Default)]
 struct Origin {
+    /// The base's holes; `None` if they could not be read.
     unused: Option<RoaringTreemap>,
     map_end: Oid,
     issued_below: Oid,
@@ -104,8 +105,8 @@ pub struct OidPool {
 }
 
 impl OidPool {
-    /// With the file's holes, the first to be used first, and no block yet. Oids below `issued_below` were given out
-    /// before, or never will be.
+    /// With the file's holes, and no block yet. Oids below `issued_below` were given out before, or are of a block that
+    /// is still to be added.
     pub fn new(base: BaseOids, issued_below: Oid) -> OidPool {
         let unused = base.holes.as_ref().map(|holes| holes.iter().map(|oid| oid.0).collect());
         let origin = Origin { unused, map_end: base.map_end, issued_below };
@@ -284,7 +285,8 @@ impl OidPool {
         })
     }
 
-    /// Was this oid given out once, as far as can be told? It is nobody's guess then, but of somebody who had it.
+    /// May this oid have been given out once? What is left of the blocks was not, and what is above them; the rest of a
+    /// block of an earlier mastership counts as given out, and never will be.
     pub fn was_issued(&self, oid: Oid) -> bool {
         let left = || self.blocks.iter().any(|(from, below)| *from <= oid && oid < *below);
         oid < self.origin.issued_below && !left()
