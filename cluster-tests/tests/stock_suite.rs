@@ -163,10 +163,15 @@ fn stress_while_masters_are_killed() {
         .collect();
     std::thread::sleep(Duration::from_secs(2));
     for _ in 0..KILLS {
-        let before = cluster.try_status().expect("a status").nodes[others[0]].committed_seq;
+        let status = cluster.try_status().expect("a status");
+        let (epoch, before) = (status.epoch, status.nodes[others[0]].committed_seq);
         cluster.kill(victim);
-        let master = cluster.master();
-        assert_ne!(master, victim);
+        // Until the others have agreed that it is gone (some ms), their status goes on to name the dead one.
+        let master = cluster.wait_for("a new master", 20, |cluster| {
+            let status = cluster.try_status().ok()?;
+            status.master.filter(|_| status.epoch > epoch)
+        });
+        assert_ne!(master, cluster.nodes[victim].name);
         // The clients go on at once, one of them through the new master.
         cluster.wait_for("commits after a kill", 10, |cluster| {
             let now = cluster.try_status().ok()?.nodes[others[0]].committed_seq;
