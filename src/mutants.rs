@@ -88,6 +88,10 @@ mutants! {
     BaseMoved: "a commit is judged as of what its client was told, not of when its data came", "design 7";
     OidsBeforeRaft: "oids are given out of blocks that are committed through Raft", "design 7";
     HolesTooEarly: "an oid is used again when no session can hold it", "design 7";
+    // Administrators.
+    SaidBeforeDone: "an administrator's request is done when it is applied, not when it is proposed", "MongoDB 2.4.3";
+    HeardTwice: "a leader hears a request once", "SERVER-55305";
+    GivenTwice: "a request goes to the next leader when the log can't hold it any more", "SERVER-55305";
     // Packs and generations.
     MarkNotRechecked: "a mark is extended by what was appended meanwhile", "design 6";
     DeadNotRefused: "from F on nothing may use what the pack will drop", "design 6";

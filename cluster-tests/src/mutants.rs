@@ -26,7 +26,6 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
-            | Mutant::PackNotTold
     )
 }
 

@@ -34,7 +34,7 @@ type Decided = Result<(), String>;
 
 /// A command as the node `by` proposes it, decided on a state of that epoch.
 pub fn command(on_epoch: Epoch, at_wall_us: u64, by: NodeId, kind: Kind) -> pb::Command {
-    pb::Command { on_epoch: on_epoch.0, at_wall_us, by: by.0, kind: Some(kind) }
+    pb::Command { on_epoch: on_epoch.0, at_wall_us, by: by.0, asked: None, kind: Some(kind) }
 }
 
 /// What a decision was about, for the history.

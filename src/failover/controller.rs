@@ -193,7 +193,12 @@ impl Controller {
         let voters = view.state.voters();
         let fits =
             |report: &Report| report.epoch == epoch || mutants::broken(Mutant::OldReportsCounted);
-        self.reports.retain(|id, report| fits(report) && voters.contains(id));
+        // A process that has started since reports anew: what the one before it said of itself holds no more.
+        let gone = |id: &NodeId, report: &Report| {
+            view.beat(*id)
+                .is_some_and(|beat| beat.boot != report.boot.0 && beat.promised == epoch.0)
+        };
+        self.reports.retain(|id, report| fits(report) && voters.contains(id) && !gone(id, report));
         for &voter in &voters {
             let counts = self.reports.get(&voter).is_some_and(|report| report.counts(view.state));
             let due = self.asked.get(&voter).is_none_or(|at| view.now.since_ms(*at) >= REASK_MS);
@@ -428,3 +433,7 @@ pub fn may_promote(
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;

@@ -88,7 +88,12 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
     };
     let Some((winner, report)) = candidates.max_by_key(|(id, report)| preferred(**id, report))
     else {
-        return Verdict::Alarm("no voter that reported may be master".into());
+        // One that is being stopped may be master when it is back.
+        let stopping = |id: &NodeId| state.member(*id).is_some_and(|member| member.may_be_master);
+        return match counted.keys().any(stopping) {
+            true => Verdict::Wait,
+            false => Verdict::Alarm("no voter that reported may be master".into()),
+        };
     };
     let current = || state.generation().map(record_message);
     let generation = switch.or_else(current).expect("checked above");

@@ -240,6 +240,11 @@ impl Driver {
         self.applied
     }
 
+    /// Term of that entry. What was proposed in an earlier term and has not been handed out by now never will be.
+    pub fn applied_term(&self) -> u64 {
+        self.node.raft.raft_log.term(self.applied).unwrap_or(0)
+    }
+
     /// Up to here a restarted node applies again by itself. What cannot be undone or redone waits for it.
     pub fn applied_durable(&self) -> u64 {
         self.applied.min(self.commit_durable)

@@ -69,7 +69,8 @@ impl Files {
                 order.reverse();
                 return (base.clone(), order);
             }
-            order.push(Step::Pack { generation, base });
+            // The generation before may be gone from every disk by now.
+            order.push(Step::Pack { generation, base, switch: None });
             at = previous;
         }
     }

@@ -61,6 +61,8 @@ pub enum Step<'a> {
     Pack {
         generation: u64,
         base: &'a BTreeMap<Oid, Object>,
+        /// The first seq that is not in the generation before, if that is known: whoever sees it sees the pack.
+        switch: Option<u64>,
     },
 }
 
@@ -162,6 +164,8 @@ pub enum Rule {
     Snapshot,
     /// What changed since is among the invalid oids of a sync, if the client may hold it.
     ToldOfChanges,
+    /// What a pack took away is among the invalid oids of a sync after it, if the client may hold it.
+    ToldOfTaken,
     /// An object is missing only if a pack dropped it, or nobody had made it.
     NotMissing,
 }

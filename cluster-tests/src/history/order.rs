@@ -54,6 +54,8 @@ pub(super) enum State {
 pub(super) struct Past {
     pub seqs: BTreeMap<Tag, u64>,
     objects: BTreeMap<Oid, Vec<(u64, State)>>,
+    /// What packs took away: the cut of each, and the first seq that only the new generation has.
+    taken: BTreeMap<Oid, Vec<(u64, u64)>>,
 }
 
 impl Past {
@@ -89,6 +91,12 @@ impl Past {
         })
     }
 
+    /// From which seq on a pack has taken away what was there as of `seq`.
+    pub fn taken_after(&self, oid: Oid, seq: u64) -> Option<u64> {
+        let packs = self.taken.get(&oid)?;
+        packs.iter().find(|(cut, _)| *cut >= seq).map(|(_, switch)| *switch)
+    }
+
     fn note(&mut self, oid: Oid, seq: u64, state: State) {
         self.objects.entry(oid).or_default().push((seq, state));
     }
@@ -118,8 +126,8 @@ pub(super) fn walk(
                 walk.transaction(seq, objects)?;
                 judged.transactions += 1;
             }
-            Step::Pack { generation, base } => {
-                walk.pack(generation, base)?;
+            Step::Pack { generation, base, switch } => {
+                walk.pack(generation, base, switch)?;
                 judged.packs += 1;
             }
         }
@@ -236,7 +244,12 @@ impl<'a> Walk<'a> {
     }
 
     /// A base holds what the root reaches, as it is now, and nothing that is not there. What it dropped is gone.
-    fn pack(&mut self, generation: u64, base: &'a BTreeMap<Oid, Object>) -> Result<(), Violation> {
+    fn pack(
+        &mut self,
+        generation: u64,
+        base: &'a BTreeMap<Oid, Object>,
+        switch: Option<u64>,
+    ) -> Result<(), Violation> {
         let seq = self.last_seq;
         for oid in self.reachable() {
             if let Some(object) = self.now.get(&oid)
@@ -257,6 +270,9 @@ impl<'a> Walk<'a> {
         let now = std::mem::take(&mut self.now);
         for oid in now.keys().filter(|oid| !base.contains_key(oid)) {
             self.past.note(*oid, seq, State::Dropped);
+            if let Some(switch) = switch {
+                self.past.taken.entry(*oid).or_default().push((seq, switch));
+            }
         }
         self.now = base.iter().map(|(oid, object)| (*oid, object)).collect();
         Ok(())

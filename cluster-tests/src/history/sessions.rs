@@ -77,6 +77,7 @@ pub(super) fn judge(
                 view.told(invalid);
                 view.floor = view.floor.max(acknowledged.before(event.asked));
                 view.looks_again("after a sync")?;
+                view.holds_nothing_taken()?;
             }
             What::Begun { invalid } => {
                 view.told(invalid);
@@ -136,6 +137,23 @@ impl View<'_> {
                 "{name}, {when}, was not told that oid {oid} changed at seq {below}, and sees seq {newest}"
             );
             return broken(Rule::ToldOfChanges, what);
+        }
+        Ok(())
+    }
+
+    /// Stock Durus tells its clients of everything that a pack took away, and they drop it.
+    fn holds_nothing_taken(&self) -> Result<(), Violation> {
+        let sees = self.newest.max(self.floor);
+        for (oid, seq) in &self.held {
+            if let Some(switch) = self.past.taken_after(*oid, *seq)
+                && switch <= sees
+            {
+                let name = &self.session.name;
+                let what = format!(
+                    "{name}, after a sync, was not told that a pack took oid {oid} away at seq {switch}, and sees seq {sees}"
+                );
+                return broken(Rule::ToldOfTaken, what);
+            }
         }
         Ok(())
     }

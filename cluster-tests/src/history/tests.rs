@@ -89,7 +89,8 @@ impl Sample {
             for (generation, (_, base)) in
                 self.packs.iter().enumerate().filter(|(_, pack)| pack.0 == place)
             {
-                order.push(Step::Pack { generation: generation as u64 + 2, base });
+                let generation = generation as u64 + 2;
+                order.push(Step::Pack { generation, base, switch: Some(*seq) });
             }
             order.push(Step::Transaction { seq: *seq, objects });
         }
@@ -328,6 +329,28 @@ fn changes_of_what_is_held_are_told() {
         sample.commit(1).reads.clear();
     });
     assert_eq!(by_commit, Rule::ToldOfChanges);
+}
+
+#[test]
+fn what_a_pack_took_away_is_told() {
+    const GARBAGE: Oid = 9;
+    let packed = |sample: &mut Sample| {
+        sample.commit(0).writes = vec![X, GARBAGE];
+        sample.transactions[1].1.push((GARBAGE, object(tag(1), 0, &[])));
+        let mut base = initial();
+        base.insert(X, object(tag(1), 2, &[]));
+        sample.packs.push((2, base));
+        sample.sessions[1].insert(3, loaded(23, GARBAGE, tag(1)));
+    };
+    let untold = broken_by(|sample| {
+        packed(sample);
+        sample.sessions[1].push(synced(40, &[]));
+    });
+    assert_eq!(untold, Rule::ToldOfTaken);
+    let mut told = sample();
+    packed(&mut told);
+    told.sessions[1].push(synced(40, &[GARBAGE]));
+    told.judge().unwrap();
 }
 
 #[test]

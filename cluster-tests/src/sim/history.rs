@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::client::Book;
 use super::ledger::{Ledger, tag_of};
-use super::parse::{Hash, Kind, be64};
+use super::parse::{Hash, Kind, Tx, be64};
 use crate::history::{self, History, Mark, Session, Step, Tag, What};
 
 #[derive(Default, Debug)]
@@ -22,12 +22,16 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
     // A seal comes after the transaction at its cut.
     let cuts: BTreeMap<u64, Hash> =
         seals.iter().map(|seal| (ledger.txs[seal].seq, *seal)).collect();
+    let followers = ledger.followers();
     let mut order = Vec::new();
-    for tx in &transactions {
+    for (at, tx) in transactions.iter().enumerate() {
         order.push(Step::Transaction { seq: tx.seq, objects: &tx.objects });
         if let Some(seal) = cuts.get(&tx.seq) {
-            let Kind::Seal { generation, .. } = ledger.txs[seal].kind else { unreachable!() };
-            order.push(Step::Pack { generation, base: &ledger.bases[seal] });
+            let Kind::Seal { generation, previous, .. } = ledger.txs[seal].kind else {
+                unreachable!()
+            };
+            let switch = switch(&followers, previous, &transactions[at + 1..]);
+            order.push(Step::Pack { generation, base: &ledger.bases[seal], switch });
         }
     }
     let sessions = sessions(book);
@@ -39,6 +43,21 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
         unknown_found: judged.unknown_found,
         unknown_absent: judged.unknown_absent,
     }
+}
+
+/// The seq of a new generation's own election: the first epoch start after the cut that was never written in the generation
+/// before. (Others may come first: a cut can be older than the election that the pack was begun under.)
+fn switch(followers: &BTreeMap<Hash, Vec<&Tx>>, previous: Hash, after_cut: &[&Tx]) -> Option<u64> {
+    let mut before = BTreeSet::new();
+    let mut todo = vec![previous];
+    while let Some(chain) = todo.pop() {
+        for tx in followers.get(&chain).into_iter().flatten() {
+            before.insert(tx.data_hash);
+            todo.push(tx.chain);
+        }
+    }
+    let mut epoch_starts = after_cut.iter().filter(|tx| matches!(tx.kind, Kind::EpochStart));
+    epoch_starts.find(|tx| !before.contains(&tx.data_hash)).map(|tx| tx.seq)
 }
 
 /// The book's sessions, and at the end of each what was sent and its client never heard acknowledged.

@@ -392,6 +392,15 @@ impl Ledger {
         (history, seals)
     }
 
+    /// Everything that was ever written, by what it follows.
+    pub fn followers(&self) -> BTreeMap<Hash, Vec<&Tx>> {
+        let mut followers: BTreeMap<Hash, Vec<&Tx>> = BTreeMap::new();
+        for tx in self.txs.values() {
+            followers.entry(tx.prev).or_default().push(tx);
+        }
+        followers
+    }
+
     /// The file's own length, for the trace.
     pub fn describe(&self) -> String {
         let mut text = String::new();

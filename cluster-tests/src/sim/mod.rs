@@ -5,6 +5,7 @@
 //! has no order. `ledger`, `history` and `oids` are the judges: they read disks and messages with their own parser
 //! (`parse`) and never look into a core. The head of `ledger` lists which property is checked where.
 
+pub mod askers;
 pub mod client;
 pub mod disk;
 pub mod faults;

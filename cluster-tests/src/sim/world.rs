@@ -28,6 +28,7 @@ use packmaster::storage::DiskError;
 use packmaster::storage::task::{DiskTask, Performer, TaskDone};
 
 use super::Counts;
+use super::askers::Askers;
 use super::client::{Book, Client, Tag};
 use super::disk::{Image, Loss, Medium, Room};
 use super::faults::{Options, Schedule};
@@ -167,7 +168,7 @@ pub struct World {
     links: Vec<Link>,
     clients: Vec<Client>,
     conns_made: u64,
-    requests: u64,
+    askers: Askers,
     ledger: Ledger,
     book: Book,
     schedule: Schedule,
@@ -247,7 +248,7 @@ impl World {
             links: (0..nodes * nodes).map(|_| Link::default()).collect(),
             clients: (0..options.clients).map(|id| Client::new(id as u64 + 1)).collect(),
             conns_made: 0,
-            requests: 0,
+            askers: Askers::default(),
             ledger: Ledger::new(nodes),
             book: Book::default(),
             schedule,

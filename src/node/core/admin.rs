@@ -1,6 +1,6 @@
 //! What administrators ask. Any node answers; what only the leader can decide is passed on to it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message;
@@ -8,32 +8,70 @@ use prost::Message;
 use super::{Action, Core};
 use crate::admin::view::{ClusterView, Heard};
 use crate::admin::{config, data_reply, generations, history_reply, refusal, status_reply};
-use crate::control::settings;
+use crate::control::{Applied, settings};
 use crate::failover::controller::{PromoteAsked, may_promote, preflight};
 use crate::failover::health::Look;
+use crate::mutants::{self, Mutant};
 use crate::proto::admin::admin_request::Verb;
 use crate::proto::admin::{AdminReply, AdminRequest, ConfigSet, Outcome, PackVerb};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
-    AdminForward, AdminForwardReply, ControlState, PackCancel, PackStart, Pause, Setting,
+    AdminForward, AdminForwardReply, Asked, Command, ControlState, PackCancel, PackStart, Pause,
+    Setting,
 };
 use crate::types::{NodeId, Now};
 
-/// Requests passed on, unanswered, are forgotten beyond so many.
-const FORWARDS_MAX: usize = 1000;
+/// Requests that wait for the leader or for the log; more are refused.
+const OPEN_MAX: usize = 1000;
+
+/// Of requests that a leader has heard; older ones are forgotten.
+const HEARD_MAX: usize = 10_000;
 
 /// So long a request waits for the nodes to have a Raft leader: longer than they need to elect one, shorter than ctl waits.
 const LEADER_WAIT_MS: u64 = 2000;
 
-/// Requests that were passed on to the leader, or will be.
+/// Nobody waits longer for an answer.
+const FORGET_MS: u64 = 60_000;
+
+/// What only the leader can do, and is not answered yet.
+///
+/// A change is done when it is applied, and no sooner: a leader may die with what it has proposed, and a command that was
+/// decided on an older epoch is refused. Its `Asked` is in the log with it, so whoever asked learns what came of it, from
+/// whichever leader. What was given to the leader of one term and has not been applied when the first entry of a later
+/// term is, never will be: then it is given to the next leader, and still happens once.
 #[derive(Default)]
-pub(super) struct Forwards {
+pub(super) struct Requests {
+    /// Numbers taken; every time a request is given to a leader it takes another one.
     count: u64,
-    /// The leader may have died a moment ago.
-    waiting: VecDeque<(Now, u64, AdminRequest)>,
-    /// Ours by number: the shell's request and the asker's own id.
-    open: BTreeMap<u64, (u64, u64)>,
+    open: BTreeMap<u64, Open>,
+    /// As the leader of that term: what it was asked. A message that comes twice is heard once.
+    heard: (u64, BTreeSet<(u64, u64, u64)>),
+}
+
+impl Requests {
+    /// False: heard before.
+    fn hears(&mut self, term: u64, asked: &Asked) -> bool {
+        if self.heard.0 != term {
+            self.heard = (term, BTreeSet::new());
+        }
+        let heard = &mut self.heard.1;
+        let news = heard.insert((asked.node, asked.boot, asked.number))
+            || mutants::broken(Mutant::HeardTwice);
+        while heard.len() > HEARD_MAX {
+            heard.pop_first();
+        }
+        news
+    }
+}
+
+struct Open {
+    /// The shell's number.
+    request: u64,
+    message: AdminRequest,
+    since: Now,
+    /// To the leader of that term; none: to nobody yet, or to one who can't have done it.
+    given: Option<u64>,
 }
 
 impl Core {
@@ -42,46 +80,63 @@ impl Core {
             out.push(Action::AdminReply { request, reply });
             return;
         }
-        match self.raft.leader() {
-            Some(leader) if leader == self.setup.id => {
-                let reply = self.answer_as_leader(message, out);
-                out.push(Action::AdminReply { request, reply });
-            }
-            Some(leader) => {
-                self.admin.count += 1;
-                let id = self.admin.count;
-                self.admin.open.insert(id, (request, message.id));
-                while self.admin.open.len() > FORWARDS_MAX {
-                    self.admin.open.pop_first();
-                }
-                let forward = AdminForward { id, request: message.encode_to_vec().into() };
-                self.send(leader, Kind::AdminForward(forward), out);
-            }
-            None if self.admin.waiting.len() < FORWARDS_MAX => {
-                self.admin.waiting.push_back((self.now, request, message));
-            }
-            None => self.refuse_leaderless(request, message.id, out),
+        if self.admin.open.len() >= OPEN_MAX {
+            let why = "too many requests wait for the Raft leader; try again later";
+            out.push(Action::AdminReply { request, reply: refusal(message.id, why) });
+            return;
         }
+        self.admin.count += 1;
+        let open = Open { request, message, since: self.now, given: None };
+        self.admin.open.insert(self.admin.count, open);
     }
 
-    fn refuse_leaderless(&self, request: u64, id: u64, out: &mut Vec<Action>) {
-        let why = "the nodes have no Raft leader: fewer than a majority can talk to each other. \
-            Start the missing nodes; `packmaster ctl status` says which";
-        out.push(Action::AdminReply { request, reply: refusal(id, why) });
-    }
-
-    /// Requests that came while nobody led: there is a leader now, or there has been none for long.
+    /// Gives every request to the leader that may have it.
     pub(super) fn drive_admin(&mut self, out: &mut Vec<Action>) {
-        while let Some((since, request, message)) = self.admin.waiting.pop_front() {
-            if self.raft.leader().is_some() {
-                self.on_admin(request, message, out);
-            } else if self.now.since_ms(since) >= LEADER_WAIT_MS {
-                self.refuse_leaderless(request, message.id, out);
-            } else {
-                self.admin.waiting.push_front((since, request, message));
-                break;
+        let numbers: Vec<u64> = self.admin.open.keys().copied().collect();
+        for number in numbers {
+            let open = &self.admin.open[&number];
+            let waited_ms = self.now.since_ms(open.since);
+            let newest = match mutants::broken(Mutant::GivenTwice) {
+                true => self.raft.term(),
+                false => self.raft.applied_term(),
+            };
+            let free = open.given.is_none_or(|term| newest > term);
+            match self.raft.leader() {
+                _ if waited_ms >= FORGET_MS => {
+                    self.admin.open.remove(&number);
+                }
+                Some(leader) if free => self.give(number, leader, out),
+                None if free && waited_ms >= LEADER_WAIT_MS => {
+                    let why = "the nodes have no Raft leader: fewer than a majority can talk to each other. \
+                        Start the missing nodes; `packmaster ctl status` says which";
+                    self.tell(number, Err(why.into()), out);
+                }
+                _ => {}
             }
         }
+    }
+
+    fn give(&mut self, number: u64, leader: NodeId, out: &mut Vec<Action>) {
+        let open = self.admin.open.remove(&number).expect("it is open");
+        self.admin.count += 1;
+        let (number, term) = (self.admin.count, self.raft.term());
+        let asked = Asked { node: self.setup.id.0, boot: self.setup.boot.0, number };
+        let message = open.message.clone();
+        self.admin.open.insert(number, Open { given: Some(term), ..open });
+        if leader == self.setup.id {
+            if let Some(done) = self.answer_as_leader(asked, message) {
+                self.tell(number, done, out);
+            }
+            return;
+        }
+        let request = message.encode_to_vec().into();
+        let forward = AdminForward { asked: Some(asked), request, term };
+        self.send(leader, Kind::AdminForward(forward), out);
+    }
+
+    fn tell(&mut self, number: u64, done: Result<String, String>, out: &mut Vec<Action>) {
+        let Some(Open { request, message, .. }) = self.admin.open.remove(&number) else { return };
+        out.push(Action::AdminReply { request, reply: reply(message.id, done) });
     }
 
     pub(super) fn on_admin_forward(
@@ -90,13 +145,18 @@ impl Core {
         forward: AdminForward,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let request = AdminRequest::decode(forward.request).map_err(|error| error.to_string())?;
-        let reply = match self.raft.is_leader() {
-            true => self.answer_as_leader(request, out),
-            false => refusal(request.id, "the Raft leader has just changed; try again"),
-        };
-        let reply = AdminForwardReply { id: forward.id, reply: Bytes::from(reply.encode_to_vec()) };
-        self.send(from, Kind::AdminForwardReply(reply), out);
+        let AdminForward { asked, request, term } = forward;
+        let asked = asked.ok_or("a request of nobody")?;
+        let request = AdminRequest::decode(request).map_err(|error| error.to_string())?;
+        // Otherwise there is a later term, or soon will be, and whoever asks gives it to that one's leader.
+        if self.raft.is_leader() && self.raft.term() == term && self.admin.hears(term, &asked) {
+            let id = request.id;
+            if let Some(done) = self.answer_as_leader(asked.clone(), request) {
+                let reply = Bytes::from(reply(id, done).encode_to_vec());
+                let reply = AdminForwardReply { asked: Some(asked), reply, term };
+                self.send(from, Kind::AdminForwardReply(reply), out);
+            }
+        }
         Ok(())
     }
 
@@ -105,10 +165,58 @@ impl Core {
         forwarded: AdminForwardReply,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let Some((request, id)) = self.admin.open.remove(&forwarded.id) else { return Ok(()) };
-        let reply = AdminReply::decode(forwarded.reply).map_err(|error| error.to_string())?;
-        out.push(Action::AdminReply { request, reply: AdminReply { id, ..reply } });
+        let AdminForwardReply { asked, reply, term } = forwarded;
+        let asked = asked.ok_or("an answer to nobody")?;
+        let reply = AdminReply::decode(reply).map_err(|error| error.to_string())?;
+        // A late answer of an earlier leader says nothing of what the present one does.
+        let fits = |open: &Open| open.given == Some(term) && open.message.id == reply.id;
+        if self.is_ours(&asked)
+            && self.admin.open.get(&asked.number).is_some_and(fits)
+            && let Some(open) = self.admin.open.remove(&asked.number)
+        {
+            out.push(Action::AdminReply { request: open.request, reply });
+        }
         Ok(())
+    }
+
+    fn is_ours(&self, asked: &Asked) -> bool {
+        asked.node == self.setup.id.0 && asked.boot == self.setup.boot.0
+    }
+
+    /// A command was applied that somebody has asked for. `outdated`: only because an election has come in between.
+    pub(super) fn on_asked_applied(
+        &mut self,
+        command: &Command,
+        outdated: bool,
+        applied: &Applied,
+        out: &mut Vec<Action>,
+    ) {
+        let (Some(asked), Some(kind)) = (&command.asked, &command.kind) else { return };
+        if !self.is_ours(asked) {
+            return;
+        }
+        match applied {
+            Applied::Changed => self.tell(asked.number, Ok(what_was_done(kind)), out),
+            Applied::Refused(_) if outdated => {
+                if let Some(open) = self.admin.open.get_mut(&asked.number) {
+                    open.given = None;
+                }
+            }
+            Applied::Refused(why) => self.tell(asked.number, Err(why.clone()), out),
+        }
+    }
+
+    /// The leader's state replaced the log: what came of requests that were given to leaders is not seen any more.
+    pub(super) fn on_log_skipped(&mut self, out: &mut Vec<Action>) {
+        let given = self.admin.open.iter().filter(|(_, open)| open.given.is_some());
+        let numbers: Vec<u64> = given.map(|(number, _)| *number).collect();
+        for number in numbers {
+            let open = self.admin.open.remove(&number).expect("just seen");
+            let message = "this node was too far behind to learn what came of it: see `packmaster ctl history`";
+            let outcome = Outcome::Unknown.into();
+            let reply = AdminReply { outcome, ..reply(open.message.id, Err(message.into())) };
+            out.push(Action::AdminReply { request: open.request, reply });
+        }
     }
 
     /// What any node can say from what it knows.
@@ -166,48 +274,54 @@ impl Core {
 
     // ---- the leader ----
 
-    fn answer_as_leader(&mut self, request: AdminRequest, out: &mut Vec<Action>) -> AdminReply {
-        let (id, asked_by) = (request.id, request.asked_by);
-        let done = match request.verb {
-            Some(Verb::Promote(promote)) => self.ask_promote(promote, asked_by),
-            Some(Verb::Pack(pack)) => self.ask_pack(pack.verb(), asked_by, out),
-            Some(Verb::SetPause(pause)) => {
-                let paused = pause.paused;
-                self.propose(CommandKind::Pause(Pause { paused, asked_by }), out);
-                Ok(match paused {
-                    true => {
-                        "automatic elections are paused; `packmaster ctl resume` ends that".into()
-                    }
-                    false => "automatic elections are on".into(),
-                })
-            }
-            Some(Verb::ConfigSet(set)) => self.ask_setting(set, asked_by, out),
+    /// None: it is proposed, and what came of it shows in the log.
+    fn answer_as_leader(
+        &mut self,
+        asked: Asked,
+        request: AdminRequest,
+    ) -> Option<Result<String, String>> {
+        let asked_by = request.asked_by;
+        let decided = match request.verb {
+            Some(Verb::Promote(promote)) => return Some(self.ask_promote(promote, asked_by)),
+            Some(Verb::Pack(pack)) => self.ask_pack(pack.verb(), asked_by),
+            Some(Verb::SetPause(pause)) => self.ask_pause(pause.paused, asked_by),
+            Some(Verb::ConfigSet(set)) => self.ask_setting(set, asked_by),
             _ => {
                 Err("the leader does not know this verb: is this tool newer than the node?".into())
             }
         };
-        match done {
-            Ok(message) => {
-                AdminReply { id, outcome: Outcome::Done.into(), message, json: Bytes::new() }
+        match decided {
+            Ok(Asks::Already(done)) => Some(Ok(done)),
+            Ok(Asks::For(kind)) => {
+                let done = what_was_done(&kind);
+                let refused = self.propose_asked(asked, kind).err().map(Err);
+                let early = mutants::broken(Mutant::SaidBeforeDone);
+                refused.or_else(|| early.then_some(Ok(done)))
             }
-            Err(why) => refusal(id, why),
+            Err(why) => Some(Err(why)),
         }
     }
 
-    fn ask_setting(
-        &mut self,
-        set: ConfigSet,
-        asked_by: String,
-        out: &mut Vec<Action>,
-    ) -> Result<String, String> {
+    fn ask_pause(&self, paused: bool, asked_by: String) -> Result<Asks, String> {
+        let pause = CommandKind::Pause(Pause { paused, asked_by });
+        Ok(match paused == self.control.paused() {
+            true => Asks::Already(if paused {
+                "automatic elections are paused already; `packmaster ctl resume` ends that".into()
+            } else {
+                "automatic elections are on already".into()
+            }),
+            false => Asks::For(pause),
+        })
+    }
+
+    fn ask_setting(&self, set: ConfigSet, asked_by: String) -> Result<Asks, String> {
         let ConfigSet { name, value } = set;
         let checked = settings::check(&name, &value)?;
         let shown = checked.clone().unwrap_or_else(|| settings::DEFAULT.to_owned());
         if checked.as_deref() == self.control.setting(&name) {
-            return Ok(format!("{name} is {shown:?} already"));
+            return Ok(Asks::Already(format!("{name} is {shown:?} already")));
         }
-        self.propose(CommandKind::Setting(Setting { name: name.clone(), value, asked_by }), out);
-        Ok(format!("{name} is {shown:?}"))
+        Ok(Asks::For(CommandKind::Setting(Setting { name, value, asked_by })))
     }
 
     fn ask_promote(
@@ -257,20 +371,14 @@ impl Core {
         }
     }
 
-    fn ask_pack(
-        &mut self,
-        verb: PackVerb,
-        asked_by: String,
-        out: &mut Vec<Action>,
-    ) -> Result<String, String> {
+    fn ask_pack(&self, verb: PackVerb, asked_by: String) -> Result<Asks, String> {
         match verb {
             PackVerb::Start => {
                 let own = self.own_beat();
                 preflight(&self.view(&own))?;
                 let current = self.control.generation().ok_or("there is no generation yet")?;
                 let generation = current.number.next().0;
-                self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
-                Ok(format!("packing into generation {generation}"))
+                Ok(Asks::For(CommandKind::PackStart(PackStart { generation, asked_by })))
             }
             PackVerb::Cancel => {
                 let running = self.control.pack().map(|pack| pack.generation);
@@ -279,12 +387,47 @@ impl Core {
                 let generation = running.or_else(|| again.map(|current| current.number.next()));
                 let generation = generation.ok_or("no pack is in progress")?.0;
                 let why = "asked for".to_string();
-                self.propose(
-                    CommandKind::PackCancel(PackCancel { generation, why, asked_by }),
-                    out,
-                );
-                Ok(format!("the pack into generation {generation} is called off"))
+                Ok(Asks::For(CommandKind::PackCancel(PackCancel { generation, why, asked_by })))
             }
         }
     }
 }
+
+/// What a request comes to.
+enum Asks {
+    /// It is so, and nothing is to be decided.
+    Already(String),
+    For(CommandKind),
+}
+
+fn reply(id: u64, done: Result<String, String>) -> AdminReply {
+    match done {
+        Ok(message) => {
+            AdminReply { id, outcome: Outcome::Done.into(), message, json: Bytes::new() }
+        }
+        Err(why) => refusal(id, why),
+    }
+}
+
+/// For whoever asked for this command.
+fn what_was_done(kind: &CommandKind) -> String {
+    match kind {
+        CommandKind::PackStart(start) => format!("packing into generation {}", start.generation),
+        CommandKind::PackCancel(cancel) => {
+            format!("the pack into generation {} is called off", cancel.generation)
+        }
+        CommandKind::Pause(Pause { paused: true, .. }) => {
+            "automatic elections are paused; `packmaster ctl resume` ends that".into()
+        }
+        CommandKind::Pause(_) => "automatic elections are on".into(),
+        CommandKind::Setting(Setting { name, value, .. }) => {
+            let checked = settings::check(name, value).ok().flatten();
+            format!("{name} is {:?}", checked.as_deref().unwrap_or(settings::DEFAULT))
+        }
+        _ => "done".into(),
+    }
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

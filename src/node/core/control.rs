@@ -4,14 +4,14 @@ use prost::Message;
 
 use super::master::Master;
 use super::{Action, Core, Role};
-use crate::control::{Applied, Mastership, Phase, Settings};
+use crate::control::{self, Applied, Mastership, Phase, Settings};
 use crate::failover::controller::{Decision, View, preflight};
 use crate::failover::health::Look;
 use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
-    Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
+    Asked, Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
 };
 use crate::raft::{Driver, DriverError};
 use crate::replication::quorum::majority;
@@ -162,14 +162,9 @@ impl Core {
 
     /// On the leader into the log, elsewhere to the leader. Whether it is applied shows in the state.
     pub(super) fn propose(&mut self, kind: CommandKind, out: &mut Vec<Action>) {
-        let command = Command {
-            on_epoch: self.control.epoch().0,
-            at_wall_us: self.now.wall_us,
-            by: self.setup.id.0,
-            kind: Some(kind),
-        };
+        let command = self.command(kind);
         match self.raft.leader() {
-            Some(leader) if leader == self.setup.id => self.propose_here(&command),
+            Some(leader) if leader == self.setup.id => self.try_propose(&command),
             Some(leader) => {
                 self.send(leader, Kind::Propose(Propose { command: Some(command) }), out);
             }
@@ -177,9 +172,25 @@ impl Core {
         }
     }
 
-    fn propose_here(&mut self, command: &Command) {
+    /// Decided on the state as it is here.
+    fn command(&self, kind: CommandKind) -> Command {
+        control::command(self.control.epoch(), self.now.wall_us, self.setup.id, kind)
+    }
+
+    /// On the leader, for somebody who waits for it; an error says why it never will be.
+    pub(super) fn propose_asked(&mut self, asked: Asked, kind: CommandKind) -> Result<(), String> {
+        let command = Command { asked: Some(asked), ..self.command(kind) };
+        self.propose_here(&command).map_err(|error| format!("{error}; try again"))
+    }
+
+    fn propose_here(&mut self, command: &Command) -> Result<(), DriverError> {
         self.proposed = true;
-        if let Err(error) = self.raft.propose(command.encode_to_vec()) {
+        self.raft.propose(command.encode_to_vec())
+    }
+
+    /// Whoever wants it proposes it again, as long as the state does not show it.
+    fn try_propose(&mut self, command: &Command) {
+        if let Err(error) = self.propose_here(command) {
             slog::debug!(self.log, "not proposed"; "why" => %error);
         }
     }
@@ -202,7 +213,7 @@ impl Core {
             }
             _ => {}
         }
-        self.propose_here(&command);
+        self.try_propose(&command);
         Ok(())
     }
 
@@ -245,6 +256,7 @@ impl Core {
             Ok(state) => {
                 let before = std::mem::replace(&mut self.control, state);
                 self.compacted_index = self.raft.applied();
+                self.on_log_skipped(out);
                 self.on_control_changed(&before, out);
             }
             Err(error) => {
@@ -264,7 +276,10 @@ impl Core {
             }
         };
         let before = self.control.clone();
-        match self.control.apply(index, &command) {
+        let outdated = command.on_epoch != before.epoch().0;
+        let applied = self.control.apply(index, &command);
+        self.on_asked_applied(&command, outdated, &applied, out);
+        match applied {
             Applied::Changed => self.on_control_changed(&before, out),
             Applied::Refused(why) => {
                 slog::debug!(self.log, "command refused"; "index" => index, "why" => why);

@@ -172,7 +172,7 @@ pub struct Core {
     controller_due_us: u64,
 
     beats: beats::Beats,
-    admin: admin::Forwards,
+    admin: admin::Requests,
     /// Said to us before we were open.
     early_registers: BTreeMap<NodeId, crate::proto::replication::Register>,
     loopback: VecDeque<PeerMessage>,

@@ -150,7 +150,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         opening_old: None,
         controller_due_us: 0,
         beats: beats::Beats::default(),
-        admin: admin::Forwards::default(),
+        admin: admin::Requests::default(),
         early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
         suspect,

@@ -282,9 +282,8 @@ impl World {
     }
 
     pub(super) fn ask(&mut self, by: usize, verb: Verb) {
-        self.requests += 1;
-        let request = self.requests;
-        let message = AdminRequest { id: request, asked_by: "somebody".into(), verb: Some(verb) };
+        let (request, asked_by) = self.askers.ask(&verb);
+        let message = AdminRequest { id: request, asked_by, verb: Some(verb) };
         self.put(by, Input::Admin { request, message });
     }
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use packmaster::durus::Limits;
 use packmaster::node::core::{Action, Input, Setup, Timing, start};
 use packmaster::pack::Pace;
+use packmaster::proto::admin::admin_request::Verb;
+use packmaster::proto::admin::{self, AdminRequest, Outcome};
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
 use packmaster::storage::task::Performer;
@@ -310,6 +312,18 @@ impl World {
                     reply.outcome(),
                     reply.message
                 ));
+                self.count(match reply.outcome() {
+                    Outcome::Done => "an administrator's request done",
+                    Outcome::Refused => "an administrator's request refused",
+                    Outcome::Unknown => "an administrator told that it is not known",
+                });
+                if self.askers.on_reply(&reply) {
+                    let verb = Verb::History(admin::History { number: 0 });
+                    let (read, asked_by) = self.askers.ask(&verb);
+                    self.askers.reads(read, reply.id);
+                    let message = AdminRequest { id: read, asked_by, verb: Some(verb) };
+                    self.put(node, Input::Admin { request: read, message });
+                }
             }
             Action::Disk { task, work } => {
                 self.trace.line(format_args!("n{} disk {task}: {}", node + 1, describe(&work)));
