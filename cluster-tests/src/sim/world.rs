@@ -178,6 +178,8 @@ pub struct World {
     loss: Loss,
     /// No new faults before this.
     calm_until: u64,
+    /// The one node of this run that builds wrong bases.
+    wrong_builder: Option<usize>,
     mending: bool,
     priorities: Vec<i64>,
     keep_generations: u32,
@@ -256,6 +258,7 @@ impl World {
             twice_permille: 0,
             lag_us: 0,
             loss,
+            wrong_builder: None,
             calm_until: 0,
             mending: false,
             priorities,

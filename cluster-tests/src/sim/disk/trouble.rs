@@ -93,10 +93,6 @@ impl Platter {
         self.troubles.spoils = builds;
     }
 
-    pub fn spoils_builds(&self) -> bool {
-        self.troubles.spoils > 0
-    }
-
     pub fn has_spoilt(&self) -> bool {
         self.troubles.has_spoilt
     }

@@ -133,12 +133,12 @@ impl World {
                 }
             }
             Fault::WrongBuild { node, builds } => {
-                // Two of them might agree on what is wrong.
-                let others = (0..self.hosts.len()).filter(|other| *other != node);
-                let alone = others.clone().all(|it| !self.hosts[it].medium.lock().spoils_builds());
-                if others.count() == 0 || !alone {
+                // Two of them might agree on what is wrong, the second also when the first's build is long done.
+                let alone = self.wrong_builder.is_none_or(|first| first == node);
+                if self.hosts.len() == 1 || !alone {
                     return false;
                 }
+                self.wrong_builder = Some(node);
                 self.hosts[node].medium.lock().spoil_builds(builds);
             }
             Fault::Hold { by, us } => {
