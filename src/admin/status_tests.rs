@@ -440,3 +440,13 @@ fn the_ladder_is_told_rung_by_rung() {
     assert_eq!((now.share, now.total_bytes), (Some(0.25), Some(2000)));
     assert_eq!((now.bytes_per_second, now.seconds_left), (None, None), "not known yet");
 }
+
+/// A master that was stopped goes on, and its first beat is of the epoch it knew.
+#[test]
+fn who_tells_of_an_older_epoch_is_not_in_step() {
+    let mut view = cluster(3);
+    edit(&mut view, 3).promised = 6;
+    let status = status(&view);
+    assert_eq!(status.verdict, "degraded");
+    assert!(!status.nodes[2].in_step && status.nodes[1].in_step);
+}

@@ -85,12 +85,14 @@ impl ClusterView {
         (beat.open && beat.boot == elect.boot && beat.suspect.is_empty()).then_some(master)
     }
 
-    /// Counts for commits now: the open master, or a clean slave that follows it.
+    /// Counts for commits now: the open master, or a clean slave that follows it. A process that was stopped and goes on
+    /// tells of its old epoch before it has heard of the new one.
     pub fn in_step(&self, id: NodeId) -> bool {
         let open = self.open_master();
         self.fresh_beat(id).is_some_and(|beat| {
             let clean = beat.suspect.is_empty() && beat.failing.is_empty();
-            clean && open.is_some() && (open == Some(id) || beat.in_step)
+            let present = beat.promised >= self.state.epoch;
+            clean && present && open.is_some() && (open == Some(id) || beat.in_step)
         })
     }
 

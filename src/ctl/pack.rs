@@ -228,7 +228,13 @@ mod tests {
     fn view(generation: u64, epoch: u64, decisions: u64) -> ClusterView {
         let position = Position { generation, ..Default::default() };
         let file_bytes = 3072 / generation;
-        let beat = Beat { open: true, position: Some(position), file_bytes, ..Default::default() };
+        let beat = Beat {
+            open: true,
+            promised: epoch,
+            position: Some(position),
+            file_bytes,
+            ..Default::default()
+        };
         let mut view = ClusterView { own: NodeId(1), ..Default::default() };
         view.heard = [(NodeId(1), Heard { beat, age_ms: 0 })].into();
         view.state.members = vec![Member { id: 1, name: "n1".into(), ..Default::default() }];

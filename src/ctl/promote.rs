@@ -106,7 +106,8 @@ mod tests {
             role: "voter".into(),
             ..Default::default()
         };
-        let beat = |id| Beat { open: id == master, in_step: true, ..Default::default() };
+        let beat =
+            |id| Beat { open: id == master, in_step: true, promised: epoch, ..Default::default() };
         let heard = |id| (NodeId(id), Heard { beat: beat(id), age_ms: 0 });
         let mut view = ClusterView { silence_ms: 500, ..Default::default() };
         view.heard = [1, 2].map(heard).into();

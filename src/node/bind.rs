@@ -3,21 +3,21 @@
 //! Everything is bound before anything is served, so that a node either listens on all it should or says on what it
 //! can't, and why, and does not start.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
 
 use bytes::Bytes;
 use rustix::net::Shutdown;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::activation::Passed;
 use super::sockets::tune_client;
 use super::unix_socket::{self, SocketFile, UnixError};
 use crate::config::{DurusAddress, UnixSockets, host_and_port};
-
-/// The most that is taken from a client at once.
-const READ_BYTES: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -136,7 +136,7 @@ impl Bound {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, from) = listener.accept().await?;
-                Ok((Stream::Tcp(stream), from.to_string()))
+                Ok((Stream::tcp(stream)?, from.to_string()))
             }
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -147,66 +147,45 @@ impl Bound {
                     },
                     Err(_) => "a process of this machine".into(),
                 };
-                Ok((Stream::Unix(stream), from))
+                Ok((Stream::unix(stream)?, from))
             }
         }
     }
 }
 
-/// A client's connection. Nothing is kept for one that is idle.
-pub enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+/// A client's connection. The core's thread reads it and writes short answers; a task writes what it does not take.
+pub struct Stream(AsyncFd<OwnedFd>);
 
 impl Stream {
-    pub fn tune(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => tune_client(stream),
-            Stream::Unix(_) => Ok(()),
-        }
+    fn tcp(stream: TcpStream) -> io::Result<Stream> {
+        tune_client(&stream)?;
+        Stream::new(stream.into_std()?.into())
     }
 
-    /// What has come; nothing at the end. May be called again if it was not waited for.
-    pub async fn read(&self) -> io::Result<Bytes> {
-        thread_local! {
-            /// Shared by all connections of a thread, and copied from: a buffer of each one's own would be idle
-            /// nearly always.
-            static SCRATCH: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; READ_BYTES]);
-        }
-        loop {
-            match self {
-                Stream::Tcp(stream) => stream.readable().await?,
-                Stream::Unix(stream) => stream.readable().await?,
-            }
-            let read = SCRATCH.with_borrow_mut(|scratch| {
-                let read = match self {
-                    Stream::Tcp(stream) => stream.try_read(scratch),
-                    Stream::Unix(stream) => stream.try_read(scratch),
-                };
-                read.map(|len| Bytes::copy_from_slice(&scratch[..len]))
-            });
-            match read {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                done => return done,
-            }
-        }
+    fn unix(stream: UnixStream) -> io::Result<Stream> {
+        Stream::new(stream.into_std()?.into())
+    }
+
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe for types that may lie about their fd: an OwnedFd does not"
+    )]
+    fn new(fd: OwnedFd) -> io::Result<Stream> {
+        Ok(Stream(AsyncFd::with_interest(fd, Interest::WRITABLE)?))
+    }
+
+    /// How many bytes were taken at once. An error is for whoever waits for this connection to find.
+    pub fn try_write(&self, parts: &[Bytes]) -> usize {
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        rustix::io::writev(self, &slices).unwrap_or(0)
     }
 
     /// How many of the bytes were taken.
     pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            let written = match self {
-                Stream::Tcp(stream) => stream.try_write(bytes),
-                Stream::Unix(stream) => stream.try_write(bytes),
-            };
-            match written {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                done => return done,
-            }
-            match self {
-                Stream::Tcp(stream) => stream.writable().await?,
-                Stream::Unix(stream) => stream.writable().await?,
+            let mut room = self.0.writable().await?;
+            if let Ok(done) = room.try_io(|fd| Ok(rustix::io::write(fd, bytes)?)) {
+                return done;
             }
         }
     }
@@ -214,9 +193,12 @@ impl Stream {
     /// Nothing more will be written.
     pub fn shutdown(&self) {
         // It may be closed already.
-        let _ = match self {
-            Stream::Tcp(stream) => rustix::net::shutdown(stream, Shutdown::Write),
-            Stream::Unix(stream) => rustix::net::shutdown(stream, Shutdown::Write),
-        };
+        let _ = rustix::net::shutdown(self, Shutdown::Write);
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
     }
 }

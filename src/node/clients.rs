@@ -1,37 +1,38 @@
 //! The Durus port: bytes in, bytes out; what they mean is the core's matter.
 //!
-//! Several addresses may be listened on; all of them serve the same sessions. One task a connection reads and writes.
-//! It reads no further while the core has a budget's worth of this connection's bytes to step, or while too much waits
-//! to be sent to it: a client that asks without reading stops itself. A client that takes nothing for as long as a
+//! Several addresses may be listened on; all of them serve the same sessions. The core's thread reads (`ears`), in turn, and
+//! nothing more of a connection to which too much waits to be sent: a client that asks without reading stops itself. One
+//! task a connection writes what does not leave at once, and ends it. A client that takes nothing for as long as a
 //! command may stall is closed, and so is one for which more waits than a session may hold. `ClientClosed` is fed
 //! exactly once for every `ClientOpened`, after everything else of that connection.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use slog::{Logger, debug, info, warn};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::bind::{Bound, Stream};
 use super::core::io::Input;
+use super::ears::{self, Attached, Feed, Heard, Source};
 use super::limits::{self, Limits};
 use super::listener::ACCEPT_PAUSE;
-use super::run_loop::Feed;
 use super::sockets::StopSeen;
 use crate::types::ConnId;
 
-/// Bytes of one client that may wait for the core.
-const BUDGET_BYTES: usize = 1 << 20;
 /// Answers that may wait before nothing more is read from the client.
 const UNSENT_BYTES_PAUSE: usize = 4 << 20;
 /// Short answers are collected up to this and sent in one write.
 const COLLECT_BYTES: usize = 64 << 10;
+/// Short answers that are sent from where they are; more are copied together.
+const PARTS_MAX: usize = 16;
 
 /// The connections there are; the core's thread sends through it.
 #[derive(Clone, Default)]
@@ -40,19 +41,38 @@ pub struct Clients(Arc<Mutex<HashMap<ConnId, Client>>>);
 struct Client {
     queue: UnboundedSender<Outgoing>,
     unsent: Arc<Unsent>,
+    stream: Arc<Stream>,
 }
 
 /// Bytes that wait to be sent to one client.
 struct Unsent {
     bytes: AtomicUsize,
     bytes_max: usize,
-    shrunk: Notify,
+    /// Nothing is read from the client until there is less.
+    paused: AtomicBool,
     /// More is held for this client than may be, and why: it is closed without what waits.
     full: Notify,
     full_why: OnceLock<String>,
 }
 
 impl Unsent {
+    /// Is nothing to be read for now? Then `may_resume` says when.
+    fn too_much(&self) -> bool {
+        let too_much = || self.bytes.load(Ordering::SeqCst) > UNSENT_BYTES_PAUSE;
+        if !too_much() {
+            return false;
+        }
+        self.paused.store(true, Ordering::SeqCst);
+        // It may have left in this very moment, and nobody would say so again.
+        too_much() || !self.paused.swap(false, Ordering::SeqCst)
+    }
+
+    /// After something was sent.
+    fn may_resume(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) <= UNSENT_BYTES_PAUSE
+            && self.paused.swap(false, Ordering::SeqCst)
+    }
+
     fn overflow(&self, why: String) {
         // The first reason is the one.
         let _ = self.full_why.set(why);
@@ -73,23 +93,88 @@ pub struct Closing {
     pub limit: Option<&'static str>,
 }
 
-impl Clients {
-    /// Never waits. For a connection that is gone: dropped.
-    pub fn send(&self, conn: ConnId, bytes: Bytes) {
-        if let Some(client) = self.table().get(&conn) {
-            let unsent = &client.unsent;
-            let before = unsent.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-            let wait = before + bytes.len();
-            if wait > unsent.bytes_max {
-                unsent.overflow(format!("it reads too slowly: {wait} bytes wait for it"));
+impl Client {
+    /// Never waits. What the connection does not take at once waits for its task.
+    fn send(&self, mut parts: Vec<Bytes>) {
+        let mut bytes: usize = parts.iter().map(Bytes::len).sum();
+        if parts.len() > PARTS_MAX && bytes <= COLLECT_BYTES {
+            parts = vec![parts.concat().into()];
+        }
+        // Nothing waits, and nothing is being written: only this thread adds, and what is written is taken off after it.
+        let idle = self.unsent.bytes.load(Ordering::Acquire) == 0;
+        let mut written = match idle && bytes <= COLLECT_BYTES {
+            true => self.stream.try_write(&parts),
+            false => 0,
+        };
+        bytes -= written;
+        if bytes == 0 {
+            return;
+        }
+        let wait = self.unsent.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if wait > self.unsent.bytes_max {
+            self.unsent.overflow(format!("it reads too slowly: {wait} bytes wait for it"));
+        }
+        for mut part in parts {
+            part.advance(written.min(part.len()));
+            written -= written.min(part.len());
+            if !part.is_empty() {
+                // Fails only when the connection's task is ending.
+                let _ = self.queue.send(Outgoing::Data(part));
             }
-            // Fails only when the connection's task is ending.
-            let _ = client.queue.send(Outgoing::Data(bytes));
+        }
+    }
+}
+
+/// The core's answers: those of one round go out together.
+pub struct Replies {
+    clients: Clients,
+    /// In the order of their first answers.
+    waiting: Vec<(ConnId, Vec<Bytes>)>,
+    places: HashMap<ConnId, usize>,
+}
+
+impl Replies {
+    pub fn new(clients: Clients) -> Replies {
+        Replies { clients, waiting: Vec::new(), places: HashMap::new() }
+    }
+
+    pub fn send(&mut self, conn: ConnId, bytes: Bytes) {
+        let place = *self.places.entry(conn).or_insert_with(|| {
+            self.waiting.push((conn, Vec::new()));
+            self.waiting.len() - 1
+        });
+        self.waiting[place].1.push(bytes);
+    }
+
+    /// For a connection that is gone: dropped.
+    pub fn flush(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        self.places.clear();
+        let table = self.clients.table();
+        for (conn, parts) in self.waiting.drain(..) {
+            if let Some(client) = table.get(&conn) {
+                client.send(parts);
+            }
         }
     }
 
     /// Closes the connection after what was sent before has left; at once, if that is too much.
-    pub fn close(&self, conn: ConnId, closing: Closing) {
+    pub fn close(&mut self, conn: ConnId, closing: Closing) {
+        self.flush();
+        self.clients.close(conn, closing);
+    }
+
+    /// At shutdown: every connection sends what waits, and closes.
+    pub fn close_all(&mut self) {
+        self.flush();
+        self.clients.close_all();
+    }
+}
+
+impl Clients {
+    fn close(&self, conn: ConnId, closing: Closing) {
         if let Some(client) = self.table().get(&conn) {
             if closing.limit == Some(limits::SESSION_BYTES_MAX) {
                 return client.unsent.overflow(closing.reason);
@@ -98,8 +183,7 @@ impl Clients {
         }
     }
 
-    /// At shutdown: every connection sends what waits, and closes.
-    pub fn close_all(&self) {
+    fn close_all(&self) {
         self.table().clear();
     }
 
@@ -181,27 +265,68 @@ async fn serve(port: Arc<DurusPort>, stream: Stream, from: String, listener: Arc
 }
 
 async fn converse(port: &DurusPort, conn: ConnId, stream: Stream, address: String) -> End {
-    if let Err(error) = stream.tune() {
-        return End::Lost(error.to_string());
-    }
     let (queue, queued) = unbounded_channel();
     let unsent = Arc::new(Unsent {
         bytes: AtomicUsize::new(0),
         bytes_max: port.session_bytes_max,
-        shrunk: Notify::new(),
+        paused: AtomicBool::new(false),
         full: Notify::new(),
         full_why: OnceLock::new(),
     });
-    port.clients.table().insert(conn, Client { queue, unsent: unsent.clone() });
+    let stream = Arc::new(stream);
+    let client = Client { queue, unsent: unsent.clone(), stream: stream.clone() };
+    port.clients.table().insert(conn, client);
     port.feed.put(Input::ClientOpened { conn, address });
+    let (says_end, end_said) = oneshot::channel();
+    let heard =
+        Hearing { conn, stream: stream.clone(), unsent: unsent.clone(), says_end: Some(says_end) };
+    let attached = port.feed.attach(Box::new(heard));
     let ended = tokio::select! {
-        ended = read_all(&port.feed, conn, &stream, &unsent) => ended,
-        ended = write_all(port, queued, &stream, &unsent) => ended,
+        ended = write_all(port, queued, &stream, &unsent, &attached) => ended,
+        ended = end_said => ended.unwrap_or(End::Left),
         () = unsent.full.notified() => End::Full(unsent.full_why.get().cloned().unwrap_or_default()),
     };
     port.clients.table().remove(&conn);
+    drop(attached);
     port.feed.put(Input::ClientClosed { conn });
     ended
+}
+
+/// What the core's thread reads of one client.
+struct Hearing {
+    conn: ConnId,
+    stream: Arc<Stream>,
+    unsent: Arc<Unsent>,
+    /// Taken when the client has ended.
+    says_end: Option<oneshot::Sender<End>>,
+}
+
+impl Source for Hearing {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn hear(&mut self, scratch: &mut [u8], ending: bool, out: &mut Vec<Input>) -> Heard {
+        if self.unsent.too_much() {
+            return Heard::Enough;
+        }
+        let end = match ears::read(self.stream.as_fd(), scratch) {
+            Ok(None) => return Heard::Enough,
+            Ok(Some(0)) => End::Left,
+            Ok(Some(len)) => {
+                let bytes = Bytes::copy_from_slice(&scratch[..len]);
+                out.push(Input::ClientData { conn: self.conn, bytes });
+                let more = ending || len == scratch.len();
+                return if more { Heard::More } else { Heard::Enough };
+            }
+            Err(error) => End::Lost(error.to_string()),
+        };
+        if let Some(says_end) = self.says_end.take() {
+            // Fails if the task has ended for another reason.
+            let _ = says_end.send(end);
+        }
+        Heard::Ended
+    }
 }
 
 enum End {
@@ -215,30 +340,14 @@ enum End {
     Full(String),
 }
 
-async fn read_all(feed: &Feed, conn: ConnId, stream: &Stream, unsent: &Unsent) -> End {
-    let budget = Arc::new(Semaphore::new(BUDGET_BYTES));
-    loop {
-        while unsent.bytes.load(Ordering::Relaxed) > UNSENT_BYTES_PAUSE {
-            unsent.shrunk.notified().await;
-        }
-        let bytes = match stream.read().await {
-            Ok(bytes) if bytes.is_empty() => return End::Left,
-            Ok(bytes) => bytes,
-            Err(error) => return End::Lost(error.to_string()),
-        };
-        let permit = budget.clone().acquire_many_owned(bytes.len() as u32).await;
-        let permit = permit.expect("the semaphore is never closed");
-        feed.put_within(Input::ClientData { conn, bytes }, permit);
-    }
-}
-
 async fn write_all(
     port: &DurusPort,
     queued: UnboundedReceiver<Outgoing>,
     stream: &Stream,
     unsent: &Unsent,
+    attached: &Attached,
 ) -> End {
-    let end = match write_queued(port, queued, stream, unsent).await {
+    let end = match write_queued(port, queued, stream, unsent, attached).await {
         Ok(end) => end,
         Err(end) => return end,
     };
@@ -252,6 +361,7 @@ async fn write_queued(
     mut queued: UnboundedReceiver<Outgoing>,
     stream: &Stream,
     unsent: &Unsent,
+    attached: &Attached,
 ) -> Result<End, End> {
     let mut collected = BytesMut::new();
     while let Some(first) = queued.recv().await {
@@ -259,20 +369,20 @@ async fn write_queued(
         while let Some(outgoing) = next {
             match outgoing {
                 Outgoing::Data(bytes) if collected.len() + bytes.len() > COLLECT_BYTES => {
-                    push(port, stream, &collected, unsent).await?;
+                    push(port, stream, &collected, unsent, attached).await?;
                     collected.clear();
                     // What is long is sent as it is, not copied.
-                    push(port, stream, &bytes, unsent).await?;
+                    push(port, stream, &bytes, unsent, attached).await?;
                 }
                 Outgoing::Data(bytes) => collected.extend_from_slice(&bytes),
                 Outgoing::Close(closing) => {
-                    push(port, stream, &collected, unsent).await?;
+                    push(port, stream, &collected, unsent, attached).await?;
                     return Ok(End::Closed(closing));
                 }
             }
             next = queued.try_recv().ok();
         }
-        push(port, stream, &collected, unsent).await?;
+        push(port, stream, &collected, unsent, attached).await?;
         // An idle client keeps nothing.
         collected = BytesMut::new();
     }
@@ -284,13 +394,16 @@ async fn push(
     stream: &Stream,
     mut bytes: &[u8],
     unsent: &Unsent,
+    attached: &Attached,
 ) -> Result<(), End> {
     while !bytes.is_empty() {
         let written = timeout(port.stalled, stream.write(bytes)).await.map_err(|_| End::Stalled)?;
         let written = written.map_err(|error| End::Lost(error.to_string()))?;
         bytes = &bytes[written..];
-        unsent.bytes.fetch_sub(written, Ordering::Relaxed);
-        unsent.shrunk.notify_one();
+        unsent.bytes.fetch_sub(written, Ordering::SeqCst);
+        if unsent.may_resume() {
+            attached.resume();
+        }
     }
     Ok(())
 }

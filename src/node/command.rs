@@ -133,7 +133,7 @@ fn run_node(
         log: log.clone(),
     };
     let runtime = runtime()?;
-    let inlet = Inlet::new();
+    let inlet = Inlet::new()?;
     stop_on_signals(&runtime, inlet.feed.clone(), log.clone())?;
     if exit_with_stdin {
         stop_with_stdin(inlet.feed.clone(), log.clone())?;

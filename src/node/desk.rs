@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::core::io::Input;
-use super::run_loop::Feed;
+use super::ears::Feed;
 use crate::proto::admin::{AdminReply, AdminRequest, Outcome};
 
 /// The core answers sooner, or says that it can't; this is for a core that is stuck.
@@ -96,7 +96,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_finds_its_asker_and_silence_is_unknown() {
-        let (feed, _inputs) = Feed::channel();
+        let (feed, _inputs) = Feed::channel().unwrap();
         let desk = Desk::new(feed);
         let asked = desk.ask(AdminRequest { id: 9, ..AdminRequest::default() });
         let answering = async {

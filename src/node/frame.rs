@@ -72,26 +72,51 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// again: nothing is lost.
     pub async fn next(&mut self, max: u32) -> Result<Option<Bytes>, FrameError> {
         loop {
-            let mut missing = 0;
-            if let Some(mut head) = self.buf.get(..4) {
-                let len = head.get_u32();
-                if len > max {
-                    return Err(FrameError::TooLong { len, max });
-                }
-                if self.buf.len() - 4 >= len as usize {
-                    self.buf.advance(4);
-                    return Ok(Some(self.buf.split_to(len as usize).freeze()));
-                }
-                missing = 4 + len as usize - self.buf.len();
-            }
+            let missing = match take(&mut self.buf, max)? {
+                Taken::Frame(frame) => return Ok(Some(frame)),
+                Taken::Missing(missing) => missing,
+            };
             self.buf.reserve(missing.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
             if self.from.read_buf(&mut self.buf).await? == 0 {
-                return match self.buf.len() {
-                    0 => Ok(None),
-                    got => Err(FrameError::Truncated { got }),
-                };
+                return ended(&self.buf).map(|()| None);
             }
         }
+    }
+
+    /// The stream, and what was read of it beyond the last frame.
+    pub fn into_parts(self) -> (R, BytesMut) {
+        (self.from, self.buf)
+    }
+}
+
+/// What a buffer begins with.
+pub enum Taken {
+    /// Without its length; it is not in the buffer any more.
+    Frame(Bytes),
+    /// A part of a frame: so many bytes are missing at least.
+    Missing(usize),
+}
+
+/// Takes a frame off the beginning of what was read.
+pub fn take(buf: &mut BytesMut, max: u32) -> Result<Taken, FrameError> {
+    let Some(mut head) = buf.get(..4) else { return Ok(Taken::Missing(4 - buf.len())) };
+    let len = head.get_u32();
+    if len > max {
+        return Err(FrameError::TooLong { len, max });
+    }
+    let whole = 4 + len as usize;
+    if buf.len() < whole {
+        return Ok(Taken::Missing(whole - buf.len()));
+    }
+    buf.advance(4);
+    Ok(Taken::Frame(buf.split_to(len as usize).freeze()))
+}
+
+/// The stream has ended with this left: an error inside a frame.
+pub fn ended(rest: &[u8]) -> Result<(), FrameError> {
+    match rest.len() {
+        0 => Ok(()),
+        got => Err(FrameError::Truncated { got }),
     }
 }
 

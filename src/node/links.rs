@@ -7,31 +7,34 @@
 //!
 //! When a lane that was lost is open again, the core is told by another `PeerUp`: what was under way on it may be lost.
 //!
+//! Short messages of one round of the core are written together, by its own thread, where nothing waits before them: to
+//! wake the link's task would take about as long. What a connection does not take at once, and what is long, waits in the
+//! queue.
+//!
 //! The control link is how a dead process is noticed: its connection closes and the port refuses. A peer whose own
 //! control connection to us closes is asked in the same way at once. Nothing here waits for a timer before it looks.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use slog::{Logger, debug, info};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::core::io::{Input, lane};
+use super::ears::Feed;
 use super::frame::{self, FrameReader, HELLO_BYTES_MAX};
 use super::hello::Me;
 use super::limits::{self, Limits};
-use super::run_loop::Feed;
 use super::sockets::{StopSeen, tune};
 use crate::config::{Config, Member};
 use crate::proto::control::{Hello, Lane, PeerMessage};
@@ -50,16 +53,23 @@ const RESET_PAUSE: Duration = Duration::from_millis(2);
 /// Bytes that are sent in one write, if that many wait.
 const WRITE_BYTES: usize = 1 << 20;
 const BATCH_MAX: usize = 256;
+/// Messages of one round that are written together by the core's thread; longer ones wait for the link's task.
+const ROUND_BYTES: usize = 64 << 10;
 
 /// All our links; the core's thread sends through it. Dropping it lets every link send what waits and close.
 pub struct Links {
     links: BTreeMap<NodeId, [Link; 3]>,
-    limits: Arc<Limits>,
 }
 
 struct Link {
     queue: UnboundedSender<Queued>,
     gate: Arc<Gate>,
+    peer: NodeId,
+    lane: Lane,
+    limits: Arc<Limits>,
+    /// Short messages of this round, and of which era they are.
+    round: BytesMut,
+    round_era: u64,
 }
 
 /// What a link's sender, its task and the listener share.
@@ -73,6 +83,8 @@ struct Gate {
     queued_bytes_max: usize,
     /// There is a connection.
     connected: AtomicBool,
+    /// It, while its task carries what waits.
+    stream: Mutex<Option<Arc<TcpStream>>>,
     /// Past the bound since the connection was opened.
     overflowed: AtomicBool,
     overflow: Notify,
@@ -82,9 +94,16 @@ struct Gate {
 
 /// A message that waits; its bytes are charged to the queue until it is dropped.
 struct Queued {
-    message: PeerMessage,
+    waits: Waits,
     era: u64,
     charge: Charge,
+}
+
+enum Waits {
+    Message(PeerMessage),
+    /// Of messages that are encoded; what a connection did not take of them begins in the middle of one, and is of no
+    /// use to the next connection.
+    Frames(Bytes),
 }
 
 struct Charge {
@@ -94,7 +113,7 @@ struct Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.gate.queued_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.gate.queued_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -152,39 +171,79 @@ impl Links {
                     failing: false,
                 };
                 tasks.spawn(dialler.run());
-                Link { queue, gate }
+                let (round, round_era, limits) = (BytesMut::new(), 0, limits.clone());
+                Link { queue, gate, peer: peer.id, lane, limits, round, round_era }
             });
             bells.insert(peer.id, gates[Lane::Control as usize].clone());
             links.insert(peer.id, of_peer);
         }
-        (Links { links, limits: limits.clone() }, Bells(Arc::new(bells)))
+        (Links { links }, Bells(Arc::new(bells)))
     }
 
-    /// Never waits. To nobody we know: dropped.
-    pub fn send(&self, to: NodeId, message: PeerMessage, log: &Logger) {
-        let Some(links) = self.links.get(&to) else {
+    /// Never waits; goes out at the next `flush` at the latest. To nobody we know: dropped.
+    pub fn send(&mut self, to: NodeId, message: PeerMessage, log: &Logger) {
+        let Some(links) = self.links.get_mut(&to) else {
             debug!(log, "a message to a node that is no member is dropped"; "node" => to.0);
             return;
         };
-        links[lane(&message) as usize].send(message, to, &self.limits);
+        links[lane(&message) as usize].send(message);
+    }
+
+    /// Sends what this round has brought.
+    pub fn flush(&mut self) {
+        self.links.values_mut().flatten().for_each(Link::flush);
     }
 }
 
 impl Link {
-    fn send(&self, message: PeerMessage, to: NodeId, limits: &Limits) {
-        let gate = &self.gate;
-        if !gate.accepts.load(Ordering::Acquire) {
+    fn send(&mut self, message: PeerMessage) {
+        if !self.gate.accepts.load(Ordering::Acquire) {
             return;
         }
         let bytes = message.encoded_len();
-        let before = gate.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let era = gate.era.load(Ordering::Acquire);
-        let queued = Queued { message, era, charge: Charge { bytes, gate: gate.clone() } };
+        let era = self.gate.era.load(Ordering::Acquire);
+        if self.lane == Lane::Bulk || bytes > ROUND_BYTES {
+            self.flush();
+            return self.enqueue(Waits::Message(message), bytes, era);
+        }
+        if era != self.round_era || self.round.len() + bytes > ROUND_BYTES {
+            self.flush();
+        }
+        self.round_era = era;
+        frame::encode(&message, &mut self.round);
+    }
+
+    fn flush(&mut self) {
+        if self.round.is_empty() {
+            return;
+        }
+        let mut frames = self.round.split().freeze();
+        let gate = &self.gate;
+        // Nothing waits, and nothing is being written: only this thread adds, and what is written is taken off after it.
+        if gate.queued_bytes.load(Ordering::Acquire) == 0
+            && gate.era.load(Ordering::Acquire) == self.round_era
+            && let Some(stream) = &*gate.stream()
+        {
+            // An error is for the link's task to find.
+            let written = stream.try_write(&frames).unwrap_or(0);
+            frames.advance(written);
+        }
+        if !frames.is_empty() {
+            let bytes = frames.len();
+            self.enqueue(Waits::Frames(frames), bytes, self.round_era);
+        }
+    }
+
+    fn enqueue(&self, waits: Waits, bytes: usize, era: u64) {
+        let gate = &self.gate;
+        let before = gate.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let queued = Queued { waits, era, charge: Charge { bytes, gate: gate.clone() } };
         // A message that is longer than the bound passes an empty queue.
         if before > 0 && before + bytes > gate.queued_bytes_max {
             if !gate.overflowed.swap(true, Ordering::AcqRel) {
                 let why = format!("{before} bytes wait to be sent to it; it is opened anew");
-                limits.bit(limits::PEER_QUEUE_BYTES_MAX, &format!("node {to}"), &why);
+                let node = format!("node {}", self.peer);
+                self.limits.bit(limits::PEER_QUEUE_BYTES_MAX, &node, &why);
             }
             gate.overflow.notify_one();
             return;
@@ -206,6 +265,10 @@ impl Gate {
         self.new_era();
     }
 
+    fn stream(&self) -> MutexGuard<'_, Option<Arc<TcpStream>>> {
+        self.stream.lock().expect("a thread panicked while it held a link's connection")
+    }
+
     fn new(queued_bytes_max: usize) -> Gate {
         Gate {
             accepts: AtomicBool::new(true),
@@ -213,6 +276,7 @@ impl Gate {
             queued_bytes: AtomicUsize::new(0),
             queued_bytes_max,
             connected: AtomicBool::new(false),
+            stream: Mutex::new(None),
             overflowed: AtomicBool::new(false),
             overflow: Notify::new(),
             dial_now: Notify::new(),
@@ -389,14 +453,17 @@ impl Dialler {
 
     /// Sends what is queued until the connection or the queue ends.
     async fn carry(&mut self, stream: TcpStream) -> End {
-        let (read, write) = stream.into_split();
+        let stream = Arc::new(stream);
         let gate = self.gate.clone();
-        tokio::select! {
-            end = write_queued(&mut self.queued, &gate, write) => end,
-            why = read_nothing(read) => End::Lost(why),
+        *gate.stream() = Some(stream.clone());
+        let end = tokio::select! {
+            end = write_queued(&mut self.queued, &gate, &stream) => end,
+            why = read_nothing(&stream) => End::Lost(why),
             () = overflow(&gate) => End::Lost("too much waited to be sent".into()),
             () = refused(&gate, &self.peer.peer) => End::Refused,
-        }
+        };
+        *gate.stream() = None;
+        end
     }
 }
 
@@ -426,7 +493,7 @@ fn from_io(error: io::Error) -> Failure {
 async fn write_queued(
     queued: &mut UnboundedReceiver<Queued>,
     gate: &Gate,
-    mut write: OwnedWriteHalf,
+    stream: &TcpStream,
 ) -> End {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     let mut out = BytesMut::new();
@@ -434,19 +501,22 @@ async fn write_queued(
     loop {
         if queued.recv_many(&mut batch, BATCH_MAX).await == 0 {
             // Closing is all that is left to do; how it went changes nothing.
-            let _ = write.shutdown().await;
+            let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Write);
             return End::Finished;
         }
         let mut rest = batch.drain(..).peekable();
         while let Some(next) = rest.next() {
             if next.era == gate.era.load(Ordering::Acquire) {
-                frame::encode(&next.message, &mut out);
+                match next.waits {
+                    Waits::Message(message) => frame::encode(&message, &mut out),
+                    Waits::Frames(frames) => out.extend_from_slice(&frames),
+                }
                 charges.push(next.charge);
             }
             if rest.peek().is_some() && out.len() < WRITE_BYTES {
                 continue;
             }
-            if let Err(error) = write.write_all(&out).await {
+            if let Err(error) = write_all(stream, &out).await {
                 return End::Lost(error.to_string());
             }
             charges.clear();
@@ -459,12 +529,29 @@ async fn write_queued(
 }
 
 /// The other side says nothing on our connection after its hello; what it does say is the connection's end.
-async fn read_nothing(mut read: OwnedReadHalf) -> String {
-    match read.read(&mut [0; 1]).await {
-        Ok(0) => "closed by the peer".into(),
-        Ok(_) => "the peer sent something where it has nothing to say".into(),
-        Err(error) => error.to_string(),
+async fn read_nothing(stream: &TcpStream) -> String {
+    loop {
+        if let Err(error) = stream.readable().await {
+            return error.to_string();
+        }
+        match stream.try_read(&mut [0; 1]) {
+            Ok(0) => return "closed by the peer".into(),
+            Ok(_) => return "the peer sent something where it has nothing to say".into(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return error.to_string(),
+        }
     }
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn overflow(gate: &Gate) {

@@ -1,12 +1,13 @@
 //! The peer port: other nodes' messages, and administrators' requests.
 //!
 //! Nobody is believed before a hello that fits, within a few seconds. After it a peer's connection carries its
-//! messages to the core, each within the connection's budget, so that a peer that sends faster than the core steps
-//! waits in its own queue. Whatever is wrong with a connection ends that connection, with one line in the log that
+//! messages to the core, whose thread reads them itself (`ears`): a peer that sends faster than the core steps waits in its
+//! own queue. Whatever is wrong with a connection ends that connection, with one line in the log that
 //! says from where and what; nobody else notices.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,16 +17,16 @@ use slog::{Logger, debug, info, warn};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::core::io::Input;
 use super::desk::Desk;
-use super::frame::{self, ADMIN_BYTES_MAX, FrameError, FrameReader, HELLO_BYTES_MAX};
+use super::ears::{self, Feed, Heard, Source};
+use super::frame::{self, ADMIN_BYTES_MAX, FrameError, FrameReader, HELLO_BYTES_MAX, Taken};
 use super::hello::{Me, Visitor};
 use super::links::Bells;
-use super::run_loop::Feed;
 use super::sockets::{StopSeen, tune};
 use crate::config::Config;
 use crate::proto::admin::AdminRequest;
@@ -35,8 +36,6 @@ use crate::types::NodeId;
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Connections on the peer port at a time; members need three each.
 const CONNECTIONS_MAX: usize = 512;
-/// Bytes of one connection that may wait for the core; a longer frame takes all of it.
-const BUDGET_BYTES: usize = 32 << 20;
 /// After `accept` has failed, most likely for want of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -167,7 +166,7 @@ async fn converse(port: &PeerPort, stream: TcpStream, from: SocketAddr) -> Resul
                 port.bells.opened(node);
             }
             let ended = tokio::select! {
-                ended = take_messages(port, frames, node, lane, disk_uuid) => ended,
+                ended = take_messages(port, frames, write, Speaker { node, disk_uuid, lane }) => ended,
                 () = replaced.notified() => Ok(()),
             };
             // A replaced connection's end says nothing about the peer.
@@ -182,23 +181,84 @@ async fn converse(port: &PeerPort, stream: TcpStream, from: SocketAddr) -> Resul
 
 async fn take_messages(
     port: &PeerPort,
-    mut frames: FrameReader<OwnedReadHalf>,
-    node: NodeId,
-    lane: Lane,
-    disk_uuid: [u8; 16],
+    frames: FrameReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+    from: Speaker,
 ) -> Result<(), Wrong> {
-    let budget = Arc::new(Semaphore::new(BUDGET_BYTES));
-    while let Some(frame) = frames.next(frame::bytes_max(lane)).await? {
-        let bytes = frame.len().min(BUDGET_BYTES) as u32;
-        let message: PeerMessage = frame::decode("peer message", frame)?;
-        if message.kind.is_none() {
-            return Err(Wrong::UnknownKind);
+    let (read, begun) = frames.into_parts();
+    let stream = read.reunite(write).expect("both are of this connection").into_std();
+    let stream = stream.map_err(FrameError::Io)?;
+    let (says_end, end_said) = oneshot::channel();
+    let hearing = Hearing { stream: stream.into(), from, begun, says_end: Some(says_end) };
+    let _attached = port.feed.attach(Box::new(hearing));
+    // An error: the core has ended.
+    end_said.await.unwrap_or(Ok(()))
+}
+
+/// Who says what comes by a connection.
+#[derive(Clone, Copy)]
+struct Speaker {
+    node: NodeId,
+    disk_uuid: [u8; 16],
+    lane: Lane,
+}
+
+/// What the core's thread reads of one peer's lane.
+struct Hearing {
+    stream: OwnedFd,
+    from: Speaker,
+    /// Of a message that is not whole yet.
+    begun: BytesMut,
+    /// Taken when the connection has ended.
+    says_end: Option<oneshot::Sender<Result<(), Wrong>>>,
+}
+
+impl Hearing {
+    fn take(&mut self, out: &mut Vec<Input>) -> Result<(), Wrong> {
+        let Speaker { node, disk_uuid, lane } = self.from;
+        while let Taken::Frame(frame) = frame::take(&mut self.begun, frame::bytes_max(lane))? {
+            let message: PeerMessage = frame::decode("peer message", frame)?;
+            if message.kind.is_none() {
+                return Err(Wrong::UnknownKind);
+            }
+            out.push(Input::Peer { from: node, from_disk: disk_uuid, message });
         }
-        let permit = budget.clone().acquire_many_owned(bytes).await;
-        let permit = permit.expect("the semaphore is never closed");
-        port.feed.put_within(Input::Peer { from: node, from_disk: disk_uuid, message }, permit);
+        Ok(())
     }
-    Ok(())
+
+    fn read(&mut self, scratch: &mut [u8], out: &mut Vec<Input>) -> Result<Option<usize>, Wrong> {
+        let read = ears::read(self.stream.as_fd(), scratch).map_err(FrameError::Io)?;
+        if let Some(len) = read {
+            self.begun.extend_from_slice(&scratch[..len]);
+        }
+        // Also what had come with the hello.
+        self.take(out)?;
+        if read == Some(0) {
+            frame::ended(&self.begun)?;
+        }
+        Ok(read)
+    }
+}
+
+impl Source for Hearing {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn hear(&mut self, scratch: &mut [u8], ending: bool, out: &mut Vec<Input>) -> Heard {
+        let end = match self.read(scratch, out) {
+            Ok(None) => return Heard::Enough,
+            Ok(Some(0)) => Ok(()),
+            Ok(Some(len)) if ending || len == scratch.len() => return Heard::More,
+            Ok(Some(_)) => return Heard::Enough,
+            Err(wrong) => Err(wrong),
+        };
+        if let Some(says_end) = self.says_end.take() {
+            // Fails if the connection was replaced.
+            let _ = says_end.send(end);
+        }
+        Heard::Ended
+    }
 }
 
 /// One request at a time; a tool that sends several waits for each.

@@ -16,6 +16,7 @@ pub mod clients;
 mod command;
 pub mod core;
 pub mod desk;
+pub mod ears;
 pub mod frame;
 pub mod hello;
 pub mod identity;

@@ -4,17 +4,14 @@
 //! while the last ones were synced, say) travels together. Nothing in here blocks but the wait for the next input.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use slog::{Logger, warn};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::core::io::{Action, Input};
+use super::ears::Ears;
 use crate::types::Now;
 
-/// Inputs that are stepped before their actions are handed out.
-const BATCH_MAX: usize = 256;
 /// A thread that wakes this long after its deadline has been away (a stopped process, a suspended machine): what came
 /// meanwhile is let in first, so that a peer isn't called silent for words that lie unread.
 const AWAY: Duration = Duration::from_millis(200);
@@ -27,6 +24,23 @@ pub trait Machine {
     fn step(&mut self, now: Now, input: Input, out: &mut Vec<Action>);
     /// When to step a `Tick`, on the clock of `Now::mono_us`; `u64::MAX`: never.
     fn deadline(&self) -> u64;
+}
+
+/// Where actions go.
+pub trait Outlet<E> {
+    fn dispatch(&mut self, action: Action) -> ControlFlow<E>;
+
+    /// Nothing more comes for now: what was kept back, so that it travels together, goes out.
+    fn flush(&mut self);
+}
+
+/// Keeps nothing back.
+impl<E, F: FnMut(Action) -> ControlFlow<E>> Outlet<E> for F {
+    fn dispatch(&mut self, action: Action) -> ControlFlow<E> {
+        self(action)
+    }
+
+    fn flush(&mut self) {}
 }
 
 /// The clocks of this process.
@@ -50,71 +64,39 @@ impl Clock {
     }
 }
 
-/// Brings inputs to the core, from any thread or task; never waits. After the core's end they go nowhere.
-#[derive(Clone)]
-pub struct Feed(Sender<Fed>);
-
-/// An input, and the budget of the connection it came by: free again once it is stepped.
-pub struct Fed {
-    input: Input,
-    budget: Option<OwnedSemaphorePermit>,
-}
-
-impl Feed {
-    pub fn channel() -> (Feed, Receiver<Fed>) {
-        let (sender, receiver) = mpsc::channel();
-        (Feed(sender), receiver)
-    }
-
-    pub fn put(&self, input: Input) {
-        self.send(Fed { input, budget: None });
-    }
-
-    /// `budget` is given back when the core has stepped the input.
-    pub fn put_within(&self, input: Input, budget: OwnedSemaphorePermit) {
-        self.send(Fed { input, budget: Some(budget) });
-    }
-
-    fn send(&self, fed: Fed) {
-        // Fails only when the core has ended, and then nobody cares.
-        let _ = self.0.send(fed);
-    }
-}
-
-/// Runs until `dispatch` breaks, or until nobody can feed any more.
+/// Runs until `outlet` breaks, or until nobody can feed any more.
 pub fn run<M: Machine, E>(
     machine: &mut M,
     clock: Clock,
-    inputs: &Receiver<Fed>,
+    ears: &mut Ears,
     log: &Logger,
-    mut dispatch: impl FnMut(Action) -> ControlFlow<E>,
+    outlet: &mut impl Outlet<E>,
 ) -> Option<E> {
-    let mut out = Vec::new();
+    let (mut inputs, mut out) = (Vec::new(), Vec::new());
     loop {
         let deadline = machine.deadline();
         let wait = Duration::from_micros(deadline.saturating_sub(clock.now().mono_us));
-        let first = match inputs.recv_timeout(wait) {
-            Ok(fed) => Some(fed),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return None,
-        };
+        if !ears.hear(wait, &mut inputs) {
+            return None;
+        }
         let overdue = Duration::from_micros(clock.now().mono_us.saturating_sub(deadline));
         if overdue > AWAY {
             std::thread::sleep(CATCH_UP);
+            ears.hear(Duration::ZERO, &mut inputs);
         }
-        let waiting = first.into_iter().chain(std::iter::from_fn(|| inputs.try_recv().ok()));
-        for fed in waiting.take(BATCH_MAX) {
-            step(machine, clock, fed.input, &mut out, log);
-            drop(fed.budget);
+        for input in inputs.drain(..) {
+            step(machine, clock, input, &mut out, log);
         }
         if clock.now().mono_us >= machine.deadline() {
             step(machine, clock, Input::Tick, &mut out, log);
         }
         for action in out.drain(..) {
-            if let ControlFlow::Break(end) = dispatch(action) {
+            if let ControlFlow::Break(end) = outlet.dispatch(action) {
+                outlet.flush();
                 return Some(end);
             }
         }
+        outlet.flush();
     }
 }
 
@@ -154,10 +136,9 @@ fn kind(input: &Input) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ears::Feed;
     use super::*;
     use crate::types::{ConnId, NodeId};
-    use std::sync::Arc;
-    use tokio::sync::Semaphore;
 
     /// Notes what it is given; ends on `Stop`.
     #[derive(Default)]
@@ -194,51 +175,48 @@ mod tests {
         Logger::root(slog::Discard, slog::o!())
     }
 
-    fn until_exit(machine: &mut Notes, inputs: &Receiver<Fed>) -> Option<String> {
-        run(machine, Clock::start(), inputs, &log(), |action| match action {
+    fn until_exit(machine: &mut Notes, inputs: &mut Ears) -> Option<String> {
+        let mut outlet = |action| match action {
             Action::Exit { reason, .. } => ControlFlow::Break(reason),
             _ => ControlFlow::Continue(()),
-        })
+        };
+        run(machine, Clock::start(), inputs, &log(), &mut outlet)
     }
 
     #[test]
     fn a_tick_comes_at_the_deadline_and_not_before() {
-        let (_feed, inputs) = Feed::channel();
+        let (_feed, mut inputs) = Feed::channel().unwrap();
         let mut machine = Notes { tick_at: Some(20_000), ..Notes::default() };
-        assert_eq!(until_exit(&mut machine, &inputs).as_deref(), Some("tick"));
+        assert_eq!(until_exit(&mut machine, &mut inputs).as_deref(), Some("tick"));
         assert!(machine.tick_was_due);
     }
 
     #[test]
     fn what_waits_is_stepped_before_a_deadline_is_judged() {
-        let (feed, inputs) = Feed::channel();
+        let (feed, mut inputs) = Feed::channel().unwrap();
         feed.put(Input::PeerUp { peer: NodeId(2) });
         feed.put(Input::PeerUp { peer: NodeId(3) });
         let mut machine = Notes { tick_at: Some(0), ..Notes::default() };
-        until_exit(&mut machine, &inputs);
+        until_exit(&mut machine, &mut inputs);
         assert_eq!(machine.seen, ["peer up", "peer up", "tick"]);
     }
 
     #[test]
-    fn a_batch_is_handed_out_together_and_gives_its_budget_back() {
-        let (feed, inputs) = Feed::channel();
-        let budget = Arc::new(Semaphore::new(10));
+    fn a_batch_is_handed_out_together() {
+        let (feed, mut inputs) = Feed::channel().unwrap();
         let conn = ConnId(1);
-        let opened = Input::ClientOpened { conn, address: String::new() };
-        feed.put_within(opened, budget.clone().try_acquire_many_owned(10).unwrap());
+        feed.put(Input::ClientOpened { conn, address: String::new() });
         feed.put(Input::ClientClosed { conn });
         feed.put(Input::Stop);
-        assert_eq!(budget.available_permits(), 0);
         let mut machine = Notes::default();
-        assert_eq!(until_exit(&mut machine, &inputs).as_deref(), Some("stop"));
+        assert_eq!(until_exit(&mut machine, &mut inputs).as_deref(), Some("stop"));
         assert_eq!(machine.seen, ["client opened", "client closed", "stop"]);
-        assert_eq!(budget.available_permits(), 10);
     }
 
     #[test]
     fn the_loop_ends_when_nobody_can_feed() {
-        let (feed, inputs) = Feed::channel();
+        let (feed, mut inputs) = Feed::channel().unwrap();
         drop(feed);
-        assert_eq!(until_exit(&mut Notes::default(), &inputs), None);
+        assert_eq!(until_exit(&mut Notes::default(), &mut inputs), None);
     }
 }

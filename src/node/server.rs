@@ -7,7 +7,6 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use slog::{Logger, info, warn};
@@ -19,14 +18,15 @@ use tokio::time::timeout;
 
 use super::activation::Passed;
 use super::bind::{self, BindError, Bound};
-use super::clients::{self, Clients, Closing, DurusPort};
+use super::clients::{self, Clients, Closing, DurusPort, Replies};
 use super::core::io::{Action, Input};
 use super::desk::Desk;
+use super::ears::{Ears, Feed};
 use super::hello::Me;
 use super::limits::Limits;
 use super::links::Links;
 use super::listener::{self, Current, PeerPort};
-use super::run_loop::{self, Clock, Fed, Feed, Machine};
+use super::run_loop::{self, Clock, Machine, Outlet};
 use super::sockets::{Stop, StopSeen};
 use super::threads::{self, Jobs, Worker};
 use crate::config::Config;
@@ -79,19 +79,14 @@ pub struct Parts {
 /// The way into a running node, for signals and tests.
 pub struct Inlet {
     pub feed: Feed,
-    inputs: Receiver<Fed>,
+    ears: Ears,
 }
 
 impl Inlet {
-    pub fn new() -> Inlet {
-        let (feed, inputs) = Feed::channel();
-        Inlet { feed, inputs }
-    }
-}
-
-impl Default for Inlet {
-    fn default() -> Self {
-        Inlet::new()
+    pub fn new() -> Result<Inlet, ServeError> {
+        let what = "to wait for sockets (epoll)";
+        let (feed, ears) = Feed::channel().map_err(|source| ServeError::Start { what, source })?;
+        Ok(Inlet { feed, ears })
     }
 }
 
@@ -102,7 +97,7 @@ pub fn serve<M: Machine>(
     inlet: Inlet,
     runtime: &Runtime,
 ) -> Result<Exit, ServeError> {
-    let Inlet { feed, inputs } = inlet;
+    let Inlet { feed, mut ears } = inlet;
     let (clock, log) = (parts.clock, parts.log.clone());
     let (stop, seen) = Stop::pair();
     let mut tasks = JoinSet::new();
@@ -111,7 +106,7 @@ pub fn serve<M: Machine>(
         Outlets::open(parts, feed, runtime, &seen, &mut tasks)?
     };
     info!(log, "node is up");
-    let exit = run_loop::run(machine, clock, &inputs, &log, |action| outlets.dispatch(action));
+    let exit = run_loop::run(machine, clock, &mut ears, &log, &mut outlets);
     let exit = exit.expect("the outlets hold a feed, so the loop ends only by an exit");
     info!(log, "node stops"; "why" => &exit.reason);
     stop.give();
@@ -175,7 +170,7 @@ pub fn stop_with_stdin(feed: Feed, log: Logger) -> Result<(), ServeError> {
 /// Where actions go.
 struct Outlets {
     links: Links,
-    clients: Clients,
+    clients: Replies,
     desk: Desk,
     disk: Worker<(u64, DiskTask)>,
     raft: Worker<(u64, RaftRecord)>,
@@ -229,9 +224,23 @@ impl Outlets {
         tasks.spawn(listener::accept(Arc::new(peer_port), peer));
         tasks.spawn(serve_pages(pages(desk.clone()), http, stop.clone(), log.clone()));
         let jobs = Jobs::new(disk, feed);
+        let clients = Replies::new(clients);
         Ok(Outlets { links, clients, desk, disk: disk_worker, raft, jobs, log })
     }
 
+    /// `finish`: waits for the disks. After a failure there is nothing to wait for.
+    fn close(mut self, finish: bool) {
+        self.jobs.cancel_all();
+        self.clients.close_all();
+        self.desk.close();
+        drop(self.links);
+        if finish && !(self.disk.finish(STOP_WITHIN) && self.raft.finish(STOP_WITHIN)) {
+            warn!(self.log, "the disk did not finish in time");
+        }
+    }
+}
+
+impl Outlet<Exit> for Outlets {
     fn dispatch(&mut self, action: Action) -> ControlFlow<Exit> {
         match action {
             Action::Send { to, message } => self.links.send(to, message, &self.log),
@@ -255,15 +264,9 @@ impl Outlets {
         ControlFlow::Continue(())
     }
 
-    /// `finish`: waits for the disks. After a failure there is nothing to wait for.
-    fn close(self, finish: bool) {
-        self.jobs.cancel_all();
-        self.clients.close_all();
-        self.desk.close();
-        drop(self.links);
-        if finish && !(self.disk.finish(STOP_WITHIN) && self.raft.finish(STOP_WITHIN)) {
-            warn!(self.log, "the disk did not finish in time");
-        }
+    fn flush(&mut self) {
+        self.links.flush();
+        self.clients.flush();
     }
 }
 

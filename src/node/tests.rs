@@ -12,10 +12,11 @@ use prost::Message;
 use slog::Logger;
 
 use super::core::io::{Action, Input};
+use super::ears::Feed;
 use super::frame;
 use super::hello::Me;
 use super::limits::Limits;
-use super::run_loop::{Clock, Feed, Machine};
+use super::run_loop::{Clock, Machine};
 use super::server::{Exit, Inlet, Parts, runtime, serve};
 use crate::config::{ByteSize, Config, RawConfig, RawLimits, RawMember};
 use crate::proto::admin::{AdminReply, AdminRequest};
@@ -116,7 +117,7 @@ struct Node {
 impl Node {
     fn start(configs: &[Config], number: usize) -> Node {
         let config = configs[number - 1].clone();
-        let inlet = Inlet::new();
+        let inlet = Inlet::new().unwrap();
         let feed = inlet.feed.clone();
         let (sender, events) = mpsc::channel();
         let parts = Parts {

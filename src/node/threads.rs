@@ -13,7 +13,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::core::io::Input;
-use super::run_loop::Feed;
+use super::ears::Feed;
 use crate::pack::{Job, Pace, Step};
 use crate::proto::control::RaftRecord;
 use crate::storage::task::{DiskTask, Performer};
@@ -203,13 +203,10 @@ mod tests {
         }
     }
 
-    fn collect(
-        inputs: &mpsc::Receiver<crate::node::run_loop::Fed>,
-        wanted: usize,
-    ) -> Vec<(u64, bool)> {
+    fn collect(inputs: &mut crate::node::ears::Ears, wanted: usize) -> Vec<(u64, bool)> {
         let mut machine = Collect { done: Vec::new(), wanted };
         let log = slog::Logger::root(slog::Discard, slog::o!());
-        run(&mut machine, Clock::start(), inputs, &log, |_| ControlFlow::Break(()));
+        run(&mut machine, Clock::start(), inputs, &log, &mut |_| ControlFlow::Break(()));
         machine.done
     }
 
@@ -217,23 +214,23 @@ mod tests {
     fn disk_tasks_are_done_in_order_and_none_after_a_failure() {
         let dir = tempfile::tempdir().unwrap();
         let posix: Arc<dyn Disk> = Arc::new(PosixDisk::new(dir.path()));
-        let (feed, inputs) = Feed::channel();
+        let (feed, mut inputs) = Feed::channel().unwrap();
         let worker = disk(posix.clone(), feed).unwrap();
         let file = posix.create("g").unwrap();
         for n in 0..100u64 {
             let bytes = Bytes::copy_from_slice(&n.to_be_bytes());
             worker.give((n, DiskTask::Append { file: file.clone(), offset: 8 * n, bytes }));
         }
-        let done = collect(&inputs, 100);
+        let done = collect(&mut inputs, 100);
         assert!(done.iter().enumerate().all(|(n, done)| *done == (n as u64, true)), "{done:?}");
         let mut bytes = vec![0; 800];
         file.read_at(0, &mut bytes).unwrap();
         assert_eq!(bytes[792..], 99u64.to_be_bytes());
 
         worker.give((100, DiskTask::Create { name: "../x".into() }));
-        assert_eq!(collect(&inputs, 1), [(100, false)]);
+        assert_eq!(collect(&mut inputs, 1), [(100, false)]);
         worker.give((101, DiskTask::Create { name: "fine".into() }));
-        assert_eq!(collect(&inputs, 1), [(101, false)]);
+        assert_eq!(collect(&mut inputs, 1), [(101, false)]);
         assert!(worker.finish(Duration::from_secs(5)));
         assert!(!posix.exists("fine").unwrap());
     }
@@ -276,14 +273,14 @@ mod tests {
     #[test]
     fn appends_that_wait_for_a_sync_share_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let (feed, inputs) = Feed::channel();
+        let (feed, mut inputs) = Feed::channel().unwrap();
         let worker = disk(Arc::new(PosixDisk::new(dir.path())), feed).unwrap();
         let file = Arc::new(SlowFile { syncs: Default::default(), written: Default::default() });
         for n in 0..50 {
             let bytes = Bytes::from_static(b"x");
             worker.give((n, DiskTask::Append { file: file.clone(), offset: n, bytes }));
         }
-        assert!(collect(&inputs, 50).iter().all(|(_, fine)| *fine));
+        assert!(collect(&mut inputs, 50).iter().all(|(_, fine)| *fine));
         assert_eq!(file.len().unwrap(), 50);
         let syncs = file.syncs.load(Ordering::SeqCst);
         assert!(syncs <= 3, "{syncs} syncs for 50 appends");
@@ -296,7 +293,7 @@ mod tests {
 
     #[test]
     fn raft_records_are_appended_in_order_and_each_is_answered() {
-        let (feed, inputs) = Feed::channel();
+        let (feed, mut inputs) = Feed::channel().unwrap();
         let (wrote, written) = mpsc::channel();
         let append = move |record: &RaftRecord| {
             wrote.send(record.entries.len()).unwrap();
@@ -307,18 +304,18 @@ mod tests {
         worker.give((1, RaftRecord::default()));
         worker.give((2, bad));
         assert!(worker.finish(Duration::from_secs(5)));
-        assert_eq!(collect(&inputs, 2), [(1, true), (2, false)]);
+        assert_eq!(collect(&mut inputs, 2), [(1, true), (2, false)]);
         assert_eq!(written.iter().collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
     fn a_job_is_answered_unless_cancelled() {
         let dir = tempfile::tempdir().unwrap();
-        let (feed, inputs) = Feed::channel();
+        let (feed, mut inputs) = Feed::channel().unwrap();
         let mut jobs = Jobs::new(Arc::new(PosixDisk::new(dir.path())), feed);
         let job = || Job::Mark(Mark::new("no such file".into(), Seq(1)));
         jobs.start(7, job()).unwrap();
-        assert_eq!(collect(&inputs, 1), [(7, false)]);
+        assert_eq!(collect(&mut inputs, 1), [(7, false)]);
         jobs.cancel(7);
         jobs.cancel_all();
     }

@@ -31,6 +31,8 @@ use crate::types::{Chain, Generation, Oid, Seq, Tip};
 const LOAD_READ: u64 = 1024;
 /// Bytes read at a time when the index is made anew.
 const REINDEX_READ: u64 = 1 << 20;
+/// Chain records that are kept in memory.
+const RECENT_MAX: usize = 1024;
 /// Bytes copied at a time when a torn tail is kept aside.
 const COPY: u64 = 1 << 20;
 
@@ -54,6 +56,8 @@ pub struct Shelf {
     unindexed: VecDeque<Unindexed>,
     /// Bytes at and after the first one's offset are not known to be in the file.
     pending: VecDeque<Pending>,
+    /// What the newest transactions' chain records say, oldest first: peers' and clients' questions are about these.
+    recent: VecDeque<(TxMeta, Chain)>,
 }
 
 struct Unindexed {
@@ -180,6 +184,7 @@ impl Shelf {
             index: parts.index,
             unindexed: VecDeque::new(),
             pending: VecDeque::new(),
+            recent: VecDeque::new(),
         }
     }
 
@@ -309,6 +314,13 @@ impl Shelf {
         if seq == self.seal.cut {
             return Ok(Some((end, self.seal_meta, self.base_hash)));
         }
+        let known = self.tip.seq.0.checked_sub(seq.0).and_then(|back| {
+            let nth = self.recent.len().checked_sub(usize::try_from(back).ok()? + 1)?;
+            self.recent.get(nth)
+        });
+        if let Some((meta, chain)) = known {
+            return Ok(Some((end, *meta, *chain)));
+        }
         let at = end - CHAIN_RECORD_LEN as u64;
         let (meta, chain) = parse_chain_record(&self.bytes(at, CHAIN_RECORD_LEN as u64)?)
             .map_err(|why| corrupt(&self.name, at, seq, &why.to_string()))?;
@@ -346,6 +358,10 @@ impl Shelf {
         self.time_us = tx.meta.time_us;
         self.ends.push(self.tip.offset);
         self.pending.push_back(Pending { offset, bytes });
+        self.recent.push_back((tx.meta, tx.chain));
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_front();
+        }
         self.unindexed.push_back(Unindexed { offset, meta: tx.meta, records: tx.records.clone() });
     }
 
@@ -397,6 +413,9 @@ impl Shelf {
         }
         while self.unindexed.back().is_some_and(|last| last.meta.seq > seq) {
             self.unindexed.pop_back();
+        }
+        while self.recent.back().is_some_and(|(meta, _)| meta.seq > seq) {
+            self.recent.pop_back();
         }
         if self.indexed > seq {
             self.reindex()?;

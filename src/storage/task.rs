@@ -4,6 +4,7 @@
 //! by `Performer`. Because the order is kept, a promise is durable only after everything that was appended before it.
 //! A failed task is never retried: what the disk holds afterwards is unknown until the file is read again.
 
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,9 @@ use super::{Disk, DiskError, DiskFile};
 use super::{promise, synced};
 use crate::mutants::{self, Mutant};
 use crate::types::{Epoch, Generation};
+
+/// Appends in a row are joined up to so many bytes.
+const WRITE_BYTES_MAX: usize = 1 << 20;
 
 /// The link in the data directory that says which generation's file is current.
 pub const CURRENT: &str = "current.durus";
@@ -98,18 +102,26 @@ impl Performer {
         let mut results = Vec::with_capacity(tasks.len());
         let mut written: Vec<(u64, Arc<dyn DiskFile>)> = Vec::new();
         let broken = &mut self.broken;
-        for (number, task) in tasks {
+        let mut tasks = tasks.into_iter().peekable();
+        while let Some((number, task)) = tasks.next() {
             if let Some(why) = &broken {
                 results.push((number, Err(not_tried(why))));
                 continue;
             }
-            if let DiskTask::Append { file, offset, bytes } = &task {
-                match file.write_at(*offset, bytes) {
-                    Ok(()) => written.push((number, file.clone())),
+            if let DiskTask::Append { file, offset, bytes } = task {
+                let (numbers, bytes) = join((number, bytes), &file, offset, &mut tasks);
+                let done = file.write_at(offset, &bytes);
+                if let Err(error) = &done {
+                    *broken = Some(error.to_string());
+                    sync_written(&mut written, &mut results, broken);
+                }
+                match done {
+                    Ok(()) => written.extend(numbers.iter().map(|number| (*number, file.clone()))),
                     Err(error) => {
-                        *broken = Some(error.to_string());
-                        sync_written(&mut written, &mut results, broken);
+                        let others = numbers[1..].iter();
+                        let why = error.to_string();
                         results.push((number, Err(error)));
+                        results.extend(others.map(|number| (*number, Err(not_tried(&why)))));
                     }
                 }
                 continue;
@@ -126,6 +138,35 @@ impl Performer {
         }
         sync_written(&mut written, &mut results, broken);
         results
+    }
+}
+
+/// What is appended to one file in a row is written at once. The numbers of the appends, and their bytes.
+fn join(
+    first: (u64, Bytes),
+    file: &Arc<dyn DiskFile>,
+    offset: u64,
+    tasks: &mut Peekable<std::vec::IntoIter<(u64, DiskTask)>>,
+) -> (Vec<u64>, Bytes) {
+    let (number, bytes) = first;
+    let (mut numbers, mut len, mut parts) = (vec![number], bytes.len(), vec![bytes]);
+    let fits = |(_, task): &(u64, DiskTask), len: usize| match task {
+        DiskTask::Append { file: other, offset: at, bytes } => {
+            Arc::ptr_eq(file, other)
+                && *at == offset + len as u64
+                && len + bytes.len() <= WRITE_BYTES_MAX
+        }
+        _ => false,
+    };
+    while let Some((number, DiskTask::Append { bytes, .. })) = tasks.next_if(|task| fits(task, len))
+    {
+        numbers.push(number);
+        len += bytes.len();
+        parts.push(bytes);
+    }
+    match parts.len() {
+        1 => (numbers, parts.remove(0)),
+        _ => (numbers, parts.concat().into()),
     }
 }
 

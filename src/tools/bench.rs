@@ -1,7 +1,7 @@
 //! `packmaster bench`: how fast a Durus server is, ours or a stock one.
 //!
-//! N clients, each on a connection and a thread of its own, do one thing as fast as they are answered; what is measured
-//! is the time from a request to its whole answer. It makes its own objects first, and nothing refers to them: the next
+//! N clients, each on a connection of its own, do one thing as fast as they are answered; what is measured is the time from
+//! a request to its whole answer. A few threads drive them all (`drive`). It makes its own objects first, and nothing refers to them: the next
 //! pack drops them. Standard output is the result, standard error is talk.
 
 use std::process::ExitCode;
@@ -15,8 +15,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 mod client;
+mod drive;
 
-use client::{Client, Committed, record, root};
+use client::{Client, Committed, Socket, record, root};
+use drive::{Outcome, Request};
 
 /// Objects stored in one commit while the set is made.
 const MAKE_BATCH: usize = 500;
@@ -138,7 +140,7 @@ fn bench(args: &Args) -> Result<()> {
     for (_, address) in (0..args.clients).zip(args.address.iter().cycle()) {
         let mut client = connect(address)?;
         client.sync()?;
-        clients.push(client);
+        clients.push(client.into_socket()?);
     }
     let (done, seconds) = measure(args, clients, &oids)?;
     print(args, &done, seconds);
@@ -184,10 +186,10 @@ fn store(client: &mut Client, records: &[(u64, Vec<u8>)]) -> Result<()> {
 }
 
 /// Everybody works until the time is over; also returns how many seconds that were.
-fn measure(args: &Args, clients: Vec<Client>, oids: &[u64]) -> Result<(Done, f64)> {
+fn measure(args: &Args, clients: Vec<Socket>, oids: &[u64]) -> Result<(Done, f64)> {
     let stop = AtomicBool::new(false);
     let requests = AtomicU64::new(0);
-    let all = Barrier::new(clients.len() + 1);
+    let all = Barrier::new(threads(clients.len()) + 1);
     let bar = ProgressBar::new(args.time.as_millis() as u64).with_style(
         ProgressStyle::with_template("{bar:40} {percent}% {msg}")
             .context("the progress bar's template")?,
@@ -196,17 +198,12 @@ fn measure(args: &Args, clients: Vec<Client>, oids: &[u64]) -> Result<(Done, f64
     let mut seconds = 0.0;
     std::thread::scope(|scope| -> Result<()> {
         let (stop, requests, all) = (&stop, &requests, &all);
-        let count = clients.len();
-        let workers: Vec<_> = clients
+        let workers: Vec<_> = share(args, clients, oids)
             .into_iter()
-            .enumerate()
-            .map(|(nth, client)| {
-                // A client's own objects: nobody else stores them.
-                let own: Vec<u64> = oids.iter().copied().skip(nth).step_by(count).collect();
+            .map(|(sockets, mut mine)| {
                 scope.spawn(move || {
-                    let mut worker = Worker { args, client, oids, own, seed: nth as u64 + 1 };
                     all.wait();
-                    worker.work(stop, requests)
+                    work(args, sockets, &mut mine, stop, requests)
                 })
             })
             .collect();
@@ -230,66 +227,82 @@ fn measure(args: &Args, clients: Vec<Client>, oids: &[u64]) -> Result<(Done, f64
     Ok((total, seconds))
 }
 
+/// Threads for so many clients: half of the machine is the server's.
+fn threads(clients: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    (cores / 2).clamp(1, clients)
+}
+
+/// Each thread's clients, and what they know.
+fn share<'a>(
+    args: &'a Args,
+    clients: Vec<Socket>,
+    oids: &'a [u64],
+) -> Vec<(Vec<Socket>, Vec<Worker<'a>>)> {
+    let (count, threads) = (clients.len(), threads(clients.len()));
+    let mut shares: Vec<_> = (0..threads).map(|_| (Vec::new(), Vec::new())).collect();
+    for (nth, socket) in clients.into_iter().enumerate() {
+        // A client's own objects: nobody else stores them.
+        let own = oids.iter().copied().skip(nth).step_by(count).collect();
+        let (sockets, workers) = &mut shares[nth % threads];
+        sockets.push(socket);
+        workers.push(Worker { args, oids, own, seed: nth as u64 + 1, nth: 0 });
+    }
+    shares
+}
+
+fn work(
+    args: &Args,
+    sockets: Vec<Socket>,
+    workers: &mut [Worker<'_>],
+    stop: &AtomicBool,
+    requests: &AtomicU64,
+) -> Result<Done> {
+    let mut total = Done::new()?;
+    let next = |nth: usize| workers[nth].next(args.workload);
+    let count = |outcome: Outcome, took: Duration| {
+        let us = u64::try_from(took.as_micros()).unwrap_or(LATENCY_US_MAX);
+        total.objects += outcome.objects;
+        total.bytes += outcome.bytes;
+        total.conflicts += u64::from(outcome.conflict);
+        let recorded = total.latency_us.record(us.clamp(1, LATENCY_US_MAX));
+        recorded.map_err(std::io::Error::other)
+    };
+    drive::drive(sockets, stop, requests, next, count)?;
+    Ok(total)
+}
+
+/// What one client asks for.
 struct Worker<'a> {
     args: &'a Args,
-    client: Client,
     oids: &'a [u64],
     own: Vec<u64>,
     seed: u64,
+    nth: u64,
 }
 
 impl Worker<'_> {
-    fn work(&mut self, stop: &AtomicBool, requests: &AtomicU64) -> Result<Done> {
-        let mut done = Done::new()?;
-        let mut nth = 0_u64;
-        while !stop.load(Ordering::Relaxed) {
-            let began = Instant::now();
-            match self.args.workload {
-                Workload::Load => self.load(&mut done)?,
-                Workload::Bulk => self.bulk(&mut done)?,
-                Workload::Commit => self.commit(nth, &mut done)?,
-                Workload::Mixed if nth % 10 == 9 => self.commit(nth, &mut done)?,
-                Workload::Mixed => self.load(&mut done)?,
+    fn next(&mut self, workload: Workload) -> Request {
+        self.nth += 1;
+        match workload {
+            Workload::Bulk => {
+                let from = self.random();
+                let around = self.oids.iter().cycle().skip(from).take(self.args.bulk as usize);
+                Request::Load(around.copied().collect())
             }
-            let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(LATENCY_US_MAX);
-            done.latency_us.record(us.clamp(1, LATENCY_US_MAX))?;
-            requests.fetch_add(1, Ordering::Relaxed);
-            nth += 1;
+            Workload::Commit => self.commit(),
+            Workload::Mixed if self.nth.is_multiple_of(10) => self.commit(),
+            Workload::Load | Workload::Mixed => Request::Load(vec![self.oids[self.random()]]),
         }
-        Ok(done)
     }
 
-    fn load(&mut self, done: &mut Done) -> Result<()> {
-        let oid = self.oids[self.random()];
-        done.bytes += self.client.load(oid)?.unwrap_or(0);
-        done.objects += 1;
-        Ok(())
-    }
-
-    fn bulk(&mut self, done: &mut Done) -> Result<()> {
-        let from = self.random();
-        let around = self.oids.iter().cycle().skip(from).take(self.args.bulk as usize);
-        let oids: Vec<u64> = around.copied().collect();
-        done.bytes += self.client.load_many(&oids)?;
-        done.objects += oids.len() as u64;
-        Ok(())
-    }
-
-    fn commit(&mut self, nth: u64, done: &mut Done) -> Result<()> {
+    fn commit(&self) -> Request {
         let per_commit = self.args.per_commit.min(self.own.len() as u32) as usize;
-        let from = nth as usize * per_commit;
-        let records: Vec<_> = (from..from + per_commit)
+        let from = self.nth as usize * per_commit;
+        let records = (from..from + per_commit)
             .map(|place| self.own[place % self.own.len()])
-            .map(|oid| (oid, record(oid, self.args.size as usize, &[])))
-            .collect();
-        match self.client.commit(&records)? {
-            Committed::Yes => {
-                done.objects += records.len() as u64;
-                done.bytes += records.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
-            }
-            Committed::Conflict => done.conflicts += 1,
-        }
-        Ok(())
+            .map(|oid| (oid, record(oid, self.args.size as usize, &[])));
+        Request::Commit(records.collect())
     }
 
     /// A place among all objects. (Marsaglia's xorshift: repeatable, and random enough for this.)

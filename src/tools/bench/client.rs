@@ -6,17 +6,122 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Duration;
 
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+
 const PROTOCOL: [u8; 4] = [0, 0, 0, 1];
 /// Longer than any pause a cluster may make.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// A longer record is not believed.
-const RECORD_BYTES_MAX: u32 = 1 << 30;
+pub const RECORD_BYTES_MAX: u32 = 1 << 30;
 const BUFFER_BYTES: usize = 64 << 10;
 
 pub struct Client {
-    read: BufReader<Box<dyn Read + Send>>,
-    write: BufWriter<Box<dyn Write + Send>>,
+    read: BufReader<Blocking>,
+    write: BufWriter<Blocking>,
     scratch: Vec<u8>,
+}
+
+enum Blocking {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Blocking {
+    fn prepare(&self) -> io::Result<()> {
+        let within = Some(ANSWER_WITHIN);
+        match self {
+            Blocking::Tcp(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(within)?;
+                stream.set_write_timeout(within)
+            }
+            Blocking::Unix(stream) => {
+                stream.set_read_timeout(within)?;
+                stream.set_write_timeout(within)
+            }
+        }
+    }
+
+    fn try_clone(&self) -> io::Result<Blocking> {
+        Ok(match self {
+            Blocking::Tcp(stream) => Blocking::Tcp(stream.try_clone()?),
+            Blocking::Unix(stream) => Blocking::Unix(stream.try_clone()?),
+        })
+    }
+}
+
+impl Read for Blocking {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Blocking::Tcp(stream) => stream.read(buf),
+            Blocking::Unix(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Blocking {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Blocking::Tcp(stream) => stream.write(buf),
+            Blocking::Unix(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection that never waits.
+pub enum Socket {
+    Tcp(mio::net::TcpStream),
+    Unix(mio::net::UnixStream),
+}
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read(buf),
+            Socket::Unix(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write(buf),
+            Socket::Unix(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Source for Socket {
+    fn register(&mut self, at: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        match self {
+            Socket::Tcp(stream) => stream.register(at, token, interest),
+            Socket::Unix(stream) => stream.register(at, token, interest),
+        }
+    }
+
+    fn reregister(&mut self, at: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        match self {
+            Socket::Tcp(stream) => stream.reregister(at, token, interest),
+            Socket::Unix(stream) => stream.reregister(at, token, interest),
+        }
+    }
+
+    fn deregister(&mut self, at: &Registry) -> io::Result<()> {
+        match self {
+            Socket::Tcp(stream) => stream.deregister(at),
+            Socket::Unix(stream) => stream.deregister(at),
+        }
+    }
 }
 
 /// The answer to a commit.
@@ -29,27 +134,19 @@ pub enum Committed {
 impl Client {
     /// `address` is HOST:PORT, the path of a Unix socket, or an abstract one's name after a @.
     pub fn connect(address: &str) -> io::Result<Client> {
-        let (read, write): (Box<dyn Read + Send>, Box<dyn Write + Send>) = match address {
+        let stream = match address {
             path if path.starts_with(['/', '.', '@']) => {
-                let stream = match path.strip_prefix('@') {
+                Blocking::Unix(match path.strip_prefix('@') {
                     Some(name) => UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?,
                     None => UnixStream::connect(path)?,
-                };
-                stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-                stream.set_write_timeout(Some(ANSWER_WITHIN))?;
-                (Box::new(stream.try_clone()?), Box::new(stream))
+                })
             }
-            address => {
-                let stream = TcpStream::connect(address)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-                stream.set_write_timeout(Some(ANSWER_WITHIN))?;
-                (Box::new(stream.try_clone()?), Box::new(stream))
-            }
+            address => Blocking::Tcp(TcpStream::connect(address)?),
         };
+        stream.prepare()?;
         let mut client = Client {
-            read: BufReader::with_capacity(BUFFER_BYTES, read),
-            write: BufWriter::with_capacity(BUFFER_BYTES, write),
+            read: BufReader::with_capacity(BUFFER_BYTES, stream.try_clone()?),
+            write: BufWriter::with_capacity(BUFFER_BYTES, stream),
             scratch: Vec::new(),
         };
         client.ask(&[b"V", &PROTOCOL[..]])?;
@@ -57,6 +154,21 @@ impl Client {
             PROTOCOL => Ok(client),
             theirs => Err(broken(format!("the server speaks version {theirs:?}"))),
         }
+    }
+
+    /// For a conversation that never waits; nothing may be under way.
+    pub fn into_socket(self) -> io::Result<Socket> {
+        let stream = self.write.into_inner().map_err(|error| error.into_error())?;
+        Ok(match stream {
+            Blocking::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                Socket::Tcp(mio::net::TcpStream::from_std(stream))
+            }
+            Blocking::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                Socket::Unix(mio::net::UnixStream::from_std(stream))
+            }
+        })
     }
 
     fn ask(&mut self, parts: &[&[u8]]) -> io::Result<()> {
@@ -103,20 +215,6 @@ impl Client {
         }
     }
 
-    /// All in one request. Bytes of the records that there are.
-    pub fn load_many(&mut self, oids: &[u64]) -> io::Result<u64> {
-        let mut ask = Vec::with_capacity(5 + 8 * oids.len());
-        ask.push(b'B');
-        ask.extend_from_slice(&(oids.len() as u32).to_be_bytes());
-        ask.extend(oids.iter().flat_map(|oid| oid.to_be_bytes()));
-        self.ask(&[&ask])?;
-        let mut bytes = 0;
-        for _ in oids {
-            bytes += self.loaded()?.unwrap_or(0);
-        }
-        Ok(bytes)
-    }
-
     /// How many objects have become invalid.
     pub fn sync(&mut self) -> io::Result<u32> {
         self.ask(&[b"S"])?;
@@ -135,22 +233,27 @@ impl Client {
     pub fn commit(&mut self, records: &[(u64, Vec<u8>)]) -> io::Result<Committed> {
         self.ask(&[b"C"])?;
         self.invalid()?;
-        let mut data = vec![0; 4];
-        for (oid, record) in records {
-            let len = u32::try_from(8 + record.len()).map_err(|_| broken("too long".into()))?;
-            data.extend_from_slice(&len.to_be_bytes());
-            data.extend_from_slice(&oid.to_be_bytes());
-            data.extend_from_slice(record);
-        }
-        let len = u32::try_from(data.len() - 4).map_err(|_| broken("too long".into()))?;
-        data[..4].copy_from_slice(&len.to_be_bytes());
-        self.ask(&[&data])?;
+        self.ask(&[&commit_data(records)?])?;
         match self.receive::<1>()? {
             [b'O'] => Ok(Committed::Yes),
             [b'I'] => Ok(Committed::Conflict),
             [other] => Err(broken(format!("a commit was answered {other:#04x}"))),
         }
     }
+}
+
+/// What follows the invalidations of a commit.
+pub fn commit_data(records: &[(u64, Vec<u8>)]) -> io::Result<Vec<u8>> {
+    let mut data = vec![0; 4];
+    for (oid, record) in records {
+        let len = u32::try_from(8 + record.len()).map_err(|_| broken("too long".into()))?;
+        data.extend_from_slice(&len.to_be_bytes());
+        data.extend_from_slice(&oid.to_be_bytes());
+        data.extend_from_slice(record);
+    }
+    let len = u32::try_from(data.len() - 4).map_err(|_| broken("too long".into()))?;
+    data[..4].copy_from_slice(&len.to_be_bytes());
+    Ok(data)
 }
 
 /// A record as stock clients store it: oid, length of the data, data, references. The data is the pickle of a
@@ -180,6 +283,6 @@ fn whole(oid: u64, data: &[u8], refs: &[u64]) -> Vec<u8> {
     record
 }
 
-fn broken(why: String) -> io::Error {
+pub fn broken(why: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, why)
 }

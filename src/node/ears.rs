@@ -1,0 +1,373 @@
+//! What the core hears: what threads and tasks bring, and the sockets that its own thread reads.
+//!
+//! Every thread that a message passes through must be woken, and on a machine that is mostly idle that is most of the time
+//! an answer takes. So the core's thread waits for its queue and for its sockets at once, and reads what has come. It
+//! writes short answers itself, too (`clients`, `links`); tasks accept, dial, and write what a socket does not take.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::core::io::Input;
+
+/// Inputs of one round.
+const ROUND_MAX: usize = 256;
+/// Bytes that are read from one socket before the next has its turn.
+const READ_BYTES: usize = 128 << 10;
+const EVENTS_MAX: usize = 256;
+const WAKER: Token = Token(usize::MAX);
+
+/// A socket that the core's thread reads.
+pub trait Source: Send {
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Reads once, into `scratch`. `ending`: the other side has said its last word, which only the end itself is sure of.
+    fn hear(&mut self, scratch: &mut [u8], ending: bool, out: &mut Vec<Input>) -> Heard;
+}
+
+/// What a source is to be done with.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// There may be more.
+    More,
+    /// All of it for now, or it is to be left alone until `Feed::resume`.
+    Enough,
+    /// It is not asked again, and its owner knows.
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceId(u64);
+
+enum Fed {
+    Input(Input),
+    Attach(SourceId, Box<dyn Source>),
+    Detach(SourceId),
+    Resume(SourceId),
+}
+
+/// Brings things to the core, from any thread or task; never waits. After the core's end they go nowhere.
+#[derive(Clone)]
+pub struct Feed {
+    queue: Sender<Fed>,
+    asleep: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+    sources: Arc<AtomicU64>,
+}
+
+impl Feed {
+    pub fn channel() -> io::Result<(Feed, Ears)> {
+        let (queue, queued) = mpsc::channel();
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let asleep = Arc::new(AtomicBool::new(false));
+        let feed = Feed { queue, asleep: asleep.clone(), waker, sources: Arc::default() };
+        let ears = Ears {
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            queued,
+            asleep,
+            sources: HashMap::new(),
+            ready: VecDeque::new(),
+            scratch: vec![0; READ_BYTES],
+        };
+        Ok((feed, ears))
+    }
+
+    pub fn put(&self, input: Input) {
+        self.send(Fed::Input(input));
+    }
+
+    /// From now on the source is heard, after everything that was put before.
+    pub fn attach(&self, source: Box<dyn Source>) -> Attached {
+        let id = SourceId(self.sources.fetch_add(1, Ordering::Relaxed));
+        self.send(Fed::Attach(id, source));
+        Attached { id, feed: self.clone() }
+    }
+
+    fn send(&self, fed: Fed) {
+        // Fails only when the core has ended, and then nobody cares.
+        let _ = self.queue.send(fed);
+        // Pairs with the one in `Ears::sleep`: either this sees that the core sleeps, or the core sees this.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            // Fails only when the core has ended.
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+/// A source's other end: dropping it ends the hearing, before anything that is put later.
+pub struct Attached {
+    id: SourceId,
+    feed: Feed,
+}
+
+impl Attached {
+    /// After `Heard::Enough`: there may be more.
+    pub fn resume(&self) {
+        self.feed.send(Fed::Resume(self.id));
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.feed.send(Fed::Detach(self.id));
+    }
+}
+
+pub struct Ears {
+    poll: Poll,
+    events: Events,
+    queued: Receiver<Fed>,
+    asleep: Arc<AtomicBool>,
+    sources: HashMap<SourceId, Attendance>,
+    /// Each once, in turn.
+    ready: VecDeque<SourceId>,
+    scratch: Vec<u8>,
+}
+
+struct Attendance {
+    source: Box<dyn Source>,
+    /// In `ready`.
+    ready: bool,
+    ending: bool,
+}
+
+impl Ears {
+    /// Waits until something has come, but not longer than `wait`, and appends what is to be stepped now. False: nobody can
+    /// bring anything any more.
+    pub fn hear(&mut self, wait: Duration, out: &mut Vec<Input>) -> bool {
+        let fed = self.take_queued(out);
+        let idle = out.is_empty() && self.ready.is_empty();
+        if idle && !fed {
+            return false;
+        }
+        self.sleep(if idle { wait } else { Duration::ZERO }, out);
+        for event in &self.events {
+            let id = SourceId(event.token().0 as u64);
+            if let Some(attendance) = self.sources.get_mut(&id) {
+                attendance.ending |= event.is_read_closed() || event.is_error();
+                if !std::mem::replace(&mut attendance.ready, true) {
+                    self.ready.push_back(id);
+                }
+            }
+        }
+        self.read(out);
+        true
+    }
+
+    /// What woke it up may have been queued: that comes before what the sockets say.
+    fn sleep(&mut self, wait: Duration, out: &mut Vec<Input>) {
+        self.events.clear();
+        let mut wait = wait;
+        if !wait.is_zero() {
+            self.asleep.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            self.take_queued(out);
+            if !out.is_empty() || !self.ready.is_empty() {
+                wait = Duration::ZERO;
+            }
+        }
+        if let Err(error) = self.poll.poll(&mut self.events, Some(wait))
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            panic!("epoll of the core's own sockets: {error}");
+        }
+        if self.asleep.swap(false, Ordering::Relaxed) || !self.events.is_empty() {
+            self.take_queued(out);
+        }
+    }
+
+    /// False if nobody can bring anything any more.
+    fn take_queued(&mut self, out: &mut Vec<Input>) -> bool {
+        while out.len() < ROUND_MAX {
+            match self.queued.try_recv() {
+                Ok(Fed::Input(input)) => out.push(input),
+                Ok(Fed::Attach(id, source)) => self.attach(id, source),
+                Ok(Fed::Detach(id)) => self.detach(id),
+                Ok(Fed::Resume(id)) => {
+                    if let Some(attendance) = self.sources.get_mut(&id)
+                        && !std::mem::replace(&mut attendance.ready, true)
+                    {
+                        self.ready.push_back(id);
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    fn attach(&mut self, id: SourceId, source: Box<dyn Source>) {
+        let fd = source.fd().as_raw_fd();
+        let registered = self.poll.registry().register(
+            &mut SourceFd(&fd),
+            Token(id.0 as usize),
+            Interest::READABLE,
+        );
+        // Out of memory, or of watches: a socket that is read in vain would be a client that waits for ever.
+        registered.unwrap_or_else(|error| panic!("watch a socket: {error}"));
+        self.sources.insert(id, Attendance { source, ready: true, ending: false });
+        // What came before it was watched.
+        self.ready.push_back(id);
+    }
+
+    fn detach(&mut self, id: SourceId) {
+        if let Some(attendance) = self.sources.remove(&id) {
+            // Fails only if the socket is not watched any more, and then that is what is wanted.
+            let fd = attendance.source.fd().as_raw_fd();
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        }
+    }
+
+    /// One turn for everybody that is ready.
+    fn read(&mut self, out: &mut Vec<Input>) {
+        for _ in 0..self.ready.len() {
+            if out.len() >= ROUND_MAX {
+                return;
+            }
+            let id = self.ready.pop_front().expect("counted");
+            let Some(attendance) = self.sources.get_mut(&id) else { continue };
+            match attendance.source.hear(&mut self.scratch, attendance.ending, out) {
+                Heard::More => self.ready.push_back(id),
+                Heard::Enough => attendance.ready = false,
+                Heard::Ended => self.detach(id),
+            }
+        }
+    }
+}
+
+/// Reads once from a socket. Ok(0) is the end; None: nothing is there now.
+pub fn read(fd: BorrowedFd<'_>, scratch: &mut [u8]) -> io::Result<Option<usize>> {
+    match rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *scratch)) {
+        Ok(len) => Ok(Some(len)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ConnId;
+    use bytes::Bytes;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(20);
+
+    struct Lines(UnixStream);
+
+    impl Source for Lines {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn hear(&mut self, scratch: &mut [u8], ending: bool, out: &mut Vec<Input>) -> Heard {
+            match read(self.0.as_fd(), &mut scratch[..4]).unwrap() {
+                None => Heard::Enough,
+                Some(0) => Heard::Ended,
+                Some(len) => {
+                    let bytes = Bytes::copy_from_slice(&scratch[..len]);
+                    out.push(Input::ClientData { conn: ConnId(1), bytes });
+                    if len == 4 || ending { Heard::More } else { Heard::Enough }
+                }
+            }
+        }
+    }
+
+    fn pair(feed: &Feed) -> (UnixStream, Attached) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (theirs, feed.attach(Box::new(Lines(ours))))
+    }
+
+    fn said(inputs: &[Input]) -> Vec<u8> {
+        let bytes = inputs.iter().filter_map(|input| match input {
+            Input::ClientData { bytes, .. } => Some(bytes.to_vec()),
+            _ => None,
+        });
+        bytes.flatten().collect()
+    }
+
+    /// Until so many bytes were heard.
+    fn hear(ears: &mut Ears, wanted: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let until = Instant::now() + LONG;
+        while said(&out).len() < wanted {
+            assert!(Instant::now() < until, "heard {:?}", said(&out));
+            assert!(ears.hear(LONG, &mut out));
+        }
+        said(&out)
+    }
+
+    #[test]
+    fn sockets_and_the_queue_are_waited_for_at_once() {
+        let (feed, mut ears) = Feed::channel().unwrap();
+        let (mut client, attached) = pair(&feed);
+        client.write_all(b"early").unwrap();
+        assert_eq!(hear(&mut ears, 5), b"early");
+        // Woken by the socket, and by the queue.
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(SHORT);
+            client.write_all(b"0123456789").unwrap();
+            std::thread::sleep(SHORT);
+            feed.put(Input::Stop);
+            (client, feed)
+        });
+        assert_eq!(hear(&mut ears, 10), b"0123456789");
+        let mut out = Vec::new();
+        while out.is_empty() {
+            assert!(ears.hear(LONG, &mut out));
+        }
+        assert!(matches!(out[..], [Input::Stop]));
+        let (mut client, feed) = late.join().unwrap();
+        // After the detachment nothing is heard, and what is put later comes.
+        drop(attached);
+        client.write_all(b"lost").unwrap();
+        feed.put(Input::Stop);
+        let mut out = Vec::new();
+        ears.hear(SHORT, &mut out);
+        ears.hear(SHORT, &mut out);
+        assert!(matches!(out[..], [Input::Stop]));
+        drop(feed);
+        assert!(!ears.hear(SHORT, &mut Vec::new()) && ears.sources.is_empty());
+    }
+
+    /// The last words and the end have come together: both are heard.
+    #[test]
+    fn the_end_is_heard_after_the_last_words() {
+        let (feed, mut ears) = Feed::channel().unwrap();
+        let (mut client, _attached) = pair(&feed);
+        client.write_all(b"by").unwrap();
+        drop(client);
+        assert_eq!(hear(&mut ears, 2), b"by");
+        let mut out = Vec::new();
+        ears.hear(SHORT, &mut out);
+        assert!(ears.sources.is_empty());
+    }
+
+    #[test]
+    fn one_that_talks_does_not_keep_others_from_being_heard() {
+        let (feed, mut ears) = Feed::channel().unwrap();
+        let (mut loud, _loud) = pair(&feed);
+        let (mut quiet, _quiet) = pair(&feed);
+        loud.write_all(&[b'x'; 4000]).unwrap();
+        quiet.write_all(b"hi").unwrap();
+        let mut out = Vec::new();
+        ears.hear(LONG, &mut out);
+        assert!(said(&out).ends_with(b"hi"), "{:?}", said(&out).len());
+    }
+}
