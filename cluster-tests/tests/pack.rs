@@ -120,6 +120,42 @@ fn packed_while_clients_write() {
     cluster.finish();
 }
 
+/// The master has not built: a slave that has becomes master of the new generation, no client loses its connection, and the
+/// old master builds its own afterwards.
+#[test]
+fn the_master_hands_over_and_builds_afterwards() {
+    let cluster = Cluster::start();
+    let made = garbage(&cluster, 0, GARBAGE);
+    let load = Load::start(&cluster, true);
+    cluster.ctl(&["config", "set", "pack.master", "hand_over"]).done();
+    for number in 2..4 {
+        let before = cluster.master();
+        cluster.ctl(&["pack", "--wait", "--timeout", "60s"]).done();
+        let status = cluster.wait_for("the new generation on every node", PACK_S, |cluster| {
+            let status = cluster.try_status().ok()?;
+            let flipped = status.nodes.iter().all(|node| node.generation == number);
+            (flipped && status.is_healthy()).then_some(status)
+        });
+        let old = cluster.nodes[before].name.clone();
+        assert_ne!(status.master.as_ref(), Some(&old), "generation {number}: {status:?}");
+        let rebase = status.node(&old).rebase.as_deref().expect("it has rebased");
+        assert!(
+            rebase.ends_with("locally, 0 bytes fetched"),
+            "generation {number}: {old} {rebase}"
+        );
+        assert_eq!(status.node(&old).fetched_bytes, 0, "{old} has copied");
+        load.wait_for_commits(&cluster, monotonic());
+    }
+    let said = load.finish(&cluster);
+    for error in ["unknown", "refused", "reconnects"] {
+        assert_eq!(said[error], 0, "a client lost its connection ({error}): {said}");
+    }
+    wait_generation(&cluster, 3);
+    assert_files_same(&cluster);
+    assert_eq!(garbage(&cluster, 1, &["--check"]), made);
+    cluster.finish();
+}
+
 #[test]
 fn a_node_that_was_down_rebases_without_copying() {
     let mut cluster = Cluster::start();

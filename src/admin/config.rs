@@ -57,6 +57,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Bytes => "bytes",
         Kind::Duration => "duration",
         Kind::Hours => "hours",
+        Kind::Choice(_) => "choice",
     }
 }
 

@@ -447,6 +447,6 @@ fn who_tells_of_an_older_epoch_is_not_in_step() {
     let mut view = cluster(3);
     edit(&mut view, 3).promised = 6;
     let status = status(&view);
-    assert_eq!(status.verdict, "degraded");
+    assert_eq!(status.verdict, Verdict::Degraded);
     assert!(!status.nodes[2].in_step && status.nodes[1].in_step);
 }

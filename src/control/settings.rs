@@ -17,13 +17,19 @@ const GENERATIONS_MAX: u64 = 1_000_000;
 /// A hundred years; longer ones would run out of the clock.
 const DURATION_S_MAX: u64 = 100 * 365 * 86_400;
 const HOUR_US: u64 = 3_600_000_000;
+const HAND_OVER: &str = "hand_over";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    Number { min: u64, max: u64 },
+    Number {
+        min: u64,
+        max: u64,
+    },
     Bytes,
     Duration,
     Hours,
+    /// One of these words.
+    Choice(&'static [&'static str]),
 }
 
 /// One setting, for people and for the check.
@@ -39,7 +45,7 @@ pub struct Definition {
 }
 
 /// Every setting there is, in the order in which they are shown.
-pub const TABLE: [Definition; 9] = [
+pub const TABLE: [Definition; 10] = [
     Definition {
         name: "pack.garbage_share",
         kind: Kind::Number { min: 0, max: 99 },
@@ -74,6 +80,14 @@ pub const TABLE: [Definition; 9] = [
         unit: "voters",
         default: "1",
         help: "voters that build the new generation at once; the master is the last in any case",
+    },
+    Definition {
+        name: "pack.master",
+        kind: Kind::Choice(&["last", HAND_OVER]),
+        unit: "",
+        default: "last",
+        help: "last: the master builds when the slaves have, and stays master; hand_over: a slave becomes master of the new \
+               generation, and the old one builds afterwards",
     },
     Definition {
         name: "pack.rate",
@@ -115,6 +129,8 @@ pub struct Settings {
     pub hours: Hours,
     pub min_distance_ms: u64,
     pub builders: usize,
+    /// The master does not build, but hands over to one who has.
+    pub hand_over: bool,
     /// Bytes a second; 0: unlimited.
     pub rate: u64,
     /// None: as each node is configured.
@@ -146,6 +162,7 @@ impl Settings {
             },
             min_distance_ms: number("pack.min_distance") * 1000,
             builders: number("pack.builders") as usize,
+            hand_over: value("pack.master") == Value::Choice(HAND_OVER),
             rate: number("pack.rate"),
             keep_generations: texts
                 .contains_key("keep.generations")
@@ -189,6 +206,7 @@ enum Value {
     /// Seconds.
     Duration(u64),
     Hours(Hours),
+    Choice(&'static str),
 }
 
 impl Value {
@@ -209,6 +227,10 @@ impl Value {
             Kind::Hours => {
                 Hours::parse(text).map(Value::Hours).ok_or_else(|| "hours such as 22-5".into())
             }
+            Kind::Choice(words) => {
+                let known = words.iter().find(|word| **word == text);
+                known.map(|word| Value::Choice(word)).ok_or_else(|| words.join(" or "))
+            }
         }
     }
 
@@ -219,13 +241,14 @@ impl Value {
                 humantime::format_duration(Duration::from_secs(*seconds)).to_string()
             }
             Value::Hours(hours) => hours.text(),
+            Value::Choice(word) => word.to_string(),
         }
     }
 
     fn number(&self) -> u64 {
         match self {
             Value::Number(number) | Value::Bytes(number) | Value::Duration(number) => *number,
-            Value::Hours(_) => 0,
+            Value::Hours(_) | Value::Choice(_) => 0,
         }
     }
 }
@@ -341,6 +364,7 @@ mod tests {
             ("pack.min_distance", "1500ms"),
             ("keep.age", "900years"),
             ("pack.builders", "0"),
+            ("pack.master", "first"),
             ("keep.generations", "0"),
         ] {
             let why = check(name, value).expect_err(value);
@@ -358,9 +382,11 @@ mod tests {
             ("keep.generations", "3"),
             ("keep.age", "1day"),
             ("pack.builders", "hundreds"),
+            ("pack.master", "hand_over"),
             ("of a later version", "x"),
         ]);
         assert_eq!((typed.garbage_share, typed.min_distance_ms, typed.builders), (50, 60_000, 1));
+        assert!(typed.hand_over && !set(&[("pack.master", "last")]).hand_over);
         assert_eq!((typed.keep_generations, typed.keep_age_us), (Some(3), 86_400_000_000));
     }
 

@@ -92,9 +92,11 @@ pub enum Decision {
         voter: NodeId,
         epoch: Epoch,
     },
+    /// To build; or, to the master, to hold commits until that node has all of them.
     PackTurn {
         node: NodeId,
         generation: Generation,
+        hold_for: Option<NodeId>,
     },
     /// A pack is due, and can't begin.
     PackWaits {

@@ -25,6 +25,8 @@ const TURN_AGAIN_MS: u64 = 100;
 pub(super) struct Packs {
     turns: BTreeMap<NodeId, Turn>,
     majority_ready: Option<Now>,
+    /// When the master was last told to hold commits, to hand over.
+    hold_told: Option<Now>,
     /// The end of the last pack, and when this leader first saw that.
     rested: Option<(Rested, Now)>,
     /// Why a pack that is due does not begin, as was last said.
@@ -39,6 +41,27 @@ struct Turn {
     since: Now,
 }
 
+impl Packs {
+    /// Who becomes master of the new generation in place of the one who has not built it, if it is to be handed over; none
+    /// when that was tried for too long.
+    fn heir(&self, view: &View<'_>, pack: &Pack, waited_ms: u64) -> Option<NodeId> {
+        if !Settings::of(view.state).hand_over || waited_ms >= 3 * view.timing.straggler_ms {
+            return None;
+        }
+        let (master, _) = view.state.master()?;
+        let fit = |id: &NodeId| {
+            let may = view.state.member(*id).is_some_and(|member| member.may_be_master);
+            let fine = view.beat(*id).is_some_and(|beat| {
+                beat.in_step && !beat.leaving && beat.failing.is_empty() && beat.suspect.is_empty()
+            });
+            *id != master && pack.ready.contains(id) && may && fine && view.is_alive(*id)
+        };
+        let priority = |id: &NodeId| view.state.member(*id).map_or(0, |member| member.priority);
+        let ready = view.state.voters().into_iter().filter(fit);
+        ready.max_by_key(|id| (priority(id), std::cmp::Reverse(*id)))
+    }
+}
+
 impl Controller {
     pub(super) fn packing(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
         let rested = view.state.rested();
@@ -48,6 +71,7 @@ impl Controller {
         let Some(pack) = view.state.pack() else {
             self.packs.turns.clear();
             self.packs.majority_ready = None;
+            self.packs.hold_told = None;
             match view.state.pack_again() {
                 Some(asked_by) => self.pack_again(view, asked_by, out),
                 None => self.automatic_pack(view, out),
@@ -88,32 +112,60 @@ impl Controller {
         hopeless
     }
 
-    /// A majority with the master is ready: the election, once the stragglers have had their time. True if it is time.
+    /// A majority is ready, and the master among them or about to hand over: the election, once the stragglers have had
+    /// their time. True if it is time.
     fn switching(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
         let is_ready = |id: &NodeId| pack.ready.contains(id);
         let ready = voters.iter().filter(|id| is_ready(id)).count();
-        if ready < majority(voters.len()) || !is_ready(&master) {
+        if ready < majority(voters.len()) {
             return false;
         }
         let since = *self.packs.majority_ready.get_or_insert(view.now);
-        let done = |id: &NodeId| is_ready(id) || has_failed(view, pack, *id) || !view.is_alive(*id);
-        let waited = view.now.since_ms(since) >= view.timing.straggler_ms;
-        if !voters.iter().all(done) && !waited {
+        let waited_ms = view.now.since_ms(since);
+        let heir = self.packs.heir(view, pack, waited_ms).filter(|_| !is_ready(&master));
+        if heir.is_none() && !is_ready(&master) {
             return false;
         }
-        if !view.state.paused() {
-            let generation = pack.generation;
-            let why = format!("{ready} of {} nodes have generation {generation}", voters.len());
-            let reason = Reason::GenerationSwitch;
-            self.fence_now(view, reason, Some(master), AUTOMATIC, &why, out);
+        let done = |id: &NodeId| {
+            is_ready(id)
+                || has_failed(view, pack, *id)
+                || !view.is_alive(*id)
+                || (heir.is_some() && *id == master)
+        };
+        if !voters.iter().all(done) && waited_ms < view.timing.straggler_ms {
+            return false;
         }
+        if view.state.paused() {
+            return true;
+        }
+        let drained =
+            |heir: NodeId| view.beat(master).is_some_and(|beat| beat.drained_for == heir.0);
+        if let Some(heir) = heir.filter(|heir| !drained(*heir)) {
+            if self.packs.hold_told.is_none_or(|at| view.now.since_ms(at) >= TURN_AGAIN_MS) {
+                self.packs.hold_told = Some(view.now);
+                let (node, generation) = (master, pack.generation);
+                out.push(Decision::PackTurn { node, generation, hold_for: Some(heir) });
+            }
+            return true;
+        }
+        let generation = pack.generation;
+        let mut why = format!("{ready} of {} nodes have generation {generation}", voters.len());
+        if let Some(heir) = heir {
+            why.push_str(&format!("; {} hands over to {}", name(view, master), name(view, heir)));
+        }
+        let target = heir.unwrap_or(master);
+        self.fence_now(view, Reason::GenerationSwitch, Some(target), AUTOMATIC, &why, out);
         true
     }
 
     /// So many slaves at once as the settings say, and the master when no slave is left that goes on.
     fn give_turns(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) {
+        let hands_over = self
+            .packs
+            .majority_ready
+            .is_some_and(|since| self.packs.heir(view, pack, view.now.since_ms(since)).is_some());
         let builders = Settings::of(view.state).builders;
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
@@ -129,7 +181,7 @@ impl Controller {
                 building += 1;
             }
         }
-        if building == 0 && waits(&master) {
+        if building == 0 && waits(&master) && !hands_over {
             self.give_turn(view, pack, master, out);
         }
     }
@@ -153,7 +205,8 @@ impl Controller {
         }
         if first || now.since_ms(turn.told) >= TURN_AGAIN_MS {
             turn.told = now;
-            out.push(Decision::PackTurn { node, generation: pack.generation });
+            let generation = pack.generation;
+            out.push(Decision::PackTurn { node, generation, hold_for: None });
         }
         now.since_ms(turn.since) < view.timing.straggler_ms
     }

@@ -267,3 +267,48 @@ fn what_cannot_work_is_refused_with_the_reason() {
     assert!(alone.contains("only 1 of 3 nodes are in step"), "{alone}");
     assert_eq!(scene.view(|_, view| preflight(view)), Ok(()));
 }
+
+/// The slaves have built, the master has not: it is told to hold commits until the heir has all of them, then the heir is
+/// elected in the new generation. Nobody asks the master to build.
+#[test]
+fn a_master_that_does_not_build_hands_over() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    scene.set("pack.master", "hand_over");
+    scene.ready(2);
+    scene.later(200_000);
+    assert_eq!(scene.turns(), [3]);
+    scene.ready(3);
+    scene.later(200_000);
+    let generation = Generation(2);
+    let hold_for = Some(NodeId(2));
+    let hold = Decision::PackTurn { node: NodeId(1), generation, hold_for };
+    assert_eq!(scene.decide(), [hold]);
+    scene.beat(1).drained_for = 2;
+    scene.later(10_000);
+    let fences: Vec<Decision> = scene.decide();
+    let [Decision::Propose(Kind::Fence(fence))] = &fences[..] else { panic!("{fences:?}") };
+    assert_eq!((fence.reason(), fence.target), (Reason::GenerationSwitch, 2));
+    assert!(fence.why.ends_with("n1 hands over to n2"), "{}", fence.why);
+}
+
+/// Nobody takes over for too long: then the master builds after all.
+#[test]
+fn without_an_heir_the_master_builds_itself() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    scene.set("pack.master", "hand_over");
+    scene.ready(2);
+    scene.ready(3);
+    scene.later(200_000);
+    assert_eq!(scene.turns(), [1], "told to hold");
+    scene.later(31_000_000);
+    let told = scene.decide();
+    let turn = |told: &Decision| match told {
+        Decision::PackTurn { node, hold_for: None, .. } => Some(node.0),
+        _ => None,
+    };
+    assert_eq!(told.iter().filter_map(turn).collect::<Vec<_>>(), [1], "{told:?}");
+}

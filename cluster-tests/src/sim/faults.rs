@@ -77,7 +77,12 @@ impl Options {
             7 => rng.between(10_000, 16_000),
             _ => rng.between(4000, 9000),
         };
-        Options { nodes, clients: clients as usize, faults_ms, ..Options::default() }
+        // That both copies of a Raft log are damaged, and a node must give up, is rarest of all.
+        let favour = match rng.chance(60) {
+            true => vec![(weight::ROT, 100)],
+            false => Vec::new(),
+        };
+        Options { nodes, clients: clients as usize, faults_ms, favour, ..Options::default() }
     }
 }
 
@@ -382,12 +387,13 @@ fn ways(rng: &mut Rng, node: usize, other: usize, nodes: usize) -> Vec<(usize, u
 /// Files are of some hundred KB at most, and a run is of seconds: so are the settings.
 fn settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
     let distance = |rng: &mut Rng| ("pack.min_distance", format!("{}s", rng.below(3)));
-    let mut settings = match rng.below(12) {
+    let mut settings = match rng.below(14) {
         0..=2 => vec![("pack.garbage_share", rng.between(5, 60).to_string()), distance(rng)],
         3 | 4 => vec![("pack.bytes", rng.between(2_000, 50_000).to_string()), distance(rng)],
         5 => vec![distance(rng)],
         6 => vec![("pack.hours", format!("{}-{}", rng.below(12), rng.between(12, 24)))],
         7 => vec![("pack.builders", rng.between(1, 4).to_string())],
+        12 | 13 => vec![("pack.master", "hand_over".to_string())],
         8 => vec![("pack.rate", rng.between(100_000, 1_000_000).to_string())],
         9 => vec![("keep.generations", rng.between(1, 4).to_string())],
         10 => vec![("keep.age", format!("{}s", rng.below(20)))],

@@ -134,6 +134,7 @@ impl Core {
             verified_seq: self.verified.0.0,
             verified_wall_us: self.verified.1,
             leaving: self.leaving.is_some(),
+            drained_for: self.drained_for().map_or(0, |heir| heir.0),
             raft_leader: self.raft.leader().map_or(0, |leader| leader.0),
             version: self.setup.version.clone(),
             state: self.state_text(),

@@ -428,8 +428,10 @@ impl Core {
             match decision {
                 Decision::Propose(kind) => self.propose(kind, out),
                 Decision::AskFence { voter, epoch } => self.ask_fence(voter, epoch, out),
-                Decision::PackTurn { node, generation } => {
-                    self.send(node, Kind::PackTurn(PackTurn { generation: generation.0 }), out);
+                Decision::PackTurn { node, generation, hold_for } => {
+                    let hold_for = hold_for.map_or(0, |id| id.0);
+                    let turn = PackTurn { generation: generation.0, hold_for };
+                    self.send(node, Kind::PackTurn(turn), out);
                 }
                 Decision::PackWaits { cause, why } => {
                     slog::warn!(self.log, "a pack is due and can't begin"; "cause" => cause, "why" => why);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::handover::Handover;
 use super::serve::{Asker, Registered, WantedOids};
 use super::{Action, Core, Role};
 use crate::durus::{BaseOids, OidPool};
@@ -43,6 +44,7 @@ pub(super) struct Master {
     /// Blocks that came before we were open.
     pub(super) oid_blocks: Vec<(Oid, Oid)>,
     pub(super) opened_at: Option<Now>,
+    pub(super) handover: Handover,
 }
 
 impl Master {
@@ -72,6 +74,7 @@ impl Master {
             block_asked: None,
             oid_blocks: Vec::new(),
             opened_at: None,
+            handover: Handover::default(),
         }
     }
 }
@@ -111,6 +114,7 @@ impl Core {
         }
         self.drive_oid_block(out);
         self.drive_confirm(out);
+        self.drive_handover(out);
         self.stream(out);
     }
 

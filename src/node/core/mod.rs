@@ -6,7 +6,7 @@
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old ones), `beats`, `ladder`,
+//! `packing`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old ones), `beats`, `ladder`,
 //! `admin`.
 
 mod admin;
@@ -18,6 +18,7 @@ mod fence;
 mod fetch;
 mod generations;
 mod giving;
+mod handover;
 pub mod io;
 mod ladder;
 mod master;
@@ -263,6 +264,9 @@ impl Core {
         }
         if let Some(requests) = self.requests.deadline_us() {
             due = due.min(requests.max(self.now.mono_us + 1000));
+        }
+        if let Some(held) = self.handover_due_us() {
+            due = due.min(held.max(self.now.mono_us + 1000));
         }
         if let Some(fetch) = self.fetch_deadline_us() {
             due = due.min(fetch.max(self.now.mono_us + 5000));

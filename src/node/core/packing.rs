@@ -19,7 +19,7 @@ use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackS
 use crate::replication::wire;
 use crate::shelf::{self, Shelf, ShelfError};
 use crate::storage::task::DiskTask;
-use crate::types::{Chain, Epoch, Generation, Now, Seq, Tip};
+use crate::types::{Chain, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 /// The mark is extended so often before the pack is called off: clients relink objects faster than it can follow.
 const EXTENSIONS_MAX: u32 = 50;
@@ -275,7 +275,10 @@ impl Core {
 
     pub(super) fn on_pack_turn(&mut self, turn: PackTurn) -> Result<(), String> {
         if self.pack.of.is_some_and(|(generation, _)| generation.0 == turn.generation) {
-            self.pack.my_turn = true;
+            match turn.hold_for {
+                0 => self.pack.my_turn = true,
+                heir => self.hold_commits(NodeId(heir)),
+            }
         }
         Ok(())
     }

@@ -170,12 +170,13 @@ impl Core {
 
     // ---- commits ----
 
-    fn on_commit(
+    pub(super) fn on_commit(
         &mut self,
         asker: Asker,
         commit: pb::Commit,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        let Some(commit) = self.unless_held(asker, commit) else { return Ok(()) };
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
         let touched = match commit.has_touched {
             true => {

@@ -6,7 +6,7 @@ use super::World;
 use crate::sim::{Counts, Report};
 
 /// Rare branches of the nodes, by the beginning of what they say when they take them.
-const SAID: [(&str, &str); 35] = [
+const SAID: [(&str, &str); 36] = [
     ("torn tail cut", "the file ends inside its last transaction"),
     ("orphan made", "cut back to the common point"),
     ("local rebuild", "rebasing: building the generation from our own file"),
@@ -22,6 +22,7 @@ const SAID: [(&str, &str); 35] = [
     ("no peer had the base", "rebase: tried every peer"),
     ("floor fetched by the elected", "fetching what the election's greatest position has"),
     ("pack marked", "pack: marked"),
+    ("commits held to hand over", "pack: commits are held, to hand over"),
     ("pack called off by an election", "pack: an election called it off"),
     ("pack called off by the master", "pack: called off"),
     ("pack could not be built", "pack: this node can't build"),
