@@ -502,9 +502,11 @@ impl Sessions {
             session.commit_ahead = Some((ahead.epoch, ahead.seq));
         }
         // It forgets them, or gives the transaction up if it has used one in it: only what it loads again counts.
-        session.touched -= &oids;
-        if session.touched_bytes > 0 {
-            session.touched_bytes = session.touched.serialized_size() as u64;
+        if !oids.is_empty() {
+            session.touched -= &oids;
+            if session.touched_bytes > 0 {
+                session.touched_bytes = session.touched.serialized_size() as u64;
+            }
         }
         let after = session.unseen.generation();
         out.push(SessionAction::Send { conn, bytes: super::wire::invalid_oids(&oids) });

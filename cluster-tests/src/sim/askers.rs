@@ -8,10 +8,13 @@ use serde_json::Value;
 
 /// Who asks in the simulation; the request's number follows.
 const NAME: &str = "asker ";
+/// Requests of a run that are looked into: a script may make hundreds to fill the Raft log.
+const LOOKED_INTO_MAX: u64 = 100;
 
 #[derive(Default)]
 pub struct Askers {
     asked: u64,
+    answered: BTreeSet<u64>,
     refused: BTreeSet<u64>,
     /// Reads of the history, and the change that each is to show.
     reads: BTreeMap<u64, u64>,
@@ -23,7 +26,8 @@ impl Askers {
     /// The number of the request, and who asks.
     pub fn ask(&mut self, verb: &Verb) -> (u64, String) {
         self.asked += 1;
-        if matches!(verb, Verb::Pack(_) | Verb::SetPause(_) | Verb::ConfigSet(_)) {
+        let change = matches!(verb, Verb::Pack(_) | Verb::SetPause(_) | Verb::ConfigSet(_));
+        if change && self.asked <= LOOKED_INTO_MAX {
             self.changes.insert(self.asked);
         }
         (self.asked, format!("{NAME}{}", self.asked))
@@ -34,8 +38,13 @@ impl Askers {
         self.reads.insert(read, change);
     }
 
+    pub fn is_answered(&self, request: u64) -> bool {
+        self.answered.contains(&request)
+    }
+
     /// True: the history of the node that has answered is to be read now.
     pub fn on_reply(&mut self, reply: &AdminReply) -> bool {
+        self.answered.insert(reply.id);
         if let Some(change) = self.reads.remove(&reply.id) {
             self.check(change, reply);
             return false;

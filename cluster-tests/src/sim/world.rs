@@ -414,7 +414,9 @@ impl World {
                 let (name, value) = ("pack.rate".to_string(), "default".to_string());
                 self.ask(by, Verb::ConfigSet(ConfigSet { name, value }));
             }
-            Event::Unhold { by } => self.ask(by, Verb::SetPause(SetPause { paused: false })),
+            Event::Unhold { by } => {
+                self.ask(by, Verb::SetPause(SetPause { paused: false }));
+            }
         }
     }
 

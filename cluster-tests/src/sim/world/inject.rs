@@ -122,7 +122,9 @@ impl World {
                 };
                 self.ask(by, Verb::Promote(promote));
             }
-            Fault::Pack { by } => self.ask(by, Verb::Pack(Pack { verb: PackVerb::Start.into() })),
+            Fault::Pack { by } => {
+                self.ask(by, Verb::Pack(Pack { verb: PackVerb::Start.into() }));
+            }
             Fault::PackCancel { by } => {
                 self.ask(by, Verb::Pack(Pack { verb: PackVerb::Cancel.into() }));
             }
@@ -281,9 +283,11 @@ impl World {
         self.wake_soon(node, 10_000);
     }
 
-    pub(super) fn ask(&mut self, by: usize, verb: Verb) {
+    /// The request's number.
+    pub(super) fn ask(&mut self, by: usize, verb: Verb) -> u64 {
         let (request, asked_by) = self.askers.ask(&verb);
         let message = AdminRequest { id: request, asked_by, verb: Some(verb) };
         self.put(by, Input::Admin { request, message });
+        request
     }
 }

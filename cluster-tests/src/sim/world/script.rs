@@ -356,12 +356,12 @@ impl World {
         let last = |world: &World| world.commands.iter().map(|(_, index)| *index).max();
         let end = self.now + 2 * PATIENCE_US;
         while last(self).unwrap_or(0) < index && self.now < end && !self.script().moot {
-            let before = last(self);
             let paused = !self.script().paused;
             self.script().paused = paused;
             let by = self.somebody();
-            self.ask(by, Verb::SetPause(SetPause { paused }));
-            self.wait_for(300_000, |world| last(world) > before);
+            let asked = self.ask(by, Verb::SetPause(SetPause { paused }));
+            // Asked for again before it is applied, it would be so already.
+            self.wait_for(300_000, |world| world.askers.is_answered(asked));
         }
     }
 
