@@ -184,7 +184,7 @@ fn a_peer_that_did_not_check_is_not_believed() {
 #[test]
 fn nothing_dead_comes_back() {
     // The base has 0 to 5 and no 6 and 7; 6 to 9 are newer. 10 to 29 were given out, 12 to S1 again and 13 to another.
-    let base = BaseOids { holes: Some(vec![Oid(7), Oid(6)]), map_end: Oid(8) };
+    let base = BaseOids { unused: Some(set(&[6, 7])), map_end: Oid(8) };
     let mut pool = OidPool::new(base, Oid(40));
     pool.add_block(Oid(30), Oid(40));
     pool.register(NodeId(1), BOOT, &[(1, vec![Oid(12)]), (2, vec![Oid(13)])], &exists).unwrap();
@@ -221,7 +221,7 @@ fn nothing_dead_comes_back() {
 /// nothing of the packs before.
 #[test]
 fn a_reference_to_nothing_that_was_there_before_is_nobodys_fault() {
-    let base = BaseOids { holes: Some(vec![Oid(11), Oid(10)]), map_end: Oid(12) };
+    let base = BaseOids { unused: Some(set(&[10, 11])), map_end: Oid(12) };
     let pool = OidPool::new(base, Oid(12));
     let before = |oid: Oid| Ok((oid.0 == 5).then(|| record(5, 0, &[1, 10]).1));
     let ground =
@@ -231,7 +231,7 @@ fn a_reference_to_nothing_that_was_there_before_is_nobodys_fault() {
     assert!(is_conflict(&judge_on(&mut checker(), &refers(5, &[10, 11]), &ground)));
     assert!(is_conflict(&judge_on(&mut checker(), &refers(6, &[10]), &ground)));
     // A map that could not be read: every object is looked for.
-    let pool = OidPool::new(BaseOids { holes: None, map_end: Oid(12) }, Oid(12));
+    let pool = OidPool::new(BaseOids { unused: None, map_end: Oid(12) }, Oid(12));
     let ground = Ground { pool: &pool, ..ground };
     assert_eq!(judge_on(&mut checker(), &refers(6, &[1, 9]), &ground), Verdict::Accept);
     assert!(is_conflict(&judge_on(&mut checker(), &refers(6, &[10]), &ground)));

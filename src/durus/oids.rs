@@ -15,6 +15,9 @@ use roaring::RoaringTreemap;
 
 use crate::types::{BootId, NodeId, Oid};
 
+/// Holes that are looked at for one oid.
+const HOLES_AT_ONCE: usize = 1000;
+
 /// A session, anywhere in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionKey {
@@ -71,8 +74,8 @@ struct Held {
 /// What a file's base says of oids.
 #[derive(Default)]
 pub struct BaseOids {
-    /// Not used, the first to be given out first; `None` if that could not be read.
-    pub holes: Option<Vec<Oid>>,
+    /// Not used by the base; objects may have been made in them since. `None` if that could not be read.
+    pub unused: Option<RoaringTreemap>,
     /// Every oid in the base is below.
     pub map_end: Oid,
 }
@@ -86,6 +89,28 @@ struct Origin {
     issued_below: Oid,
 }
 
+/// Holes in the order in which stock Durus gives them out: from the greatest down, but the very greatest at the end.
+#[derive(Default)]
+struct Holes {
+    descending: RoaringTreemap,
+    last: Option<u64>,
+}
+
+impl Holes {
+    fn new(mut unused: RoaringTreemap) -> Holes {
+        let last = unused.max().inspect(|last| _ = unused.remove(*last));
+        Holes { descending: unused, last }
+    }
+
+    fn take(&mut self) -> Option<Oid> {
+        let next = self.descending.max();
+        if let Some(oid) = next {
+            self.descending.remove(oid);
+        }
+        next.or_else(|| self.last.take()).map(Oid)
+    }
+}
+
 /// The oids of one mastership.
 #[derive(Default)]
 pub struct OidPool {
@@ -95,7 +120,7 @@ pub struct OidPool {
     freed: RoaringTreemap,
     /// Committed under this mastership, visible yet or not.
     used: RoaringTreemap,
-    holes: VecDeque<Oid>,
+    holes: Holes,
     holes_usable: bool,
     origin: Origin,
     /// Taken for a request that could not be granted whole; the next ones to be given out.
@@ -108,9 +133,9 @@ impl OidPool {
     /// With the file's holes, and no block yet. Oids below `issued_below` were given out before, or are of a block that
     /// is still to be added.
     pub fn new(base: BaseOids, issued_below: Oid) -> OidPool {
-        let unused = base.holes.as_ref().map(|holes| holes.iter().map(|oid| oid.0).collect());
-        let origin = Origin { unused, map_end: base.map_end, issued_below };
-        OidPool { holes: base.holes.unwrap_or_default().into(), origin, ..OidPool::default() }
+        let holes = Holes::new(base.unused.clone().unwrap_or_default());
+        let origin = Origin { unused: base.unused, map_end: base.map_end, issued_below };
+        OidPool { holes, origin, ..OidPool::default() }
     }
 
     /// Oids from `from` to below `below` may be given out from now on; they are above every block before.
@@ -240,9 +265,9 @@ impl OidPool {
                 return Ok(Some(oid));
             }
         }
-        while self.holes_usable
-            && let Some(oid) = self.holes.pop_front()
-        {
+        // Many may have been used since, under earlier masters: then the next ones are looked at the next time.
+        for _ in 0..HOLES_AT_ONCE {
+            let Some(oid) = self.holes_usable.then(|| self.holes.take()).flatten() else { break };
             if self.is_nobodys(oid, exists)? {
                 self.freed.remove(oid.0);
                 return Ok(Some(oid));
@@ -363,8 +388,8 @@ mod tests {
     }
 
     fn pool(holes: &[u64], block: (u64, u64)) -> OidPool {
-        let holes = Some(holes.iter().map(|oid| Oid(*oid)).collect());
-        let mut pool = OidPool::new(BaseOids { holes, map_end: Oid(block.0) }, Oid(block.0));
+        let unused = Some(holes.iter().copied().collect());
+        let mut pool = OidPool::new(BaseOids { unused, map_end: Oid(block.0) }, Oid(block.0));
         pool.add_block(Oid(block.0), Oid(block.1));
         assert_eq!(pool.register(N1, BOOT, &[], &none), Ok(vec![]));
         assert_eq!(pool.register(N2, BOOT, &[], &none), Ok(vec![]));
@@ -425,13 +450,13 @@ mod tests {
 
     #[test]
     fn holes_come_first_in_the_files_order_and_only_when_they_may() {
-        let mut pool = pool(&[9, 7, 5, 1], (20, 30));
+        let mut pool = pool(&[11, 9, 7, 5, 1], (20, 30));
         let held = [(4, vec![Oid(7)])];
         assert_eq!(pool.register(N2, BOOT, &held, &rooted), Ok(vec![]));
         assert_eq!(take(&mut pool, key(N1, 1), 1, 1, &rooted), [20]);
         pool.set_holes_usable(true);
         // 7 is held, 1 exists.
-        assert_eq!(take(&mut pool, key(N1, 1), 2, 3, &rooted), [9, 5, 21]);
+        assert_eq!(take(&mut pool, key(N1, 1), 2, 4, &rooted), [9, 5, 11, 21]);
         pool.free(key(N2, 4));
         assert_eq!(take(&mut pool, key(N1, 1), 3, 2, &rooted), [7, 22]);
     }

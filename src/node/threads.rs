@@ -20,6 +20,8 @@ use crate::storage::task::{DiskTask, Performer};
 use crate::storage::{Disk, DiskError};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Of a job's thread.
+const JOB_NICE: i32 = 10;
 
 /// A thread with its queue of work.
 pub struct Worker<T> {
@@ -101,7 +103,10 @@ impl Jobs {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (disk, feed, cancel) = (self.disk.clone(), self.feed.clone(), cancelled.clone());
         let rate = self.rate.clone();
-        let work = move || run_job(number, job, &*disk, &feed, &rate, &cancel);
+        let work = move || {
+            stand_back();
+            run_job(number, job, &*disk, &feed, &rate, &cancel);
+        };
         let thread = Builder::new().name(format!("job-{number}")).spawn(work)?;
         self.running.insert(number, (cancelled, thread));
         Ok(())
@@ -124,6 +129,12 @@ impl Jobs {
             cancelled.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// This thread gets the processor when clients and peers leave it. (Linux has a nice value for each thread.)
+fn stand_back() {
+    // Not allowed in some sandbox: then it takes its share.
+    let _ = rustix::process::setpriority_process(None, JOB_NICE);
 }
 
 fn run_job(

@@ -20,7 +20,7 @@ use crate::types::{Chain, CommitId, Generation, Oid, Seq, Tip};
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
 /// Bytes written between two syncs of a base.
-const SYNC_EVERY: u64 = 4 << 20;
+const SYNC_EVERY: u64 = 1 << 20;
 /// An offset map has no more slots than this: 16 to 32 GiB.
 const MAP_SLOTS_MAX: u64 = 1 << 32;
 /// Offset of the base transaction's length, and of its first record.

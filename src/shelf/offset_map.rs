@@ -10,6 +10,8 @@
 
 use std::sync::Arc;
 
+use roaring::RoaringTreemap;
+
 use super::scan::Reader;
 use super::transaction::u64_at;
 use crate::storage::{DiskError, DiskFile};
@@ -253,6 +255,18 @@ impl OffsetMap {
             }
         }
         Ok(())
+    }
+
+    /// Unused oids, as a set.
+    pub fn unused(&self) -> Result<RoaringTreemap, DiskError> {
+        let mut unused = RoaringTreemap::new();
+        self.for_each(|slot, value| {
+            if value >= self.shape.start {
+                unused.insert(slot);
+            }
+            true
+        })?;
+        Ok(unused)
     }
 
     /// Unused oids in the order in which stock Durus gives them out.

@@ -81,6 +81,8 @@ impl Opening {
         };
         let file = self.scan.file();
         let map = self.scan.map().expect("before the seal");
+        // Once here, in a job or at the start, and not while a new master's clients wait.
+        let base_unused = map.unused().ok();
         Ok(Shelf::from_parts(Parts {
             name,
             file,
@@ -89,6 +91,7 @@ impl Opening {
             seal_meta,
             base_hash,
             base_records: self.scan.base_records(),
+            base_unused,
             ends: std::mem::take(&mut self.ends),
             tip,
             time_us: self.scan.time_us(),

@@ -45,6 +45,8 @@ pub struct Shelf {
     seal_meta: TxMeta,
     base_hash: Chain,
     base_records: u64,
+    /// Oids below the map's end that the base does not use; None if the map could not be read.
+    base_unused: Option<RoaringTreemap>,
     /// Where the transaction of seq cut + i ends; the first is the seal's.
     ends: Vec<u64>,
     tip: Tip,
@@ -94,6 +96,7 @@ pub(super) struct Parts {
     pub seal_meta: TxMeta,
     pub base_hash: Chain,
     pub base_records: u64,
+    pub base_unused: Option<RoaringTreemap>,
     pub ends: Vec<u64>,
     pub tip: Tip,
     pub time_us: u64,
@@ -177,6 +180,7 @@ impl Shelf {
             seal_meta,
             base_hash,
             base_records: parts.base_records,
+            base_unused: parts.base_unused,
             ends: parts.ends,
             tip: parts.tip,
             time_us: parts.time_us,
@@ -510,6 +514,12 @@ impl Shelf {
     /// Every oid in the base is below.
     pub fn map_end(&self) -> Oid {
         Oid(self.map.len())
+    }
+
+    /// Oids below the map's end that the base does not use; objects may have been made in them since.
+    /// None if the map could not be read.
+    pub fn base_unused(&self) -> Option<&RoaringTreemap> {
+        self.base_unused.as_ref()
     }
 
     /// Unused oids below the map's end in the order in which stock Durus gives them out, without those used since.

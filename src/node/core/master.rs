@@ -383,10 +383,8 @@ impl Core {
 
     fn open(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
-        let holes = self.shelf.holes().inspect_err(|error| {
-            slog::warn!(self.log, "can't read the file's holes; new oids are taken instead"; "error" => %error);
-        });
-        let base = BaseOids { holes: holes.ok(), map_end: self.shelf.map_end() };
+        let base =
+            BaseOids { unused: self.shelf.base_unused().cloned(), map_end: self.shelf.map_end() };
         let oid_limit = self.control.oid_limit();
         let Some(master) = self.master() else { return };
         master.open = true;
