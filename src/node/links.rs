@@ -100,7 +100,7 @@ struct Queued {
 }
 
 enum Waits {
-    Message(PeerMessage),
+    Message(Box<PeerMessage>),
     /// Of messages that are encoded; what a connection did not take of them begins in the middle of one, and is of no
     /// use to the next connection.
     Frames(Bytes),
@@ -204,7 +204,7 @@ impl Link {
         let era = self.gate.era.load(Ordering::Acquire);
         if self.lane == Lane::Bulk || bytes > ROUND_BYTES {
             self.flush();
-            return self.enqueue(Waits::Message(message), bytes, era);
+            return self.enqueue(Waits::Message(Box::new(message)), bytes, era);
         }
         if era != self.round_era || self.round.len() + bytes > ROUND_BYTES {
             self.flush();
@@ -508,7 +508,7 @@ async fn write_queued(
         while let Some(next) = rest.next() {
             if next.era == gate.era.load(Ordering::Acquire) {
                 match next.waits {
-                    Waits::Message(message) => frame::encode(&message, &mut out),
+                    Waits::Message(message) => frame::encode(&*message, &mut out),
                     Waits::Frames(frames) => out.extend_from_slice(&frames),
                 }
                 charges.push(next.charge);

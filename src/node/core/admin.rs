@@ -151,7 +151,7 @@ impl Core {
         // Otherwise there is a later term, or soon will be, and whoever asks gives it to that one's leader.
         if self.raft.is_leader() && self.raft.term() == term && self.admin.hears(term, &asked) {
             let id = request.id;
-            if let Some(done) = self.answer_as_leader(asked.clone(), request) {
+            if let Some(done) = self.answer_as_leader(asked, request) {
                 let reply = Bytes::from(reply(id, done).encode_to_vec());
                 let reply = AdminForwardReply { asked: Some(asked), reply, term };
                 self.send(from, Kind::AdminForwardReply(reply), out);
