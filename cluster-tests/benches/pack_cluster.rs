@@ -34,7 +34,10 @@ const AFTER: Duration = Duration::from_secs(3);
 /// On both sides of the moment in which the new generation was seen.
 const AROUND_SWITCH_S: f64 = 1.0;
 const GIVE_UP_S: f64 = 600.0;
-const LOOK: Duration = Duration::from_millis(10);
+/// Each look is a process of its own, and takes its share of the machine.
+const LOOK: Duration = Duration::from_millis(100);
+/// A commit that took longer is told with its moment.
+const SLOW_MS: f64 = 20.0;
 const MIB: f64 = (1 << 20) as f64;
 
 fn main() {
@@ -111,6 +114,14 @@ fn under_load(cluster: &Cluster, live: &[u64]) -> serde_json::Value {
     );
     for (phase, from) in &seen.phases {
         println!("  {:>8.2} s  {phase}", from - asked);
+    }
+    let slow = commits.iter().filter(|answer| (answer.told - answer.begun) * 1e3 > SLOW_MS);
+    let mut moments: Vec<(f64, f64)> =
+        slow.map(|answer| (answer.told - asked, (answer.told - answer.begun) * 1e3)).collect();
+    moments.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for at in moments.chunk_by(|a, b| b.0 - a.0 < 0.02) {
+        let most = at.iter().map(|(_, ms)| *ms).fold(0.0, f64::max);
+        println!("  {:>8.2} s  {} commits of up to {most:.0} ms", at[0].0, at.len());
     }
     let picture = draw(&commits, &seen, asked, began);
     println!("picture: {}", picture.display());

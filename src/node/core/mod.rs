@@ -265,6 +265,9 @@ impl Core {
         if let Some(requests) = self.requests.deadline_us() {
             due = due.min(requests.max(self.now.mono_us + 1000));
         }
+        if let Some(follow) = self.follow_due_us() {
+            due = due.min(follow.max(self.now.mono_us + 1000));
+        }
         if let Some(held) = self.handover_due_us() {
             due = due.min(held.max(self.now.mono_us + 1000));
         }
