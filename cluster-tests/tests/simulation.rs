@@ -59,7 +59,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 69] = [
+const SOMETIMES: [&str; 72] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -94,6 +94,9 @@ const SOMETIMES: [&str; 69] = [
     "pack's leftovers removed",
     "older generation removed",
     "setting changed",
+    "commits held to hand over",
+    "an administrator's request done",
+    "an administrator's request refused",
     "job kept to its rate",
     "another base than agreed noticed",
     "another base noticed by a rebase",

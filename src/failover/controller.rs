@@ -82,6 +82,24 @@ impl View<'_> {
     pub(super) fn is_alive(&self, id: NodeId) -> bool {
         self.look(id) == Look::Alive && self.beat(id).is_some()
     }
+
+    /// Who is to take over from a master that goes on until then: the best of the voters in step that are fit for it.
+    pub(super) fn best_in_step(
+        &self,
+        master: NodeId,
+        fit: impl Fn(NodeId) -> bool,
+    ) -> Option<NodeId> {
+        let can_take_over = |id: &NodeId| {
+            let may = self.state.member(*id).is_some_and(|member| member.may_be_master);
+            let fine = self.beat(*id).is_some_and(|beat| {
+                beat.in_step && !beat.leaving && beat.failing.is_empty() && beat.suspect.is_empty()
+            });
+            *id != master && may && fine && self.is_alive(*id) && fit(*id)
+        };
+        let priority = |id: &NodeId| self.state.member(*id).map_or(0, |member| member.priority);
+        let ready = self.state.voters().into_iter().filter(can_take_over);
+        ready.max_by_key(|id| (priority(id), std::cmp::Reverse(*id)))
+    }
 }
 
 /// What is to be done.
@@ -331,17 +349,7 @@ impl Controller {
             return false;
         };
         let why = format!("{} says: {}", name(view, master), beat.failing);
-        let can_take_over = |id: &NodeId| {
-            let may = view.state.member(*id).is_some_and(|member| member.may_be_master);
-            let fine = view.beat(*id).is_some_and(|beat| {
-                beat.in_step && !beat.leaving && beat.failing.is_empty() && beat.suspect.is_empty()
-            });
-            *id != master && may && fine && view.is_alive(*id)
-        };
-        let priority = |id: &NodeId| view.state.member(*id).map_or(0, |member| member.priority);
-        let voters = view.state.voters();
-        let ready = voters.iter().copied().filter(can_take_over);
-        let Some(target) = ready.max_by_key(|id| (priority(id), std::cmp::Reverse(*id))) else {
+        let Some(target) = view.best_in_step(master, |_| true) else {
             return false;
         };
         self.outage = Some(view.now);

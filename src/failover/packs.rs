@@ -49,16 +49,7 @@ impl Packs {
             return None;
         }
         let (master, _) = view.state.master()?;
-        let fit = |id: &NodeId| {
-            let may = view.state.member(*id).is_some_and(|member| member.may_be_master);
-            let fine = view.beat(*id).is_some_and(|beat| {
-                beat.in_step && !beat.leaving && beat.failing.is_empty() && beat.suspect.is_empty()
-            });
-            *id != master && pack.ready.contains(id) && may && fine && view.is_alive(*id)
-        };
-        let priority = |id: &NodeId| view.state.member(*id).map_or(0, |member| member.priority);
-        let ready = view.state.voters().into_iter().filter(fit);
-        ready.max_by_key(|id| (priority(id), std::cmp::Reverse(*id)))
+        view.best_in_step(master, |id| pack.ready.contains(&id))
     }
 }
 

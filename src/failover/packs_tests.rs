@@ -268,14 +268,20 @@ fn what_cannot_work_is_refused_with_the_reason() {
     assert_eq!(scene.view(|_, view| preflight(view)), Ok(()));
 }
 
-/// The slaves have built, the master has not: it is told to hold commits until the heir has all of them, then the heir is
-/// elected in the new generation. Nobody asks the master to build.
-#[test]
-fn a_master_that_does_not_build_hands_over() {
+/// A pack is sealed, after which the master is to hand over.
+fn handing_over() -> Scene {
     let mut scene = Scene::new();
     scene.start_pack();
     scene.seal();
     scene.set("pack.master", "hand_over");
+    scene
+}
+
+/// The slaves have built, the master has not: it is told to hold commits until the heir has all of them, then the heir is
+/// elected in the new generation. Nobody asks the master to build.
+#[test]
+fn a_master_that_does_not_build_hands_over() {
+    let mut scene = handing_over();
     scene.ready(2);
     scene.later(200_000);
     assert_eq!(scene.turns(), [3]);
@@ -296,10 +302,7 @@ fn a_master_that_does_not_build_hands_over() {
 /// Nobody takes over for too long: then the master builds after all.
 #[test]
 fn without_an_heir_the_master_builds_itself() {
-    let mut scene = Scene::new();
-    scene.start_pack();
-    scene.seal();
-    scene.set("pack.master", "hand_over");
+    let mut scene = handing_over();
     scene.ready(2);
     scene.ready(3);
     scene.later(200_000);

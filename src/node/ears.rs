@@ -37,7 +37,7 @@ pub trait Source: Send {
 pub enum Heard {
     /// There may be more.
     More,
-    /// All of it for now, or it is to be left alone until `Feed::resume`.
+    /// All of it for now, or it is to be left alone until `Attached::resume`.
     Enough,
     /// It is not asked again, and its owner knows.
     Ended,

@@ -393,10 +393,10 @@ fn settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
         5 => vec![distance(rng)],
         6 => vec![("pack.hours", format!("{}-{}", rng.below(12), rng.between(12, 24)))],
         7 => vec![("pack.builders", rng.between(1, 4).to_string())],
-        12 | 13 => vec![("pack.master", "hand_over".to_string())],
         8 => vec![("pack.rate", rng.between(100_000, 1_000_000).to_string())],
         9 => vec![("keep.generations", rng.between(1, 4).to_string())],
         10 => vec![("keep.age", format!("{}s", rng.below(20)))],
+        12 | 13 => vec![("pack.master", "hand_over".to_string())],
         _ => vec![("keep.bytes", rng.between(10_000, 500_000).to_string())],
     };
     if rng.chance(200) {

@@ -22,10 +22,16 @@ pub struct Client {
     scratch: Vec<u8>,
 }
 
-enum Blocking {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// Either kind of connection.
+pub enum Either<T, U> {
+    Tcp(T),
+    Unix(U),
 }
+
+type Blocking = Either<TcpStream, UnixStream>;
+
+/// A connection that never waits.
+pub type Socket = Either<mio::net::TcpStream, mio::net::UnixStream>;
 
 impl Blocking {
     fn prepare(&self) -> io::Result<()> {
@@ -51,48 +57,21 @@ impl Blocking {
     }
 }
 
-impl Read for Blocking {
+impl<T: Read, U: Read> Read for Either<T, U> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Blocking::Tcp(stream) => stream.read(buf),
-            Blocking::Unix(stream) => stream.read(buf),
+            Either::Tcp(stream) => stream.read(buf),
+            Either::Unix(stream) => stream.read(buf),
         }
     }
 }
 
-impl Write for Blocking {
+/// Nothing is kept back: there is nothing to flush.
+impl<T: Write, U: Write> Write for Either<T, U> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
-            Blocking::Tcp(stream) => stream.write(buf),
-            Blocking::Unix(stream) => stream.write(buf),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A connection that never waits.
-pub enum Socket {
-    Tcp(mio::net::TcpStream),
-    Unix(mio::net::UnixStream),
-}
-
-impl Read for Socket {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.read(buf),
-            Socket::Unix(stream) => stream.read(buf),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.write(buf),
-            Socket::Unix(stream) => stream.write(buf),
+            Either::Tcp(stream) => stream.write(buf),
+            Either::Unix(stream) => stream.write(buf),
         }
     }
 

@@ -6,7 +6,7 @@ use packmaster::durus::Limits;
 use packmaster::node::core::{Action, Input, Setup, Timing, start};
 use packmaster::pack::Pace;
 use packmaster::proto::admin::admin_request::Verb;
-use packmaster::proto::admin::{self, AdminRequest, Outcome};
+use packmaster::proto::admin::{self, Outcome};
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
 use packmaster::storage::task::Performer;
@@ -318,11 +318,8 @@ impl World {
                     Outcome::Unknown => "an administrator told that it is not known",
                 });
                 if self.askers.on_reply(&reply) {
-                    let verb = Verb::History(admin::History { number: 0 });
-                    let (read, asked_by) = self.askers.ask(&verb);
+                    let read = self.ask(node, Verb::History(admin::History { number: 0 }));
                     self.askers.reads(read, reply.id);
-                    let message = AdminRequest { id: read, asked_by, verb: Some(verb) };
-                    self.put(node, Input::Admin { request: read, message });
                 }
             }
             Action::Disk { task, work } => {
