@@ -52,7 +52,10 @@ pub fn adopt(disk: &dyn Disk, name: &str) -> Result<Adopted, ShelfError> {
     }
     check_map(&file, &scan, &base, twice)?;
     let (at, _) = scan.position();
-    let meta = seal_after(&scan);
+    let Some(meta) = seal_after(&scan) else {
+        let why = "no generation can follow the last number there is".to_owned();
+        return Err(ShelfError::Corrupt { name: name.to_owned(), offset: at, seq: Seq(0), why });
+    };
     let before = match scan.whole_hash() {
         Some(hash) => hash,
         None => hash_before(&file, at)?,
@@ -101,20 +104,21 @@ fn check_map(
     }
 }
 
-/// A first seal says nothing but zeros; a later one goes on from the last proved transaction.
-fn seal_after(scan: &Scan) -> TxMeta {
+/// A first seal says nothing but zeros; a later one goes on from the last proved transaction. None: its generation has the
+/// greatest number.
+fn seal_after(scan: &Scan) -> Option<TxMeta> {
     let (generation, tip) = match scan.sealed() {
-        Some((info, tip)) => (info.generation.next(), tip),
+        Some((info, tip)) => (Generation(info.generation.0.checked_add(1)?), tip),
         None => (Generation(1), Tip::default()),
     };
     let previous_chain = tip.chain;
-    TxMeta {
+    Some(TxMeta {
         kind: Kind::Seal(SealInfo { generation, cut: tip.seq, previous_chain }),
         epoch: tip.epoch,
         seq: tip.seq,
         time_us: scan.time_us(),
         commit_id: CommitId::NONE,
-    }
+    })
 }
 
 /// The seal of a file without history: generation 1, everything else zero.

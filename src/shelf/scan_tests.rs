@@ -1,8 +1,9 @@
 use super::*;
 use crate::shelf::testing::{append, commit, get, plain_file, plain_transaction, put};
-use crate::shelf::{Shelf, adopt};
+use crate::shelf::{Shelf, adopt, build};
 use crate::storage::Disk;
 use crate::storage::mem::MemDisk;
+use crate::types::{CommitId, Epoch, Generation};
 
 /// A small file with everything in it: base with a hole, unchained transactions, seal, commits, epoch start.
 fn sample() -> (Vec<u8>, Vec<u64>) {
@@ -158,6 +159,29 @@ fn what_stock_durus_appends_is_foreign_and_is_adopted_as_a_new_generation() {
         bad[bit / 8] ^= 1 << (bit % 8);
         assert!(open(&bad).is_err(), "bit {bit}");
     }
+}
+
+/// Found by the fuzzer: the number of the next generation was counted up without a look, and adoption panicked.
+#[test]
+fn nothing_follows_the_greatest_generation() {
+    let mut bytes = plain_file(&[(0, b"root", &[])], &[]);
+    let info =
+        SealInfo { generation: Generation(u64::MAX), cut: Seq(0), previous_chain: Chain::ZERO };
+    let meta = TxMeta {
+        kind: Kind::Seal(info),
+        epoch: Epoch(0),
+        seq: Seq(0),
+        time_us: 0,
+        commit_id: CommitId::NONE,
+    };
+    let before = Chain(Sha1::digest(&bytes).into());
+    bytes.extend_from_slice(&build(&before, &meta, &[]).bytes);
+    bytes.extend_from_slice(&plain_transaction(&[(9, b"foreign", &[])]));
+    let disk = MemDisk::new();
+    put(&disk, "f", &bytes);
+    let refused = adopt(&disk, "f").unwrap_err();
+    assert!(refused.to_string().contains("no generation can follow"), "{refused}");
+    assert_eq!(get(&disk, "f"), bytes, "nothing is written");
 }
 
 #[test]
