@@ -238,6 +238,8 @@ fn in_range(key: &str, value: u64, least: u64, most: u64) -> Result<u64> {
     Err(invalid(format!("limits.{key}"), format!("{value} is out of range: {least} to {most}")))
 }
 
+const BUSY_POLL_US_MAX: u64 = 1000;
+
 fn check_timing(timing: RawTiming) -> Result<RawTiming> {
     let given = [
         ("timing.beat_ms", timing.beat_ms, 1),
@@ -251,6 +253,11 @@ fn check_timing(timing: RawTiming) -> Result<RawTiming> {
         if let Some(value) = value.filter(|value| *value < min || *value > 600_000) {
             return Err(invalid(key, format!("{value} is out of range: {min} to 600000")));
         }
+    }
+    // Longer than any rest that it could shorten: it would only take a processor.
+    if let Some(busy_poll) = timing.busy_poll_us.filter(|us| *us > BUSY_POLL_US_MAX) {
+        let why = format!("{busy_poll} is out of range: 0 to {BUSY_POLL_US_MAX}");
+        return Err(invalid("timing.busy_poll_us", why));
     }
     if let (Some(beat), Some(silence)) = (timing.beat_ms, timing.silence_ms)
         && silence < 3 * beat
@@ -452,6 +459,7 @@ mod tests {
             ("member=5", "edit the file"),
             ("timing.beat=5", "unknown field `beat`"),
             ("timing.silence_ms=5", "timing.silence_ms: 5 is out of range"),
+            ("timing.busy_poll_us=5000", "timing.busy_poll_us: 5000 is out of range"),
         ] {
             let error = set(given).unwrap_err().to_string();
             assert!(error.contains(wanted), "{given}: {error}");

@@ -87,6 +87,9 @@ pub struct RawTiming {
     pub raft_election_ticks: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_timeout_ms: Option<u64>,
+    /// In microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll_us: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -240,12 +240,19 @@ mod tests {
             .collect();
         let config = Config::parse(&uncommented, "example", &[]).unwrap();
         assert!(config.timing.beat_ms.is_some());
+        assert_eq!(config.timing.busy_poll_us, Some(super::super::server::BUSY_POLL_US));
         assert_eq!(format!("{:?}", timing(&config.timing)), format!("{:?}", Timing::default()));
     }
 
     fn shown_default(line: &str) -> Option<&str> {
-        let keys =
-            ["beat_ms", "silence_ms", "raft_tick_ms", "raft_election_ticks", "open_timeout_ms"];
+        let keys = [
+            "beat_ms",
+            "silence_ms",
+            "raft_tick_ms",
+            "raft_election_ticks",
+            "open_timeout_ms",
+            "busy_poll_us",
+        ];
         let shown = line.strip_prefix("# ")?;
         keys.iter().any(|key| shown.starts_with(&format!("{key} = "))).then_some(shown)
     }

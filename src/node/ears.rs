@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -81,6 +81,8 @@ impl Feed {
             sources: HashMap::new(),
             ready: VecDeque::new(),
             scratch: vec![0; READ_BYTES],
+            busy_poll: Duration::ZERO,
+            rests: Rests::default(),
         };
         Ok((feed, ears))
     }
@@ -136,6 +138,33 @@ pub struct Ears {
     /// Each once, in turn.
     ready: VecDeque<SourceId>,
     scratch: Vec<u8>,
+    /// So long it looks before it sleeps; zero: never.
+    busy_poll: Duration,
+    rests: Rests,
+}
+
+/// How long there was nothing to do, lately.
+#[derive(Default)]
+struct Rests {
+    /// In microseconds: the average, in which the last rest counts for an eighth.
+    usual_us: u64,
+}
+
+impl Rests {
+    const COUNTS: u64 = 8;
+    /// One long rest among short ones is no end of them.
+    const MAX_US: u64 = 1000;
+
+    fn note(&mut self, rest: Duration) {
+        let rest_us = (rest.as_micros() as u64).min(Rests::MAX_US);
+        self.usual_us = ((Rests::COUNTS - 1) * self.usual_us + rest_us) / Rests::COUNTS;
+    }
+
+    /// Will looking that long find something, more often than not? A rest that was slept through has the time of the waking
+    /// in it, hence the factor.
+    fn end_within(&self, busy_poll: Duration) -> bool {
+        u128::from(self.usual_us) < 2 * busy_poll.as_micros()
+    }
 }
 
 struct Attendance {
@@ -146,6 +175,11 @@ struct Attendance {
 }
 
 impl Ears {
+    /// From now on it looks for something to do for so long before it sleeps, while rests are short.
+    pub fn set_busy_poll(&mut self, longest: Duration) {
+        self.busy_poll = longest;
+    }
+
     /// Waits until something has come, but not longer than `wait`, and appends what is to be stepped now. False: nobody can
     /// bring anything any more.
     pub fn hear(&mut self, wait: Duration, out: &mut Vec<Input>) -> bool {
@@ -154,7 +188,11 @@ impl Ears {
         if idle && !fed {
             return false;
         }
-        self.sleep(if idle { wait } else { Duration::ZERO }, out);
+        if idle {
+            self.rest(wait, out)
+        } else {
+            self.sleep(Duration::ZERO, out)
+        }
         for event in &self.events {
             let id = SourceId(event.token().0 as u64);
             if let Some(attendance) = self.sources.get_mut(&id) {
@@ -168,9 +206,39 @@ impl Ears {
         true
     }
 
+    fn rest(&mut self, wait: Duration, out: &mut Vec<Input>) {
+        let began = Instant::now();
+        let looks = wait > self.busy_poll && self.rests.end_within(self.busy_poll);
+        if !(looks && self.look(began, out)) {
+            self.sleep(wait, out);
+        }
+        self.rests.note(began.elapsed());
+    }
+
+    /// Looks again and again, for a moment. False: nothing has come.
+    fn look(&mut self, began: Instant, out: &mut Vec<Input>) -> bool {
+        while began.elapsed() < self.busy_poll {
+            self.poll(Duration::ZERO);
+            self.take_queued(out);
+            if !self.events.is_empty() || !out.is_empty() || !self.ready.is_empty() {
+                return true;
+            }
+            // On a machine with few processors, the one that this waits for may want this very one.
+            std::thread::yield_now();
+        }
+        false
+    }
+
+    fn poll(&mut self, wait: Duration) {
+        if let Err(error) = self.poll.poll(&mut self.events, Some(wait))
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            panic!("epoll of the core's own sockets: {error}");
+        }
+    }
+
     /// What woke it up may have been queued: that comes before what the sockets say.
     fn sleep(&mut self, wait: Duration, out: &mut Vec<Input>) {
-        self.events.clear();
         let mut wait = wait;
         if !wait.is_zero() {
             self.asleep.store(true, Ordering::Relaxed);
@@ -180,11 +248,7 @@ impl Ears {
                 wait = Duration::ZERO;
             }
         }
-        if let Err(error) = self.poll.poll(&mut self.events, Some(wait))
-            && error.kind() != io::ErrorKind::Interrupted
-        {
-            panic!("epoll of the core's own sockets: {error}");
-        }
+        self.poll(wait);
         if self.asleep.swap(false, Ordering::Relaxed) || !self.events.is_empty() {
             self.take_queued(out);
         }
@@ -267,7 +331,6 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
-    use std::time::Instant;
 
     const SHORT: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(20);
@@ -348,6 +411,51 @@ mod tests {
         assert!(matches!(out[..], [Input::Stop]));
         drop(feed);
         assert!(!ears.hear(SHORT, &mut Vec::new()) && ears.sources.is_empty());
+    }
+
+    /// While it looks, and does not sleep: nobody wakes it.
+    #[test]
+    fn what_comes_soon_is_found_by_looking() {
+        let (feed, mut ears) = Feed::channel().unwrap();
+        let (mut client, _attached) = pair(&feed);
+        ears.set_busy_poll(LONG);
+        let late = std::thread::spawn(move || {
+            for _ in 0..3 {
+                std::thread::sleep(SHORT);
+                client.write_all(b"0123456789").unwrap();
+                std::thread::sleep(SHORT);
+                feed.put(Input::Stop);
+            }
+            assert!(!feed.asleep.load(Ordering::Relaxed));
+            client
+        });
+        let mut out = Vec::new();
+        while out.iter().filter(|input| matches!(input, Input::Stop)).count() < 3 {
+            assert!(ears.hear(2 * LONG, &mut out));
+        }
+        assert_eq!(said(&out), b"0123456789".repeat(3));
+        late.join().unwrap();
+    }
+
+    #[test]
+    fn after_long_rests_it_sleeps_at_once() {
+        let mut rests = Rests::default();
+        let busy_poll = Duration::from_micros(100);
+        let many = |rests: &mut Rests, us| {
+            for _ in 0..20 {
+                rests.note(Duration::from_micros(us));
+            }
+        };
+        assert!(rests.end_within(busy_poll) && !rests.end_within(Duration::ZERO));
+        many(&mut rests, 400);
+        assert!(!rests.end_within(busy_poll));
+        many(&mut rests, 150);
+        assert!(rests.end_within(busy_poll));
+        // One beat's worth of silence is not the end of it.
+        rests.note(LONG);
+        rests.note(Duration::from_micros(20));
+        many(&mut rests, 20);
+        assert!(rests.end_within(busy_poll));
     }
 
     /// The last words and the end have come together: both are heard.

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use slog::{Logger, warn};
+use slog::{Logger, debug, warn};
 
 use super::core::io::{Action, Input};
 use super::ears::Ears;
@@ -18,6 +18,8 @@ const AWAY: Duration = Duration::from_millis(200);
 const CATCH_UP: Duration = Duration::from_millis(10);
 /// A step that takes longer is worth a line: meanwhile nothing else happens on this node.
 const SLOW_STEP: Duration = Duration::from_millis(100);
+/// One that clients can feel, for those who look for it.
+const FELT_STEP: Duration = Duration::from_millis(5);
 
 /// What the loop drives: the core, or a test's stand-in.
 pub trait Machine {
@@ -111,8 +113,11 @@ fn step<M: Machine>(
     let kind = kind(&input);
     machine.step(now, input, out);
     let took = Duration::from_micros(clock.now().mono_us.saturating_sub(now.mono_us));
+    let took_ms = took.as_millis() as u64;
     if took > SLOW_STEP {
-        warn!(log, "the core was busy with one input"; "input" => kind, "took_ms" => took.as_millis() as u64);
+        warn!(log, "the core was busy with one input"; "input" => kind, "took_ms" => took_ms);
+    } else if took > FELT_STEP {
+        debug!(log, "the core was busy with one input"; "input" => kind, "took_ms" => took_ms);
     }
 }
 

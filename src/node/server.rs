@@ -39,6 +39,9 @@ const SOCKET_THREADS: usize = 2;
 /// For sending what was said, and again for finishing what was written. A disk that hangs does not keep the process.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
+/// As long as two sleeping threads take to wake each other on a small machine; `timing.busy_poll_us` says otherwise.
+pub(super) const BUSY_POLL_US: u64 = 100;
+
 /// A node whose starter is gone has this long to hand over.
 const ORPHAN_STOPS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -99,6 +102,8 @@ pub fn serve<M: Machine>(
 ) -> Result<Exit, ServeError> {
     let Inlet { feed, mut ears } = inlet;
     let (clock, log) = (parts.clock, parts.log.clone());
+    let busy_poll_us = parts.config.timing.busy_poll_us.unwrap_or(BUSY_POLL_US);
+    ears.set_busy_poll(Duration::from_micros(busy_poll_us));
     let (stop, seen) = Stop::pair();
     let mut tasks = JoinSet::new();
     let mut outlets = {
