@@ -22,6 +22,7 @@
 //! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use bytes::{Bytes, BytesMut};
 use roaring::RoaringTreemap;
@@ -331,9 +332,23 @@ impl Sessions {
                 self.visible.insert((seq, conn));
             }
         }
-        if self.log.is_full() {
-            let live = self.sessions.iter_mut().filter(|(_, session)| !session.closed);
-            self.log.read_out(live.map(|(conn, session)| (*conn, &mut session.unseen)));
+        self.bring_forward(oids.len());
+    }
+
+    /// After a change of so many objects: some sessions read of changes what they have not read yet, if it is time.
+    fn bring_forward(&mut self, changed: usize) {
+        let (turns, after) = self.log.turns(changed, self.live);
+        if turns == 0 {
+            return;
+        }
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.sessions.range_mut((from, Bound::Unbounded));
+        let mut live = rest.filter(|(_, session)| !session.closed);
+        for _ in 0..turns {
+            match live.next() {
+                Some((conn, session)) => self.log.bring_forward(*conn, &mut session.unseen),
+                None => return self.log.end_round(),
+            }
         }
     }
 

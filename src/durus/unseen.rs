@@ -2,7 +2,8 @@
 //!
 //! A commit must not cost a step for every session, so it is only noted once, in a log they share; each session has a
 //! cursor into it. Where a session needs to know (a load, a sync), it reads the log from its cursor on into a set of its
-//! own. The log is bounded: when it is full, everybody reads it to the end and it is emptied. What a pack
+//! own. The log is bounded: when it is full, the sessions are brought forward to what is its end then, a few at every
+//! commit, so that nobody waits for all of it; and when all of them are there, that much of the log is dropped. What a pack
 //! removed is one set, shared by all that were not told yet.
 //!
 //! A session's own commits are not news to it.
@@ -19,9 +20,12 @@ use roaring::RoaringTreemap;
 use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Generation, Oid, Seq};
 
-/// Oids and transactions in the shared log before it is read out and emptied.
-const LOG_OIDS_MAX: usize = 1 << 18;
-const LOG_TRANSACTIONS_MAX: usize = 1 << 16;
+/// Oids and transactions in the shared log before the sessions are brought forward. Meanwhile there may come half as much
+/// again; and one transaction more, of any size.
+const LOG_OIDS_MAX: usize = 1 << 14;
+const LOG_TRANSACTIONS_MAX: usize = 1 << 12;
+/// What a transaction counts for, in oids, beside its own.
+const TRANSACTION_OIDS: usize = LOG_OIDS_MAX / LOG_TRANSACTIONS_MAX;
 
 struct Change {
     seq: Seq,
@@ -36,9 +40,22 @@ pub(super) struct ChangeLog {
     oids: usize,
     /// Newest transaction that is visible.
     last: Seq,
+    round: Option<Round>,
     /// Removals some session was not told of, oldest first.
     removals: VecDeque<(Generation, Arc<RoaringTreemap>)>,
     generation: Generation,
+}
+
+/// One session after the other is brought forward.
+struct Round {
+    /// The changes that are read.
+    first: Seq,
+    upto: Seq,
+    oids: RoaringTreemap,
+    /// The last one that was brought forward; they take turns in this order.
+    after: Option<ConnId>,
+    /// What has been pushed since and not yet been made up for, in oids times sessions.
+    due: usize,
 }
 
 impl ChangeLog {
@@ -47,6 +64,7 @@ impl ChangeLog {
             changes: VecDeque::new(),
             oids: 0,
             last: applied,
+            round: None,
             removals: VecDeque::new(),
             generation,
         }
@@ -71,33 +89,59 @@ impl ChangeLog {
         }
     }
 
-    pub fn is_full(&self) -> bool {
+    /// After a push of so many oids: how many of the sessions there are have to be brought forward now, and after which.
+    pub fn turns(&mut self, oids: usize, sessions: usize) -> (usize, Option<ConnId>) {
+        if self.round.is_none() && self.is_full() {
+            self.begin_round();
+        }
+        let Some(round) = &mut self.round else { return (0, None) };
+        round.due += (TRANSACTION_OIDS + oids) * sessions;
+        let turns = round.due / (LOG_OIDS_MAX / 2);
+        round.due %= LOG_OIDS_MAX / 2;
+        (turns, round.after)
+    }
+
+    fn is_full(&self) -> bool {
         self.oids >= LOG_OIDS_MAX || self.changes.len() >= LOG_TRANSACTIONS_MAX
     }
 
-    /// Reads the whole log into every one of `readers`, then empties it.
-    pub fn read_out<'a>(&mut self, readers: impl Iterator<Item = (ConnId, &'a mut Unseen)>) {
-        let Some(first) = self.changes.front().map(|change| change.seq) else { return };
-        let mut all = RoaringTreemap::new();
+    fn begin_round(&mut self) {
+        let Some(first) = self.changes.front() else { return };
+        let mut oids = RoaringTreemap::new();
         for change in &self.changes {
-            all.extend(change.oids.iter().map(|oid| oid.0));
+            oids.extend(change.oids.iter().map(|oid| oid.0));
         }
-        for (conn, unseen) in readers {
-            if unseen.cursor < first && unseen.own < first && unseen.ahead < first {
-                unseen.oids |= &all;
-                unseen.cursor = self.last;
-            } else {
-                unseen.read(conn, self);
-            }
+        let (first, upto) = (first.seq, self.last);
+        self.round = Some(Round { first, upto, oids, after: None, due: 0 });
+    }
+
+    /// A session's turn.
+    pub fn bring_forward(&mut self, conn: ConnId, unseen: &mut Unseen) {
+        let Some(mut round) = self.round.take() else { return };
+        let first = round.first;
+        if unseen.cursor < first && unseen.own < first && unseen.ahead < first {
+            unseen.oids |= &round.oids;
+            unseen.cursor = round.upto;
+        } else {
+            unseen.read(conn, self);
         }
-        self.changes.clear();
-        self.oids = 0;
+        round.after = Some(conn);
+        self.round = Some(round);
+    }
+
+    /// Every session has had its turn.
+    pub fn end_round(&mut self) {
+        let Some(round) = self.round.take() else { return };
+        let read = self.changes.partition_point(|change| change.seq <= round.upto);
+        let read = self.changes.drain(..read);
+        self.oids -= read.map(|change| change.oids.len()).sum::<usize>();
     }
 
     /// Nobody is there to be told.
     pub fn forget(&mut self) {
         self.changes.clear();
         self.oids = 0;
+        self.round = None;
     }
 
     /// Objects are at `to` without their changes having been seen one by one.
@@ -295,7 +339,21 @@ mod tests {
                         log.remove(generation, &oids.iter().copied().collect());
                         naive.iter_mut().for_each(|naive| naive.invalid.extend(&oids));
                     }
-                    6 => log.read_out(real.iter_mut().enumerate().map(|(n, r)| (conn(n), r))),
+                    6 => {
+                        // Some of the sessions, of a round that may have begun long ago.
+                        if log.round.is_none() {
+                            log.begin_round();
+                        }
+                        let (_, after) = log.turns(0, 4);
+                        let begin = after.map_or(0, |conn| conn.0 as usize + 1);
+                        let end = begin + random.below(4) as usize;
+                        for n in begin..end.min(4) {
+                            log.bring_forward(conn(n), &mut real[n]);
+                        }
+                        if end > 4 {
+                            log.end_round();
+                        }
+                    }
                     7 => {
                         let told = real.iter().map(Unseen::generation).min().unwrap();
                         log.told(told);
@@ -315,28 +373,61 @@ mod tests {
         }
     }
 
+    /// As `Sessions` does it.
+    fn push(log: &mut ChangeLog, oids: &[Oid], readers: &mut [Unseen]) {
+        log.push(log.last().next(), None, oids, true);
+        let (turns, after) = log.turns(oids.len(), readers.len());
+        let begin = after.map_or(0, |conn| conn.0 as usize + 1);
+        for n in begin..readers.len().min(begin + turns) {
+            log.bring_forward(ConnId(n as u64), &mut readers[n]);
+        }
+        if begin + turns > readers.len() {
+            log.end_round();
+        }
+    }
+
     #[test]
-    fn a_full_log_is_read_out_to_everybody_and_emptied() {
+    fn a_full_log_is_read_by_one_session_after_the_other_and_dropped() {
+        let cases = [
+            (1, 1, 10_000),
+            (3, 1, 20_000),
+            (3, 50, 5000),
+            (1000, 1, 10_000),
+            (2, 2 * LOG_OIDS_MAX, 20),
+            (100, 700, 500),
+        ];
+        for (sessions, oids_each, transactions) in cases {
+            let mut log = ChangeLog::new(Seq(0), Generation(1));
+            let mut readers: Vec<Unseen> = (0..sessions).map(|_| Unseen::new(&log)).collect();
+            let oids = |n: u64| -> Vec<Oid> { (0..oids_each as u64).map(|k| Oid(n + k)).collect() };
+            for n in 0..transactions {
+                push(&mut log, &oids(n), &mut readers);
+                let most = 2 * LOG_OIDS_MAX + 2 * oids_each;
+                assert!(log.oids <= most && log.changes.len() <= 2 * LOG_TRANSACTIONS_MAX);
+                assert_eq!(log.oids, log.changes.len() * oids_each);
+            }
+            for (n, unseen) in readers.iter_mut().enumerate() {
+                let conn = ConnId(n as u64);
+                let last = transactions - 1;
+                assert!([0, last].iter().all(|oid| unseen.contains(conn, Oid(*oid), &log)));
+                let told = unseen.tell(conn, &log, &RoaringTreemap::new());
+                assert_eq!(told.len(), last + oids_each as u64);
+            }
+        }
+    }
+
+    /// What it will read is not older than 10.
+    #[test]
+    fn a_session_that_starts_ahead_is_not_brought_back() {
         let mut log = ChangeLog::new(Seq(0), Generation(1));
-        let mut idle = Unseen::new(&log);
-        let mut starting = Unseen::new(&log);
-        starting.start_at(Seq(10));
-        let oids: Vec<Oid> = (0..LOG_OIDS_MAX as u64 / 4).map(Oid).collect();
-        for seq in 1..=4 {
-            assert!(!log.is_full());
-            log.push(Seq(seq), None, &oids, true);
+        let mut starting = [Unseen::new(&log)];
+        starting[0].start_at(Seq(10));
+        let many: Vec<Oid> = (0..LOG_OIDS_MAX as u64).map(Oid).collect();
+        for _ in 1..=10 {
+            push(&mut log, &many, &mut starting);
         }
-        assert!(log.is_full());
-        let readers = [(ConnId(1), &mut idle), (ConnId(2), &mut starting)];
-        log.read_out(readers.into_iter());
-        assert!(!log.is_full() && log.changes.is_empty());
-        assert!(idle.contains(ConnId(1), oids[7], &log));
-        // What it will read is not older than 10.
-        for seq in 5..=10 {
-            log.push(Seq(seq), None, &oids[..9], true);
-        }
-        assert!(!starting.contains(ConnId(2), oids[7], &log));
-        log.push(Seq(11), None, &oids[..1], true);
-        assert!(starting.contains(ConnId(2), oids[0], &log));
+        assert!(log.changes.is_empty() && !starting[0].contains(ConnId(0), Oid(7), &log));
+        push(&mut log, &[Oid(7)], &mut starting);
+        assert!(starting[0].contains(ConnId(0), Oid(7), &log));
     }
 }
