@@ -2,8 +2,11 @@
 //!
 //! The driver is `packmaster bench`, the same for both; a stock `durus -s` 4.3 and a cluster of three nodes on this machine
 //! take turns, so that whatever else the machine does hits both. Ours is durable on a majority (fdatasync) before a commit
-//! is answered; stock Durus never syncs. Then a file of a million objects: how soon a node serves it, and how much memory
+//! is answered; stock Durus never syncs. A third takes its turn: a server that only answers (`floor`), for what the machine
+//! leaves to any server. Then a file of a million objects: how soon a node serves it, and how much memory
 //! it takes. The last line of the output is everything as JSON.
+
+mod floor;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -112,26 +115,30 @@ fn beside_stock(dir: &Path, seconds: u64, runs: u64) -> Vec<Value> {
     let addresses: Vec<String> = all.iter().map(|i| cluster.nodes[*i].durus.to_string()).collect();
     let ports = Ports::reserve();
     let server = stock::Server::start(&dir.join("stock.durus"), ports.port(0));
-    println!("{:<42} {:>10} {:>10} {:>8}  target", "median of runs", "stock", "ours", "times");
+    let floor: Vec<String> = all.iter().map(|_| floor::start().to_string()).collect();
+    let head = ("median of runs", "stock", "ours", "times", "only answers");
+    println!("{:<42} {:>10} {:>10} {:>8} {:>13}  target", head.0, head.1, head.2, head.3, head.4);
     let mut rows = Vec::new();
     for row in &ROWS {
-        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+        let (mut theirs, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new());
         let mut conflicts = 0;
         for _ in 0..runs {
             theirs.push(drive(row, &server.address.to_string(), seconds).0);
             let (figure, refused) = drive(row, &addresses.join(","), seconds);
             ours.push(figure);
             conflicts += refused;
+            bare.push(drive(row, &floor.join(","), seconds).0);
         }
-        let (theirs, ours) = (median(theirs), median(ours));
+        let (theirs, ours, bare) = (median(theirs), median(ours), median(bare));
         println!(
-            "{:<42} {theirs:>10.3} {ours:>10.3} {:>8.2}  {}",
+            "{:<42} {theirs:>10.3} {ours:>10.3} {:>8.2} {bare:>13.3}  {}",
             row.name,
             ours / theirs,
             row.target
         );
         rows.push(json!({
             "what": row.name, "stock": theirs, "ours": ours, "ratio": ours / theirs, "target": row.target,
+            "only_answers": bare,
             "conflicts": conflicts, "runs": runs, "seconds": seconds,
         }));
     }
