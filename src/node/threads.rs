@@ -20,6 +20,9 @@ use crate::storage::task::{DiskTask, Performer};
 use crate::storage::{Disk, DiskError};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// How often, before a batch. On a machine with a processor to spare it takes no time, and where there is none, a sync for
+/// each commit would take most of it.
+const YIELDS: usize = 4;
 /// Of a job's thread.
 const JOB_NICE: i32 = 10;
 
@@ -56,12 +59,21 @@ impl<T> Worker<T> {
     }
 }
 
-/// Performs disk tasks; all that wait together share their syncs.
+/// Performs disk tasks; all that wait together share their syncs. Where several came together lately, whoever wants the
+/// processor meanwhile goes first: what it brings may share the sync too.
 pub fn disk(disk: Arc<dyn Disk>, feed: Feed) -> io::Result<Worker<(u64, DiskTask)>> {
     let mut performer = Performer::default();
     let work = move |tasks: Receiver<(u64, DiskTask)>| {
+        let mut several = false;
         while let Ok(first) = tasks.recv() {
-            let batch: Vec<_> = std::iter::once(first).chain(tasks.try_iter()).collect();
+            let mut batch: Vec<_> = std::iter::once(first).chain(tasks.try_iter()).collect();
+            several |= batch.len() > 1;
+            let yields = if several { YIELDS } else { 0 };
+            for _ in 0..yields {
+                std::thread::yield_now();
+                batch.extend(tasks.try_iter());
+            }
+            several = batch.len() > 1;
             for (task, result) in performer.perform(&*disk, batch) {
                 feed.put(Input::DiskDone { task, result });
             }
