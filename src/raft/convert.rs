@@ -146,10 +146,15 @@ fn check_numbers(message: &RaftMessage) -> Result<(), String> {
     if message.request_snapshot != 0 {
         return Err("it asks for a snapshot, which nobody here does".into());
     }
-    if !message.entries.is_empty() && message.msg_type != MessageType::MsgAppend as u32 {
+    let is_append = message.msg_type == MessageType::MsgAppend as u32;
+    if !message.entries.is_empty() && !is_append {
         return Err("entries in a message that carries none".into());
     }
-    let mut previous = message.log_term;
+    // raft-rs says of every index that it has not that its term is 0, and takes such a message for one that joins its log.
+    if is_append && message.log_term == 0 && message.index != 0 {
+        return Err(format!("entries after index {}, which has no term", message.index));
+    }
+    let mut previous = message.log_term.max(1);
     for (entry, index) in message.entries.iter().zip(message.index + 1..) {
         if entry.index != index || entry.term < previous || entry.term > message.term {
             return Err(format!("entry {} of term {} is out of order", entry.index, entry.term));
@@ -259,6 +264,13 @@ mod tests {
         assert!(append_with(|m| m.entries[1].index = 13).contains("out of order"));
         assert!(append_with(|m| m.entries[0].term = 3).contains("out of order"));
         assert!(append_with(|m| m.entries[1].term = 8).contains("out of order"));
+        assert!(append_with(|m| m.log_term = 0).contains("no term"));
+        assert!(
+            append_with(
+                |m| (m.log_term, m.index, m.entries[0].index, m.entries[0].term) = (0, 0, 1, 0)
+            )
+            .contains("out of order")
+        );
         assert!(append_with(|m| m.entries[0].entry_type = 1).contains("members"));
         assert!(append_with(|m| m.msg_type = 8).contains("carries none"));
         assert!(append_with(|m| m.snapshot = Some(RaftSnapshot::default())).contains("another"));
