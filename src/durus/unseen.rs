@@ -347,9 +347,8 @@ mod tests {
                         let (_, after) = log.turns(0, 4);
                         let begin = after.map_or(0, |conn| conn.0 as usize + 1);
                         let end = begin + random.below(4) as usize;
-                        for n in begin..end.min(4) {
-                            log.bring_forward(conn(n), &mut real[n]);
-                        }
+                        let turns = real.iter_mut().enumerate().take(end).skip(begin);
+                        turns.for_each(|(n, unseen)| log.bring_forward(conn(n), unseen));
                         if end > 4 {
                             log.end_round();
                         }
@@ -378,10 +377,11 @@ mod tests {
         log.push(log.last().next(), None, oids, true);
         let (turns, after) = log.turns(oids.len(), readers.len());
         let begin = after.map_or(0, |conn| conn.0 as usize + 1);
-        for n in begin..readers.len().min(begin + turns) {
-            log.bring_forward(ConnId(n as u64), &mut readers[n]);
+        let end = begin + turns;
+        for (n, unseen) in readers.iter_mut().enumerate().take(end).skip(begin) {
+            log.bring_forward(ConnId(n as u64), unseen);
         }
-        if begin + turns > readers.len() {
+        if end > readers.len() {
             log.end_round();
         }
     }

@@ -6,8 +6,8 @@
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old ones), `beats`, `ladder`,
-//! `admin`.
+//! `packing`, `follow`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old
+//! ones), `beats`, `ladder`, `admin`.
 
 mod admin;
 mod beats;
@@ -16,6 +16,7 @@ mod disk;
 mod early;
 mod fence;
 mod fetch;
+mod follow;
 mod generations;
 mod giving;
 mod handover;
@@ -91,12 +92,6 @@ enum Role {
     Master(Box<Master>),
 }
 
-/// The next generation's file, following the current one.
-struct Next {
-    shelf: Shelf,
-    durable: Tip,
-}
-
 pub struct Core {
     setup: Setup,
     log: Logger,
@@ -139,7 +134,8 @@ pub struct Core {
     synced_noted: Option<(Generation, Now)>,
     /// A cut-back is on its way to the disk: nothing is taken meanwhile.
     cutting: bool,
-    next: Option<Next>,
+    /// Following the current file, while a pack is under way.
+    next: Option<follow::Next>,
     /// Files of older generations, to serve those who come later.
     old: BTreeMap<Generation, Shelf>,
     /// Such files on the disk, opened or not.

@@ -8,8 +8,9 @@
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
+use super::follow::Next;
 use super::generations::building_name;
-use super::{Action, Core, Next, Role};
+use super::{Action, Core, Role};
 use crate::admin::room;
 use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
@@ -17,20 +18,14 @@ use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
-use crate::shelf::{self, Shelf, ShelfError};
+use crate::shelf::{self, ShelfError};
 use crate::storage::task::DiskTask;
-use crate::types::{Chain, Epoch, Generation, NodeId, Now, Seq, Tip};
+use crate::types::{Chain, Epoch, Generation, NodeId, Now, Seq};
 
 /// The mark is extended so often before the pack is called off: clients relink objects faster than it can follow.
 const EXTENSIONS_MAX: u32 = 50;
 /// A mark that ends so many transactions behind is extended before what came after is looked at.
 const BEHIND_MAX: u64 = 2000;
-/// Where the next file lacks more than what was just appended, so much is re-chained at a time, and no more often: the
-/// core's thread has clients to answer meanwhile. (Some 0.6 ms of its time in 2.)
-const FOLLOW_STEP_BYTES: u64 = 64 << 10;
-const FOLLOW_EVERY_US: u64 = 2000;
-/// Read at a time where there is no such bound.
-const READ_BYTES: u64 = 1 << 20;
 /// Of an offset map, for each object: it has that or less.
 const MAP_SLOT_BYTES: u64 = 8;
 /// A proposal that got lost is made again after this long.
@@ -78,7 +73,6 @@ enum Building {
     },
     /// `Core::next` follows.
     Following {
-        removed: RoaringTreemap,
         proposed: Option<Now>,
     },
     Failed(String),
@@ -97,8 +91,6 @@ pub(super) struct PackRun {
     progress: Progress,
     /// When what is being done was begun.
     began: Now,
-    /// When a part of what the next file lacks was last re-chained.
-    followed: Now,
 }
 
 /// How far a job is: a guess in permille, and bytes read and written.
@@ -114,6 +106,11 @@ impl PackRun {
             Marking::Done { marked, .. } => Some(&marked.dead),
             _ => None,
         }
+    }
+
+    /// What was built is the current file now.
+    pub(super) fn forget_building(&mut self) {
+        self.building = Building::default();
     }
 
     pub(super) fn on_progress(&mut self, job: u64, progress: Progress) {
@@ -298,21 +295,7 @@ impl Core {
             None => self.drive_mark(&pack, out),
             Some(seal) => self.drive_build(&pack, seal, out),
         }
-        if self.follow_due_us().is_some_and(|due| due <= self.now.mono_us) {
-            self.follow_next(FOLLOW_STEP_BYTES, out);
-            self.pack.followed = self.now;
-        }
-    }
-
-    /// When more is to be re-chained, in microseconds of the monotonic clock: at once what was just appended.
-    pub(super) fn follow_due_us(&self) -> Option<u64> {
-        let next = self.next.as_ref()?;
-        let end = self.shelf.end_of(next.shelf.tip().seq)?;
-        match self.shelf.tip().offset - end {
-            0 => None,
-            lacking if lacking < FOLLOW_STEP_BYTES => Some(self.now.mono_us),
-            _ => Some(self.pack.followed.mono_us + FOLLOW_EVERY_US),
-        }
+        self.drive_follow(out);
     }
 
     /// Committed, and in our own file: what a job can read.
@@ -441,7 +424,7 @@ impl Core {
             Building::Built { file, built, proposed } => {
                 self.on_base_agreed(pack, file, built, proposed, out);
             }
-            Building::Following { removed, proposed } => {
+            Building::Following { proposed } => {
                 let ready = pack.ready.contains(&self.setup.id);
                 let complete = self.next_complete().is_some();
                 if !ready && complete {
@@ -450,7 +433,7 @@ impl Core {
                     self.propose(CommandKind::PackReady(ready), out);
                 }
                 let proposed = if complete { Some(self.now) } else { proposed };
-                self.pack.building = Building::Following { removed, proposed };
+                self.pack.building = Building::Following { proposed };
             }
             other => self.pack.building = other,
         }
@@ -615,9 +598,10 @@ impl Core {
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
                     let durable = opened.shelf.tip();
-                    self.next = Some(Next { shelf: opened.shelf, durable });
+                    self.next =
+                        Some(Next { shelf: opened.shelf, durable, removed, followed: self.now });
                     self.pack.begin(self.now);
-                    self.pack.building = Building::Following { removed, proposed: None };
+                    self.pack.building = Building::Following { proposed: None };
                 }
             }
             // Not of a pack, and nobody's any more.
@@ -638,101 +622,6 @@ impl Core {
             }
         }
     }
-
-    // ---- both files ----
-
-    /// Re-chains what the next file lacks, at most so many bytes.
-    pub(super) fn follow_next(&mut self, bytes_max: u64, out: &mut Vec<Action>) {
-        let Some(next) = &mut self.next else { return };
-        let Some((tip, offset, blob)) = rechain_onto(&self.shelf, &mut next.shelf, bytes_max)
-        else {
-            return;
-        };
-        // Piece by piece, so that the flip has little of it left to do.
-        next.shelf.index_to(self.committed.min(tip.seq));
-        let (file, generation) = (next.shelf.file(), next.shelf.generation());
-        let work = DiskTask::Append { file, offset, bytes: blob.into() };
-        self.disk(Purpose::AppendNext { generation, tip }, work, out);
-    }
-
-    /// The next file, if it has everything the current one has.
-    pub(super) fn next_complete(&self) -> Option<(Generation, Chain)> {
-        let next = self.next.as_ref()?;
-        (next.shelf.tip().seq == self.shelf.tip().seq)
-            .then(|| (next.shelf.generation(), next.shelf.base_hash()))
-    }
-
-    /// The new generation was elected and we have it: from now on it is the current file.
-    pub(super) fn flip_if_ready(&mut self, out: &mut Vec<Action>) {
-        let Some(current) = self.control.generation().cloned() else { return };
-        self.follow_next(u64::MAX, out);
-        if self.next_complete() != Some((current.number, current.base_hash)) {
-            return;
-        }
-        let removed = match std::mem::take(&mut self.pack.building) {
-            Building::Following { removed, .. } => removed,
-            _ => RoaringTreemap::new(),
-        };
-        let next = self.next.take().expect("complete");
-        self.flip_to(next.shelf, next.durable, removed, out);
-    }
-
-    /// `shelf` becomes the current file: in memory at once, on the disk before anything that is appended to it.
-    pub(super) fn flip_to(
-        &mut self,
-        mut shelf: Shelf,
-        durable: Tip,
-        removed: RoaringTreemap,
-        out: &mut Vec<Action>,
-    ) {
-        let generation = shelf.generation();
-        let target = shelf.name().to_string();
-        shelf.index_to(self.committed);
-        slog::info!(self.log, "changed to a new generation"; "generation" => generation.0,
-            "base_hash" => %shelf.base_hash(), "removed" => removed.len());
-        let old = std::mem::replace(&mut self.shelf, shelf);
-        self.durable = durable;
-        self.verified = (self.durable.seq, self.now.wall_us);
-        self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
-        self.old.insert(old.generation(), old);
-        self.old_files.look_soon();
-        if self.serving {
-            let untold = mutants::broken(Mutant::PackNotTold);
-            let removed = if untold { RoaringTreemap::new() } else { removed };
-            let mut actions = Vec::new();
-            self.sessions.removed(generation, &removed, &mut actions);
-            self.on_session_actions(actions, out);
-        }
-        self.beats.soon();
-    }
-}
-
-/// Appends to `next` what `shelf` has and it has not, re-chained. Returns where it ends, where it began, and its bytes.
-pub(super) fn rechain_onto(
-    shelf: &Shelf,
-    next: &mut Shelf,
-    bytes_max: u64,
-) -> Option<(Tip, u64, Vec<u8>)> {
-    let begin = next.tip().offset;
-    let mut blob = Vec::new();
-    // What is in `next` already must get to the disk, whatever comes after it: a bad read ends the loop and no more.
-    'more: while next.tip().seq < shelf.tip().seq && (blob.len() as u64) < bytes_max {
-        let Some(from) = shelf.tip_at(next.tip().seq).ok().flatten() else { break };
-        let lacking = (bytes_max - blob.len() as u64).min(READ_BYTES);
-        let Ok(data) = shelf.read_range(from.offset, lacking) else { break };
-        let mut chain = from.chain;
-        for tx in shelf::split_transactions(&data) {
-            // A disk can give back other bytes than it was given; the chain tells.
-            let proved = tx.ok().and_then(|tx| Some((tx, shelf::verify(&chain, tx).ok()?)));
-            let Some((tx, before)) = proved else { break 'more };
-            chain = before.tip(0).chain;
-            let built = shelf::rechain(&next.tip().chain, tx);
-            let parsed = shelf::parse(&built.bytes).expect("our own transaction");
-            blob.extend_from_slice(&built.bytes);
-            next.append(&parsed, built.bytes);
-        }
-    }
-    (!blob.is_empty()).then(|| (next.tip(), begin, blob))
 }
 
 fn is_clean(tx: &[u8], dead: &RoaringTreemap) -> bool {

@@ -9,8 +9,9 @@ use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
 use super::fetch::partial_name;
+use super::follow::rechain_onto;
 use super::generations::building_name;
-use super::packing::{file_name, rechain_onto};
+use super::packing::file_name;
 use super::pull::Goal;
 use super::{Action, Core};
 use crate::control::GenerationRecord;
