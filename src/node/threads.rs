@@ -331,6 +331,19 @@ mod tests {
         assert_eq!(written.iter().collect::<Vec<_>>(), [0, 1]);
     }
 
+    /// Linux has a nice value for each thread, and the calling one's is asked for.
+    #[test]
+    fn a_jobs_thread_stands_back_and_no_other() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let inside = std::thread::spawn(move || {
+            stand_back();
+            nice()
+        });
+        assert_eq!(inside.join().unwrap(), JOB_NICE.max(before));
+        assert_eq!(nice(), before);
+    }
+
     #[test]
     fn a_job_is_answered_unless_cancelled() {
         let dir = tempfile::tempdir().unwrap();

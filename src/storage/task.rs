@@ -294,6 +294,7 @@ fn cut_back(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
@@ -322,6 +323,67 @@ mod tests {
         fn sync(&self) -> Result<(), DiskError> {
             self.0.sync()
         }
+    }
+
+    /// Notes its writes.
+    struct Counting(Arc<dyn DiskFile>, Mutex<Vec<(u64, usize)>>);
+
+    impl DiskFile for Counting {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+        fn len(&self) -> Result<u64, DiskError> {
+            self.0.len()
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+            self.0.read_at(offset, buf)
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+            self.1.lock().unwrap().push((offset, data.len()));
+            self.0.write_at(offset, data)
+        }
+        fn truncate(&self, len: u64) -> Result<(), DiskError> {
+            self.0.truncate(len)
+        }
+        fn sync(&self) -> Result<(), DiskError> {
+            self.0.sync()
+        }
+    }
+
+    #[test]
+    fn appends_in_a_row_are_written_at_once() {
+        let disk = MemDisk::new();
+        let noting = |name| Arc::new(Counting(disk.create(name).unwrap(), Mutex::default()));
+        let (one, other) = (noting("one"), noting("other"));
+        let append = |file: &Arc<Counting>, offset, bytes: &'static [u8]| DiskTask::Append {
+            file: file.clone(),
+            offset,
+            bytes: Bytes::from_static(bytes),
+        };
+        static LARGE: [u8; WRITE_BYTES_MAX] = [b'l'; WRITE_BYTES_MAX];
+        let tasks = [
+            append(&one, 0, b"12"),
+            append(&one, 2, b"345"),
+            append(&one, 5, b"6"),
+            append(&other, 0, b"abc"),
+            append(&one, 6, b"7"),
+            // Not where the last one ended: it was cut back in between.
+            append(&one, 3, b"x"),
+            append(&other, 3, b"d"),
+            append(&other, 4, &LARGE),
+            append(&other, 4 + LARGE.len() as u64, b"e"),
+        ];
+        let numbered: Vec<_> = (10..).zip(tasks).collect();
+        let done = perform(&disk, numbered);
+        let numbers: Vec<u64> = done.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, (10..19).collect::<Vec<_>>());
+        assert!(done.iter().all(|(_, result)| result.is_ok()));
+        assert_eq!(*one.1.lock().unwrap(), [(0, 6), (6, 1), (3, 1)]);
+        let large = LARGE.len();
+        assert_eq!(*other.1.lock().unwrap(), [(0, 3), (3, 1), (4, large), (4 + large as u64, 1)]);
+        let mut bytes = [0; 7];
+        one.read_at(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"123x567");
     }
 
     /// Found by the simulator (soak, seed 8021518): the orphan held other bytes than were cut off.

@@ -104,3 +104,33 @@ fn an_answer_goes_to_the_process_that_asked() {
     let out = says(&mut core, at(4), 3, Message::ConfirmReply(confirm));
     assert_eq!(answered(&out), [(21, 1)]);
 }
+
+/// The heir may have died: what is held for it is no more than late.
+#[test]
+fn what_is_held_for_an_heir_goes_on_by_itself() {
+    let mut core = open_master();
+    says(&mut core, at(1), 2, registers(21));
+    let oids = Ask::NewOids(pb::NewOids { session: 3, count: 1 });
+    says(&mut core, at(2), 2, asks(21, 1, oids));
+    core.use_block(Oid(0), Oid(100), &mut Vec::new());
+    let tip = core.shelf.tip().seq;
+    core.now = at(10);
+    core.hold_commits(NodeId(2));
+    let record = crate::shelf::testing::record(0, b"root", &[]);
+    let commit = Ask::Commit(pb::Commit {
+        commit_id: vec![7; 16].into(),
+        session: 3,
+        base_seq: tip.0,
+        records: vec![pb::ObjectRecord { oid: 0, record }],
+        ..pb::Commit::default()
+    });
+    says(&mut core, at(11), 2, asks(21, 2, commit));
+    let mut seq_at = |ms| {
+        core.now = at(ms);
+        core.drive_handover(&mut Vec::new());
+        (core.shelf.tip().seq, core.handover_due_us())
+    };
+    let due = at(310).mono_us;
+    assert_eq!(seq_at(309), (tip, Some(due)));
+    assert_eq!(seq_at(310), (tip.next(), None));
+}
