@@ -24,7 +24,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// each commit would take most of it.
 const YIELDS: usize = 4;
 /// Of a job's thread.
-const JOB_NICE: i32 = 10;
+const JOB_NICE: i32 = 15;
 
 /// A thread with its queue of work.
 pub struct Worker<T> {

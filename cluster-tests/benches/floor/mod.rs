@@ -43,7 +43,8 @@ fn serve(listener: &TcpListener) {
     let mut scratch = vec![0; READ_BYTES];
     loop {
         events.clear();
-        epoll::wait(&poll, spare_capacity(&mut events), None).expect("wait");
+        let wait = || epoll::wait(&poll, spare_capacity(&mut events), None);
+        rustix::io::retry_on_intr(wait).expect("wait");
         for event in &events {
             let number = event.data.u64();
             if number == 0 {
