@@ -11,7 +11,8 @@ use cluster_tests::scene::{Place, Scene};
 use cluster_tests::status::Status;
 
 const PACKS: u64 = 10;
-/// So slow that a kill meets a pack in every phase: a file of a megabyte takes a second or two.
+/// So slow that a kill meets a pack in every phase: a file of a megabyte takes a second or two. Only until the kill, since
+/// how many megabytes there are is up to the clients, who write all the while.
 const RATE: &str = "1500KB";
 /// How long after the start of a pack somebody is killed, in milliseconds.
 const KILL_WITHIN_MS: u64 = 1000;
@@ -95,12 +96,15 @@ fn leftovers(cluster: &Cluster, current: u64) -> Vec<String> {
 #[test]
 fn ten_packs_in_a_row_under_load_with_kills_in_between() {
     let mut scene = Scene::start("ten packs", Builder::default(), &places(), 8);
-    scene.cluster.ctl(&["config", "set", "pack.rate", RATE]).done();
+    let rate = |scene: &Scene, rate| {
+        scene.cluster.ctl(&["config", "set", "pack.rate", rate]).done();
+    };
     let first = generation(&scene.cluster.wait_healthy());
     let mut hit = 0;
     for (nth, whom) in (1..=PACKS).zip(KILLED) {
         scene.cluster.wait_healthy();
         let victim = find(&mut scene, whom);
+        rate(&scene, RATE);
         let began = Instant::now();
         scene.cluster.ctl(&["pack"]).done();
         if let Some(victim) = victim {
@@ -112,6 +116,7 @@ fn ten_packs_in_a_row_under_load_with_kills_in_between() {
             scene.pause(0, 500);
             scene.cluster.launch(victim);
         }
+        rate(&scene, "0");
         scene.cluster.wait_for("the next generation on every node", PACK_S, |cluster| {
             let status = cluster.try_status().ok()?;
             let there = |node: &cluster_tests::status::Node| node.generation >= first + nth;
