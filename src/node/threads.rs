@@ -24,7 +24,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// each commit would take most of it.
 const YIELDS: usize = 4;
 /// Of a job's thread.
-const JOB_NICE: i32 = 10;
+const JOB_NICE: i32 = 15;
 
 /// A thread with its queue of work.
 pub struct Worker<T> {
@@ -116,7 +116,6 @@ impl Jobs {
         let (disk, feed, cancel) = (self.disk.clone(), self.feed.clone(), cancelled.clone());
         let rate = self.rate.clone();
         let work = move || {
-            let _at_work = feed.at_work();
             stand_back();
             run_job(number, job, &*disk, &feed, &rate, &cancel);
         };
