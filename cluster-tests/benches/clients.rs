@@ -2,8 +2,8 @@
 //!
 //! The driver is `packmaster bench`, the same for both; a stock `durus -s` 4.3 and a cluster of three nodes on this machine
 //! take turns, so that whatever else the machine does hits both. Ours is durable on a majority (fdatasync) before a commit
-//! is answered; stock Durus never syncs. A third takes its turn: a server that only answers (`floor`), for what the machine
-//! leaves to any server. Then a file of a million objects: how soon a node serves it, and how much memory
+//! is answered; stock Durus never syncs. A third takes its turn: a server that only answers (`floor`), for what requests
+//! cost in any case. Then a file of a million objects: how soon a node serves it, and how much memory
 //! it takes. The last line of the output is everything as JSON.
 
 mod floor;

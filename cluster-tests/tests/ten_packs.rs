@@ -1,7 +1,7 @@
 //! Ten packs in a row, under stock Durus clients whose every word is judged, with kills in between: of the master, of
 //! the Raft leader, of a slave, at moments drawn from a seed, most of them in the middle of a pack.
 //!
-//! REAL_FAULTS_SEED draws other moments. About 45 s.
+//! REAL_FAULTS_SEED draws other moments. About 17 s.
 
 use std::fs;
 use std::time::{Duration, Instant};

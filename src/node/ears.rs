@@ -151,6 +151,7 @@ struct Rests {
 }
 
 impl Rests {
+    /// The average is over about so many.
     const COUNTS: u64 = 8;
     /// One long rest among short ones is no end of them.
     const MAX_US: u64 = 1000;
@@ -206,6 +207,7 @@ impl Ears {
         true
     }
 
+    /// Nothing is to be done now: waits, awake at first if that is likely to be enough.
     fn rest(&mut self, wait: Duration, out: &mut Vec<Input>) {
         let began = Instant::now();
         let looks = wait > self.busy_poll && self.rests.end_within(self.busy_poll);

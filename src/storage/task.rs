@@ -300,62 +300,48 @@ mod tests {
     use super::*;
     use crate::storage::mem::MemDisk;
 
-    /// The first read of this file gives back what is at its beginning.
-    struct Astray(Arc<dyn DiskFile>, AtomicBool);
+    /// Notes its writes. If it is to go astray, its first read gives back what is at its beginning.
+    struct Watched {
+        file: Arc<dyn DiskFile>,
+        astray: AtomicBool,
+        writes: Mutex<Vec<(u64, usize)>>,
+    }
 
-    impl DiskFile for Astray {
-        fn name(&self) -> &str {
-            self.0.name()
-        }
-        fn len(&self) -> Result<u64, DiskError> {
-            self.0.len()
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-            let astray = self.1.swap(false, Ordering::Relaxed);
-            self.0.read_at(if astray { 0 } else { offset }, buf)
-        }
-        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-            self.0.write_at(offset, data)
-        }
-        fn truncate(&self, len: u64) -> Result<(), DiskError> {
-            self.0.truncate(len)
-        }
-        fn sync(&self) -> Result<(), DiskError> {
-            self.0.sync()
+    impl Watched {
+        fn new(file: Arc<dyn DiskFile>, astray: bool) -> Arc<Watched> {
+            Arc::new(Watched { file, astray: astray.into(), writes: Mutex::default() })
         }
     }
 
-    /// Notes its writes.
-    struct Counting(Arc<dyn DiskFile>, Mutex<Vec<(u64, usize)>>);
-
-    impl DiskFile for Counting {
+    impl DiskFile for Watched {
         fn name(&self) -> &str {
-            self.0.name()
+            self.file.name()
         }
         fn len(&self) -> Result<u64, DiskError> {
-            self.0.len()
+            self.file.len()
         }
         fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-            self.0.read_at(offset, buf)
+            let astray = self.astray.swap(false, Ordering::Relaxed);
+            self.file.read_at(if astray { 0 } else { offset }, buf)
         }
         fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-            self.1.lock().unwrap().push((offset, data.len()));
-            self.0.write_at(offset, data)
+            self.writes.lock().unwrap().push((offset, data.len()));
+            self.file.write_at(offset, data)
         }
         fn truncate(&self, len: u64) -> Result<(), DiskError> {
-            self.0.truncate(len)
+            self.file.truncate(len)
         }
         fn sync(&self) -> Result<(), DiskError> {
-            self.0.sync()
+            self.file.sync()
         }
     }
 
     #[test]
     fn appends_in_a_row_are_written_at_once() {
         let disk = MemDisk::new();
-        let noting = |name| Arc::new(Counting(disk.create(name).unwrap(), Mutex::default()));
+        let noting = |name| Watched::new(disk.create(name).unwrap(), false);
         let (one, other) = (noting("one"), noting("other"));
-        let append = |file: &Arc<Counting>, offset, bytes: &'static [u8]| DiskTask::Append {
+        let append = |file: &Arc<Watched>, offset, bytes: &'static [u8]| DiskTask::Append {
             file: file.clone(),
             offset,
             bytes: Bytes::from_static(bytes),
@@ -378,9 +364,12 @@ mod tests {
         let numbers: Vec<u64> = done.iter().map(|(number, _)| *number).collect();
         assert_eq!(numbers, (10..19).collect::<Vec<_>>());
         assert!(done.iter().all(|(_, result)| result.is_ok()));
-        assert_eq!(*one.1.lock().unwrap(), [(0, 6), (6, 1), (3, 1)]);
+        assert_eq!(*one.writes.lock().unwrap(), [(0, 6), (6, 1), (3, 1)]);
         let large = LARGE.len();
-        assert_eq!(*other.1.lock().unwrap(), [(0, 3), (3, 1), (4, large), (4 + large as u64, 1)]);
+        assert_eq!(
+            *other.writes.lock().unwrap(),
+            [(0, 3), (3, 1), (4, large), (4 + large as u64, 1)]
+        );
         let mut bytes = [0; 7];
         one.read_at(0, &mut bytes).unwrap();
         assert_eq!(&bytes, b"123x567");
@@ -392,7 +381,7 @@ mod tests {
         let disk = MemDisk::new();
         let file = disk.create("data").unwrap();
         file.write_at(0, b"committed and not so").unwrap();
-        let file: Arc<dyn DiskFile> = Arc::new(Astray(file, AtomicBool::new(true)));
+        let file: Arc<dyn DiskFile> = Watched::new(file, true);
         let cut = || {
             let (file, keep_as, header) = (file.clone(), "orphan".to_owned(), "why\n".to_owned());
             let task = DiskTask::CutBack { file, offset: 10, keep_as, header };

@@ -1,8 +1,9 @@
-//! A server that only answers: what the machine leaves of any server's work, whatever that does between question and answer.
+//! A server that only answers: what driver, sockets and wake-ups cost, whatever a server does between question and answer.
 //!
 //! It speaks as much of the Durus protocol as the driver does, keeps nothing, and answers every load with the same record.
-//! Three of them, a thread each, stand beside the three nodes: what the driver reaches against them no server can pass
-//! that answers each request by itself. There is no more in it than reading, finding the command's end, and writing.
+//! Three of them, a thread each, stand beside the three nodes. There is no more in it than sleeping until something comes,
+//! reading, finding the command's end, and writing: no bound that holds for every server (one that does not sleep saves
+//! the wake-ups), but a measure of how much there is to gain.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};

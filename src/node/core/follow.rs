@@ -135,3 +135,35 @@ pub(super) fn rechain_onto(
     }
     (!blob.is_empty()).then(|| (next.tip(), begin, blob))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::core::start::FIRST;
+    use crate::shelf::testing::commit;
+    use crate::storage::mem::MemDisk;
+    use crate::types::Oid;
+
+    /// Each step read a whole MiB once, whatever its bound, and the core's thread stood still for it.
+    #[test]
+    fn a_step_takes_no_more_than_its_bound_but_one_transaction_at_least() {
+        let empty = || Shelf::create(&MemDisk::new(), FIRST).unwrap();
+        let (mut shelf, mut next) = (empty(), empty());
+        for _ in 0..10 {
+            commit(&mut shelf, &[(0, b"some data", &[])]);
+        }
+        let begin = next.tip();
+        let all = shelf.tip().offset - begin.offset;
+        for (bytes_max, transactions) in [(1, 1), (all * 3 / 10, 3), (u64::MAX, 6)] {
+            let before = next.tip();
+            let (tip, from, bytes) = rechain_onto(&shelf, &mut next, bytes_max).unwrap();
+            assert_eq!((tip, from), (next.tip(), before.offset));
+            assert_eq!(tip.seq.0 - before.seq.0, transactions, "{bytes_max} bytes");
+            assert_eq!(bytes.len() as u64, tip.offset - before.offset);
+        }
+        assert_eq!(next.tip(), shelf.tip(), "on the same base, the same chain");
+        assert!(rechain_onto(&shelf, &mut next, u64::MAX).is_none());
+        next.index_to(shelf.tip().seq);
+        assert_eq!(next.load(Oid(0)).unwrap(), shelf.load(Oid(0)).unwrap());
+    }
+}
