@@ -1,7 +1,7 @@
 //! What Durus clients see of us: their protocol, their snapshots, their commits, their oids.
 //!
 //! Two halves. On *every* node, [`Sessions`] holds the client connections: it parses what clients send (`wire`),
-//! knows what each of them has not been told yet (`unseen`), answers loads from the node's own committed state, and
+//! knows what each of them has not been told yet (`unseen`, `news`), answers loads from the node's own committed state, and
 //! asks the master for everything else. On the *master*, [`OidPool`] knows which oid belongs to whom, and
 //! [`CommitChecker`] judges whether a commit may be stored.
 //!
@@ -18,6 +18,7 @@ mod answers;
 mod close;
 mod commands;
 mod commit;
+mod news;
 mod oids;
 mod session;
 mod unseen;
@@ -32,7 +33,7 @@ mod session_tests;
 #[cfg(test)]
 mod testing;
 
-pub use close::{COMMAND_MAX, CloseReason, Limits, Malformed, WAIT_MAX};
+pub use close::{COMMAND_MAX, CloseReason, Limits, Malformed, TRANSACTION_BYTES_MOST, WAIT_MAX};
 pub use commit::{CommitChecker, CommitRequest, Ground, TouchedError, Verdict, decode_touched};
 pub use oids::{Allocation, BaseOids, Exists, OidPool, OidUse, SessionKey};
 pub use session::{Ahead, SessionAction, Sessions, View};

@@ -22,7 +22,6 @@
 //! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 
 use bytes::{Bytes, BytesMut};
 use roaring::RoaringTreemap;
@@ -166,7 +165,7 @@ pub(super) struct Session {
     /// All that the client may have in its cache: what it loaded, looked for or stored, and was not told to forget since.
     pub touched: RoaringTreemap,
     /// Memory that `touched` takes, as of its size then.
-    touched_bytes: u64,
+    pub touched_bytes: u64,
     touched_noted: u64,
     /// Bytes of answers since its client last sent something.
     pub answered_bytes: u64,
@@ -231,11 +230,11 @@ pub struct Sessions {
     boot: BootId,
     pub(super) sessions: BTreeMap<ConnId, Session>,
     /// Connections that are open.
-    live: usize,
+    pub(super) live: usize,
     pub(super) log: ChangeLog,
     /// Open sessions by the generation they were told of.
-    generations: BTreeMap<Generation, usize>,
-    announced: Generation,
+    pub(super) generations: BTreeMap<Generation, usize>,
+    pub(super) announced: Generation,
     last_id: u64,
     /// Who asked, of the requests whose answer is still wanted. Syncs are not here but in `round`.
     pub(super) requests: BTreeMap<u64, ConnId>,
@@ -316,86 +315,8 @@ impl Sessions {
         }
     }
 
-    /// One transaction became visible on this node. Called for every one, in order, before [`Sessions::poke`] and
-    /// before anything else is asked of the sessions.
-    pub fn applied(&mut self, seq: Seq, oids: &[Oid], commit_id: CommitId) {
-        let owner = self.owner_of(commit_id);
-        self.log.push(seq, owner, oids, self.live > 0);
-        if let Some(conn) = owner {
-            let session = self.sessions.get_mut(&conn).expect("requests are of sessions");
-            // The chain is a master's word: the id may be one of ours that is no commit's.
-            if let Some(Waiting::Commit(commit)) = &mut session.waiting {
-                if let Some(said) = commit.seq.replace(seq) {
-                    self.visible.remove(&(said, conn));
-                }
-                session.unseen.own_commit(seq);
-                self.visible.insert((seq, conn));
-            }
-        }
-        self.bring_forward(oids.len());
-    }
-
-    /// After a change of so many objects: some sessions read of changes what they have not read yet, if it is time.
-    fn bring_forward(&mut self, changed: usize) {
-        let (turns, after) = self.log.turns(changed, self.live);
-        if turns == 0 {
-            return;
-        }
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = self.sessions.range_mut((from, Bound::Unbounded));
-        let mut live = rest.filter(|(_, session)| !session.closed);
-        for _ in 0..turns {
-            match live.next() {
-                Some((conn, session)) => self.log.bring_forward(*conn, &mut session.unseen),
-                None => return self.log.end_round(),
-            }
-        }
-    }
-
-    /// The session whose commit this is, if its answer is still wanted.
-    fn owner_of(&self, commit_id: CommitId) -> Option<ConnId> {
-        let count = u64::from_be_bytes(commit_id.0[8..].try_into().expect("8 of 16 bytes"));
-        if self.commit_id(count) != commit_id {
-            return None;
-        }
-        self.requests.get(&count).copied()
-    }
-
     pub(super) fn commit_id(&self, id: u64) -> CommitId {
         CommitId::new(self.boot, id)
-    }
-
-    /// This node's file was cut back to `seq`.
-    pub fn truncated(&mut self, seq: Seq) {
-        for session in self.sessions.values_mut() {
-            session.unseen.truncated(seq);
-            session.commit_ahead = session.commit_ahead.filter(|(_, ahead)| *ahead <= seq);
-        }
-    }
-
-    /// This node's state went to `to` without its transactions being seen one by one (it took another file).
-    pub fn jumped(&mut self, to: Seq) {
-        self.log.jump(to);
-        for session in self.sessions.values_mut() {
-            session.unseen.jumped(to);
-        }
-    }
-
-    /// The node changed to `generation`, whose pack removed these.
-    pub fn removed(
-        &mut self,
-        generation: Generation,
-        oids: &RoaringTreemap,
-        out: &mut Vec<SessionAction>,
-    ) {
-        self.log.remove(generation, oids);
-        self.announce(out);
-    }
-
-    /// Every session here was told what the packs up to this generation removed.
-    pub fn told_generation(&self) -> Generation {
-        let oldest = self.generations.first_key_value();
-        oldest.map_or(self.log.generation(), |(generation, _)| *generation)
     }
 
     /// Unused oids by session, of those that hold any.
@@ -498,55 +419,6 @@ impl Sessions {
             let id = self.new_id();
             self.round = Some((id, std::mem::take(&mut self.next_round)));
             out.push(SessionAction::Sync { id });
-        }
-    }
-
-    /// Tells the client what it was not told of: count and oids.
-    pub(super) fn tell(
-        &mut self,
-        conn: ConnId,
-        ahead: Option<Ahead>,
-        out: &mut Vec<SessionAction>,
-    ) {
-        let Some(session) = self.sessions.get_mut(&conn) else { return };
-        let before = session.unseen.generation();
-        let mut oids = session.unseen.tell(conn, &self.log, &session.touched);
-        if let Some(ahead) = ahead {
-            oids |= ahead.oids;
-            session.unseen.told_ahead(ahead.seq);
-            session.commit_ahead = Some((ahead.epoch, ahead.seq));
-        }
-        // It forgets them, or gives the transaction up if it has used one in it: only what it loads again counts.
-        if !oids.is_empty() {
-            session.touched -= &oids;
-            if session.touched_bytes > 0 {
-                session.touched_bytes = session.touched.serialized_size() as u64;
-            }
-        }
-        let after = session.unseen.generation();
-        out.push(SessionAction::Send { conn, bytes: super::wire::invalid_oids(&oids) });
-        if before != after {
-            self.leave_generation(before);
-            *self.generations.entry(after).or_default() += 1;
-            self.announce(out);
-        }
-    }
-
-    fn leave_generation(&mut self, generation: Generation) {
-        let count = self.generations.get_mut(&generation).expect("every open session is counted");
-        *count -= 1;
-        if *count == 0 {
-            self.generations.remove(&generation);
-        }
-    }
-
-    fn announce(&mut self, out: &mut Vec<SessionAction>) {
-        let told = self.told_generation();
-        if told > self.announced {
-            self.announced = told;
-            self.log.told(told);
-            let id = self.new_id();
-            out.push(SessionAction::Told { id, generation: told });
         }
     }
 

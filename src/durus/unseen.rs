@@ -13,10 +13,12 @@
 //! the commit up, and may have loaded the old state since.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use roaring::RoaringTreemap;
 
+use super::wire;
 use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Generation, Oid, Seq};
 
@@ -41,9 +43,44 @@ pub(super) struct ChangeLog {
     /// Newest transaction that is visible.
     last: Seq,
     round: Option<Round>,
-    /// Removals some session was not told of, oldest first.
-    removals: VecDeque<(Generation, Arc<RoaringTreemap>)>,
+    /// Some session was not told of them; oldest first.
+    removals: VecDeque<Arc<Removal>>,
     generation: Generation,
+}
+
+/// What a pack removed. Every session is told all of it, which may be megabytes: all of them send the same.
+pub(super) struct Removal {
+    generation: Generation,
+    pub oids: RoaringTreemap,
+    list: OnceLock<Bytes>,
+}
+
+impl Removal {
+    /// As it goes over the wire.
+    pub fn list(&self) -> Bytes {
+        self.list.get_or_init(|| wire::oid_list(&self.oids)).clone()
+    }
+}
+
+/// What a client is told: no oid is in both.
+pub(super) struct Told {
+    pub oids: RoaringTreemap,
+    pub removal: Option<Arc<Removal>>,
+}
+
+impl Told {
+    fn new(oids: RoaringTreemap, removal: Option<Arc<Removal>>) -> Told {
+        let mut told = Told { oids: RoaringTreemap::new(), removal };
+        told.add(&oids);
+        told
+    }
+
+    pub fn add(&mut self, oids: &RoaringTreemap) {
+        self.oids |= oids;
+        if let Some(removal) = &self.removal {
+            self.oids -= &removal.oids;
+        }
+    }
 }
 
 /// One session after the other is brought forward.
@@ -155,13 +192,14 @@ impl ChangeLog {
         assert!(generation > current, "generation {generation} after {current}");
         self.generation = generation;
         if !oids.is_empty() {
-            self.removals.push_back((generation, Arc::new(oids.clone())));
+            let removal = Removal { generation, oids: oids.clone(), list: OnceLock::new() };
+            self.removals.push_back(Arc::new(removal));
         }
     }
 
     /// Everybody was told of the removals up to here.
     pub fn told(&mut self, generation: Generation) {
-        while self.removals.front().is_some_and(|(number, _)| *number <= generation) {
+        while self.removals.front().is_some_and(|oldest| oldest.generation <= generation) {
             self.removals.pop_front();
         }
     }
@@ -255,36 +293,35 @@ impl Unseen {
         self.read(conn, log);
         self.all
             || self.oids.contains(oid.0)
-            || self.removals(log).any(|removed| removed.contains(oid.0))
+            || self.removals(log).any(|removal| removal.oids.contains(oid.0))
     }
 
-    fn removals<'a>(
-        &self,
-        log: &'a ChangeLog,
-    ) -> impl Iterator<Item = &'a RoaringTreemap> + use<'a> {
+    fn removals<'a>(&self, log: &'a ChangeLog) -> impl Iterator<Item = &'a Arc<Removal>> + use<'a> {
         let told = self.generation;
-        log.removals.iter().filter(move |(number, _)| *number > told).map(|(_, oids)| &**oids)
+        log.removals.iter().filter(move |removal| removal.generation > told)
     }
 
     /// What the client is to be told now; after this it knows everything up to the log's end. `touched`: all it
     /// can have in its cache.
-    pub fn tell(
-        &mut self,
-        conn: ConnId,
-        log: &ChangeLog,
-        touched: &RoaringTreemap,
-    ) -> RoaringTreemap {
+    pub fn tell(&mut self, conn: ConnId, log: &ChangeLog, touched: &RoaringTreemap) -> Told {
         self.read(conn, log);
-        for removed in self.removals(log) {
-            self.oids |= removed;
+        let mut removals = self.removals(log);
+        let (first, second) = (removals.next(), removals.next());
+        // Who missed several packs is told of their union: an oid can have been removed twice.
+        let removal = first.filter(|_| second.is_none()).cloned();
+        if removal.is_none() {
+            for removal in first.into_iter().chain(second).chain(removals) {
+                self.oids |= &removal.oids;
+            }
         }
         if self.all {
             self.oids |= touched;
         }
+        let told = Told::new(std::mem::take(&mut self.oids), removal);
         self.all = false;
         self.ahead = Seq(0);
         self.generation = log.generation;
-        std::mem::take(&mut self.oids)
+        told
     }
 }
 
@@ -307,6 +344,13 @@ mod tests {
             self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (self.0 >> 33) % n
         }
+    }
+
+    /// Each once.
+    fn all(told: Told) -> RoaringTreemap {
+        let removed = told.removal.map(|removal| removal.oids.clone()).unwrap_or_default();
+        assert!(told.oids.is_disjoint(&removed), "told twice");
+        told.oids | removed
     }
 
     #[test]
@@ -358,7 +402,7 @@ mod tests {
                         log.told(told);
                     }
                     8 => {
-                        let told = real[who].tell(conn(who), &log, &RoaringTreemap::new());
+                        let told = all(real[who].tell(conn(who), &log, &RoaringTreemap::new()));
                         let expected = std::mem::take(&mut naive[who].invalid);
                         assert!(told.iter().eq(expected), "seed {seed}");
                     }
@@ -410,7 +454,7 @@ mod tests {
                 let conn = ConnId(n as u64);
                 let last = transactions - 1;
                 assert!([0, last].iter().all(|oid| unseen.contains(conn, Oid(*oid), &log)));
-                let told = unseen.tell(conn, &log, &RoaringTreemap::new());
+                let told = all(unseen.tell(conn, &log, &RoaringTreemap::new()));
                 assert_eq!(told.len(), last + oids_each as u64);
             }
         }

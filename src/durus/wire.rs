@@ -165,13 +165,21 @@ fn split_record(data: &Bytes, at: usize) -> Result<(Oid, Bytes, usize), Malforme
     Ok((oid, record, next))
 }
 
-/// count:4 and the oids, ascending: the answer to `S` and the first answer to `C`.
-pub fn invalid_oids(oids: &RoaringTreemap) -> Bytes {
-    let count = u32::try_from(oids.len()).expect("more invalid oids than the protocol can say");
-    let mut answer = BytesMut::with_capacity(4 + 8 * count as usize);
-    answer.put_u32(count);
+/// count:4 and the oids, ascending: the answer to `S` and the first answer to `C`, but for `more` oids that follow it
+/// (`oid_list`).
+pub fn invalid_oids(oids: &RoaringTreemap, more: u64) -> Bytes {
+    let count = u32::try_from(oids.len() + more);
+    let mut answer = BytesMut::with_capacity(4 + 8 * oids.len() as usize);
+    answer.put_u32(count.expect("more invalid oids than the protocol can say"));
     oids.iter().for_each(|oid| answer.put_u64(oid));
     answer.freeze()
+}
+
+/// The oids one after the other, ascending.
+pub fn oid_list(oids: &RoaringTreemap) -> Bytes {
+    let mut list = Vec::with_capacity(oids.len() as usize);
+    list.extend(oids.iter().map(u64::to_be_bytes));
+    list.into_flattened().into()
 }
 
 /// The oids one after the other: the answer to `N` and `M`.
