@@ -14,7 +14,7 @@ use crate::types::NodeId;
 pub const MEMBERS_MAX: usize = 7;
 
 const KEEP_GENERATIONS: u32 = 1;
-const PEER_QUEUE_BYTES_MAX: u64 = 512 << 20;
+const PEER_QUEUE_BYTES_MAX: u64 = 1 << 30;
 /// What a length or count of the client protocol has room for.
 const PROTOCOL_MAX: u64 = u32::MAX as u64;
 const CLIENTS_MOST: u64 = 1 << 20;
@@ -51,7 +51,7 @@ impl RawConfig {
             import: self.import,
             keep_generations,
             timing: check_timing(self.timing)?,
-            limits: check_limits(self.limits)?,
+            limits: check_limits(self.limits, members.len())?,
             log: check_log(self.log)?,
             members,
         })
@@ -172,7 +172,7 @@ fn check_unix(raw: RawUnix) -> Result<UnixSockets> {
     Ok(UnixSockets { owner: raw.owner, group: raw.group, umask: umask.transpose()? })
 }
 
-fn check_limits(raw: RawLimits) -> Result<Limits> {
+fn check_limits(raw: RawLimits, members: usize) -> Result<Limits> {
     let usual = durus::Limits::default();
     macro_rules! bytes {
         ($key:ident, $most:expr) => {
@@ -186,7 +186,7 @@ fn check_limits(raw: RawLimits) -> Result<Limits> {
     }
     let clients = durus::Limits {
         clients_max: count!(clients_max, 1, CLIENTS_MOST) as usize,
-        transaction_bytes_max: bytes!(transaction_bytes_max, PROTOCOL_MAX),
+        transaction_bytes_max: bytes!(transaction_bytes_max, durus::TRANSACTION_BYTES_MOST),
         objects_per_transaction_max: count!(objects_per_transaction_max, 1, PROTOCOL_MAX) as usize,
         record_bytes_max: bytes!(record_bytes_max, PROTOCOL_MAX),
         bulk_oids_max: count!(bulk_oids_max, 1, PROTOCOL_MAX) as u32,
@@ -202,6 +202,7 @@ fn check_limits(raw: RawLimits) -> Result<Limits> {
     check_limits_fit(&clients)?;
     let peers = raw.peer_queue_bytes_max.map_or(PEER_QUEUE_BYTES_MAX, |size| size.0);
     let peers = in_range("peer_queue_bytes_max", peers, KIB * KIB, BYTES_MOST)?;
+    check_queue_fits(&clients, peers, members)?;
     let fetch = raw.fetch_bytes_per_s_max.map_or(0, |size| size.0);
     Ok(Limits { peer_queue_bytes_max: peers as usize, fetch_bytes_per_s_max: fetch, clients })
 }
@@ -210,6 +211,20 @@ fn time(key: &str, given: Option<Span>, usual_ms: u64) -> Result<u64> {
     let ms = given.map_or(u128::from(usual_ms), |span| span.0.as_millis());
     let fits = u64::try_from(ms).ok().filter(|ms| (10..=365 * 86_400_000).contains(ms));
     fits.ok_or_else(|| invalid(format!("limits.{key}"), "is out of range: 10ms to 365d"))
+}
+
+/// Clients' commits wait in the queue to the master. Were there not room for all that may wait, the connection would be opened
+/// anew for what it has to carry, again and again.
+fn check_queue_fits(limits: &durus::Limits, queue: u64, members: usize) -> Result<()> {
+    let waiting = limits.commits_waiting_bytes_max;
+    if members > 1 && waiting.saturating_add(waiting / 2) > queue {
+        let why = format!(
+            "{queue} is less than limits.commits_waiting_bytes_max ({waiting}) and half as much again, which may have to \
+             wait there: raise this or lower that"
+        );
+        return Err(invalid("limits.peer_queue_bytes_max", why));
+    }
+    Ok(())
 }
 
 /// A limit that another one never lets anybody reach is a mistake.
@@ -404,9 +419,19 @@ mod tests {
                 "limits.clients_max: 0 is out of range: 1 to",
             ),
             (
-                "# transaction_bytes_max = \"256 MiB\"",
+                "# transaction_bytes_max = \"128 MiB\"",
                 "transaction_bytes_max = \"2 GiB\"",
-                "limits.transaction_bytes_max: 2147483648 is more than limits.session_bytes_max (1073741824)",
+                "limits.transaction_bytes_max: 2147483648 is out of range: 1024 to 1073741824",
+            ),
+            (
+                "# transaction_bytes_max = \"128 MiB\"",
+                "transaction_bytes_max = \"1 GiB\"",
+                "limits.transaction_bytes_max: 1073741824 is more than limits.commits_waiting_bytes_max (536870912)",
+            ),
+            (
+                "# peer_queue_bytes_max = \"1 GiB\"",
+                "peer_queue_bytes_max = \"512 MiB\"",
+                "limits.peer_queue_bytes_max: 536870912 is less than limits.commits_waiting_bytes_max (536870912) and half",
             ),
             (
                 "# wait_max = \"60s\"",

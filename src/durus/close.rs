@@ -39,13 +39,13 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             clients_max: 4096,
-            transaction_bytes_max: 256 << 20,
+            transaction_bytes_max: 128 << 20,
             objects_per_transaction_max: 1_000_000,
             record_bytes_max: 128 << 20,
             bulk_oids_max: 100_000,
             session_bytes_max: 1 << 30,
             input_buffered_bytes_max: 16 << 20,
-            commits_waiting_bytes_max: 1 << 30,
+            commits_waiting_bytes_max: 512 << 20,
             unused_oids_max: 1_000_000,
             command_max_ms: 10_000,
             wait_max_ms: 60_000,
@@ -72,6 +72,9 @@ impl Limits {
         ]
     }
 }
+
+/// The most that `transaction_bytes_max` may be: a commit travels in one message, and frames have a longest length.
+pub const TRANSACTION_BYTES_MOST: u64 = 1 << 30;
 
 /// Keys of the limits of time.
 pub const COMMAND_MAX: &str = "command_max";

@@ -11,7 +11,8 @@ use crate::types::{ConnId, Now, Oid};
 
 /// A record longer than this is sent as it is, not copied beside others.
 const COPY_BYTES_MAX: usize = 32 << 10;
-/// What a client may have read goes along with its commit at once if it is not larger; else only if the master asks.
+/// What a client may have read goes along with its commit at once if it is not larger, or not larger than the commit itself;
+/// else only if the master asks, and then all of it is sent once more.
 const TOUCHED_ALONG_BYTES_MAX: usize = 4 << 10;
 /// A buffer that grew beyond this for one large command is given back after it.
 const BUFFER_KEPT_BYTES_MAX: usize = 64 << 10;
@@ -277,6 +278,7 @@ impl Sessions {
         let Some(Waiting::Commit(commit)) = &session.waiting else {
             unreachable!("session {conn} commits")
         };
+        let touched_bytes_max = touched_bytes_max.max(commit.bytes as usize);
         let touched = (session.touched.serialized_size() <= touched_bytes_max).then(|| {
             let mut bytes = Vec::with_capacity(session.touched.serialized_size());
             session.touched.serialize_into(&mut bytes).expect("writing to memory");

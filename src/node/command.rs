@@ -9,7 +9,7 @@ use std::time::Duration;
 use slog::{Logger, crit, error, info};
 
 use super::activation::{self, ActivationError, Passed};
-use super::core::{Core, Setup, StartError, start};
+use super::core::{Core, FETCH_BYTES_MAX, Setup, StartError, start};
 use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::limits::{self, Limits};
@@ -27,6 +27,8 @@ use crate::storage::DiskError;
 use crate::telemetry::{self, TelemetryError};
 use crate::types::{BootId, Now};
 
+/// So much of a commit is sent twice without asking first.
+const SENT_AGAIN_BYTES_MAX: u64 = 64 << 10;
 /// How long a panic's line has to reach the log.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
@@ -174,6 +176,8 @@ fn setup(
         limits: config.limits.clients.clone(),
         keep_generations: config.keep_generations,
         block_bytes: crate::pack::BLOCK_BYTES,
+        fetch_bytes: FETCH_BYTES_MAX,
+        sent_again_bytes_max: SENT_AGAIN_BYTES_MAX,
         fetch_bytes_per_s_max: Some(config.limits.fetch_bytes_per_s_max).filter(|max| *max > 0),
         disk: disk.clone(),
         log: log.clone(),

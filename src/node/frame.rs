@@ -9,13 +9,16 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::durus::TRANSACTION_BYTES_MOST;
 use crate::proto::control::Lane;
 
 /// Longest hello.
 pub const HELLO_BYTES_MAX: u32 = 4 << 10;
 /// Longest request of an administrator's tool.
 pub const ADMIN_BYTES_MAX: u32 = 1 << 20;
-const LIVE_BYTES_MAX: u32 = 300 << 20;
+/// A commit of a client is one message: its records, and in the other half what surrounds them, and what the client may
+/// have read.
+const LIVE_BYTES_MAX: u32 = 2 * TRANSACTION_BYTES_MOST as u32;
 const BYTES_MAX: u32 = 16 << 20;
 
 /// Room that is made ahead of the bytes, at least and at most.
@@ -38,7 +41,6 @@ pub enum FrameError {
 /// Longest frame on a lane.
 pub fn bytes_max(lane: Lane) -> u32 {
     match lane {
-        // A commit of a client is one message.
         Lane::Live => LIVE_BYTES_MAX,
         Lane::Control | Lane::Bulk => BYTES_MAX,
     }

@@ -134,7 +134,7 @@ mod tests {
         limits.bit(PEER_QUEUE_BYTES_MAX, "node 2", "it is slow");
         let told = limits.told();
         assert!(told.contains(&("bulk_oids_max", 100_000.0, 50)), "{told:?}");
-        assert!(told.contains(&(PEER_QUEUE_BYTES_MAX, f64::from(512 << 20), 1)), "{told:?}");
+        assert!(told.contains(&(PEER_QUEUE_BYTES_MAX, f64::from(1 << 30), 1)), "{told:?}");
         assert!(told.contains(&("wait_max", 60.0, 0)), "{told:?}");
         let text = lines.text();
         assert_eq!(text.lines().count(), 2, "{text}");

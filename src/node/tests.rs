@@ -215,7 +215,13 @@ fn configs(count: usize) -> Vec<Config> {
         node: format!("n{}", n + 1),
         data: "/nonexistent".into(),
         member: (0..count).map(member).collect(),
-        limits: RawLimits { peer_queue_bytes_max: Some(ByteSize(4 << 20)), ..RawLimits::default() },
+        limits: RawLimits {
+            record_bytes_max: Some(ByteSize(1 << 20)),
+            transaction_bytes_max: Some(ByteSize(1 << 20)),
+            commits_waiting_bytes_max: Some(ByteSize(2 << 20)),
+            peer_queue_bytes_max: Some(ByteSize(4 << 20)),
+            ..RawLimits::default()
+        },
         ..RawConfig::default()
     };
     (0..count).map(|n| of_node(n).check().unwrap()).collect()

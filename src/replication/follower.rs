@@ -11,6 +11,9 @@ use crate::types::{Now, Seq, Tip};
 
 /// Bytes that may be on their way to one slave, unacknowledged.
 const WINDOW_BYTES: u64 = 16 << 20;
+/// Of transactions a probe brings along. It is repeated while its answer is awaited, and may wait behind a long one that is
+/// still being sent: so it never brings a long one itself.
+const PROBE_BYTES: u64 = 64 << 10;
 /// A probe is repeated after this long without an answer.
 const PROBE_RETRY_MS: u64 = 100;
 /// A new connection repeats a probe that is older than this.
@@ -34,6 +37,8 @@ pub struct Plan {
     pub prev: Tip,
     /// How many bytes of transactions it may carry; 0: none, just the news of a commit.
     pub bytes_max: u64,
+    /// It carries one at least, however long that is.
+    pub one_at_least: bool,
     pub want_reply: bool,
 }
 
@@ -84,7 +89,8 @@ impl Follower {
         match self.state {
             State::Probing { asked: Some(asked) } if now.since_ms(asked) < PROBE_RETRY_MS => None,
             State::Probing { .. } => {
-                Some(Plan { prev: self.sent, bytes_max: 64 << 10, want_reply: true })
+                let (bytes_max, one_at_least) = (PROBE_BYTES, false);
+                Some(Plan { prev: self.sent, bytes_max, one_at_least, want_reply: true })
             }
             State::Streaming => {
                 let room = WINDOW_BYTES.saturating_sub(self.in_flight_bytes);
@@ -93,6 +99,7 @@ impl Follower {
                 (behind || news).then_some(Plan {
                     prev: self.sent,
                     bytes_max: if behind { room.min(1 << 20) } else { 0 },
+                    one_at_least: behind,
                     want_reply: false,
                 })
             }
@@ -116,12 +123,20 @@ impl Follower {
         }
     }
 
-    /// The slave took an append; it has everything durably up to `durable`, which is in the master's file too.
-    pub fn matched(&mut self, durable: Tip, now: Now) {
+    /// The slave took an append; it has everything durably up to `durable`, and in its file up to `written`; both are in
+    /// the master's file too.
+    pub fn matched(&mut self, durable: Tip, written: Tip, now: Now) {
         if matches!(self.state, State::Probing { .. }) {
             self.state = State::Streaming;
             self.sent = durable;
             self.commit_sent = Seq(0);
+            if written.seq > durable.seq {
+                // Not to be sent again, and still to be acknowledged.
+                self.sent = written;
+                self.progress = now;
+                self.in_flight_bytes = written.offset - durable.offset;
+                self.in_flight.push_back((written.seq, self.in_flight_bytes));
+            }
         }
         if durable.seq > self.acked.seq {
             self.acked = durable;
@@ -210,7 +225,7 @@ mod tests {
         slave.sent(tip(9), 400, Seq(4), at(0));
         assert_eq!(slave.plan(tip(9), Seq(4), at(50)), None, "one probe at a time");
         assert!(slave.plan(tip(9), Seq(4), at(100)).is_some(), "repeated after silence");
-        slave.matched(tip(6), at(101));
+        slave.matched(tip(6), tip(6), at(101));
         let next = slave.plan(tip(9), Seq(4), at(101)).unwrap();
         assert_eq!((next.prev, next.want_reply), (tip(6), false));
     }
@@ -218,7 +233,7 @@ mod tests {
     #[test]
     fn a_stream_goes_on_without_waiting_and_stops_at_the_window() {
         let mut slave = Follower::new(tip(5), at(0));
-        slave.matched(tip(5), at(0));
+        slave.matched(tip(5), tip(5), at(0));
         slave.sent(tip(6), WINDOW_BYTES - 10, Seq(5), at(1));
         let next = slave.plan(tip(8), Seq(5), at(1)).unwrap();
         assert_eq!((next.prev, next.bytes_max), (tip(6), 10));
@@ -226,14 +241,38 @@ mod tests {
         assert_eq!(slave.plan(tip(8), Seq(5), at(1)), None);
         let news = slave.plan(tip(8), Seq(6), at(1)).unwrap();
         assert_eq!(news.bytes_max, 0, "news of a commit passes a full window");
-        slave.matched(tip(6), at(2));
+        slave.matched(tip(6), tip(6), at(2));
         assert_eq!(slave.plan(tip(8), Seq(5), at(2)).unwrap().prev, tip(7));
+    }
+
+    #[test]
+    fn what_is_written_there_is_not_sent_again_and_is_still_waited_for() {
+        let mut slave = Follower::new(tip(5), at(0));
+        slave.matched(tip(5), tip(8), at(0));
+        assert_eq!(slave.plan(tip(8), Seq(0), at(1)), None);
+        assert_eq!(slave.plan(tip(9), Seq(0), at(1)).unwrap().prev, tip(8));
+        slave.sent(tip(9), 100, Seq(0), at(1));
+        assert_eq!(slave.deadline_us(), Some(STALL_MS * 1000));
+        slave.matched(tip(9), tip(9), at(2));
+        assert_eq!((slave.deadline_us(), slave.in_flight_bytes), (None, 0));
+    }
+
+    /// A long transaction takes longer than any patience here: it is sent once, whatever is asked meanwhile.
+    #[test]
+    fn only_a_stream_carries_what_is_long() {
+        let mut slave = Follower::new(tip(5), at(0));
+        assert!(!slave.plan(tip(6), Seq(4), at(0)).unwrap().one_at_least);
+        slave.matched(tip(5), tip(5), at(0));
+        assert!(slave.plan(tip(6), Seq(4), at(0)).unwrap().one_at_least);
+        slave.sent(tip(6), 1 << 30, Seq(4), at(0));
+        let asked = slave.plan(tip(6), Seq(4), at(STALL_MS)).unwrap();
+        assert_eq!((asked.one_at_least, asked.want_reply), (false, true));
     }
 
     #[test]
     fn silence_and_mismatch_lead_back_to_the_newest_common_place() {
         let mut slave = Follower::new(tip(5), at(0));
-        slave.matched(tip(5), at(0));
+        slave.matched(tip(5), tip(5), at(0));
         slave.sent(tip(9), 100, Seq(5), at(0));
         assert_eq!(slave.plan(tip(9), Seq(5), at(STALL_MS)).unwrap().prev, tip(5));
         slave.sent(tip(9), 100, Seq(5), at(STALL_MS));

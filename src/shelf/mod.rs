@@ -34,8 +34,8 @@ pub(crate) use scan::{End, Found, PREFIX, Progress, Reader, Scan};
 pub use store::{Applied, Opened, Shelf};
 pub(crate) use transaction::u64_at;
 pub use transaction::{
-    BuiltTx, Kind, PREAMBLE, ParsedTx, RecordAt, RecordError, SealInfo, TxError, TxMeta, build,
-    check_record, parse, rechain, refs, split_transactions, verify,
+    BuiltTx, Kind, PREAMBLE, ParsedTx, RecordAt, RecordError, SealInfo, TxError, TxMeta,
+    announced_len, build, check_record, parse, rechain, refs, split_transactions, verify,
 };
 
 /// Why a file is not used.

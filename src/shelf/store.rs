@@ -388,6 +388,21 @@ impl Shelf {
         self.bytes(offset, self.ends[last] - offset)
     }
 
+    /// Bytes from anywhere in the chained part on, as far as the file goes: not checked, and cut anywhere.
+    pub fn read_part(&self, offset: u64, len_max: u64) -> Result<Bytes, ShelfError> {
+        if offset < self.base_end() || offset > self.tip.offset {
+            return Err(ShelfError::NotBoundary { name: self.name.clone(), offset });
+        }
+        self.bytes(offset, len_max.min(self.tip.offset - offset))
+    }
+
+    /// Whether a transaction begins at `offset`, and is not longer than that.
+    pub fn has_short(&self, offset: u64, len_max: u64) -> bool {
+        let first = self.ends.binary_search(&offset);
+        let end = first.ok().and_then(|first| self.ends.get(first + 1));
+        end.is_some_and(|end| *end - offset <= len_max)
+    }
+
     /// Makes everything up to `seq` visible to loads, and says what that was.
     pub fn index_to(&mut self, seq: Seq) -> Vec<Applied> {
         assert!(seq <= self.tip.seq, "index to seq {seq} with the tip at {}", self.tip);

@@ -334,6 +334,11 @@ pub(crate) fn check_chain(prev: &Chain, tx: &[u8], found: &Chain) -> Result<(), 
 }
 
 /// Bytes of the transaction at the start of `bytes`, which must hold it all.
+/// How many bytes the transaction that begins here says it has, its length field included; None: that is not all there.
+pub fn announced_len(bytes: &[u8]) -> Option<u64> {
+    u64_at(bytes, 0).map(|len| len.saturating_add(8))
+}
+
 fn whole_len(bytes: &[u8]) -> Result<usize, TxError> {
     let have = bytes.len() as u64;
     let len = u64_at(bytes, 0).ok_or(TxError::Short { wanted: 8, have })?;

@@ -424,6 +424,7 @@ impl Node {
                 has_touched: script.byte() & 1 != 0,
                 ahead_seq: script.number(),
                 ahead_epoch: script.number(),
+                again: script.byte() & 1 != 0,
             }),
         };
         let id = script.number();

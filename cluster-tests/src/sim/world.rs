@@ -185,6 +185,8 @@ pub struct World {
     keep_generations: u32,
     /// Of the blocks in which bases are fetched: they are small here.
     block_bytes: u64,
+    /// Transactions are fetched in pieces of them, and commits are asked for again by their ids: as if all were long.
+    short_pieces: bool,
     commands: BTreeSet<(u64, u64)>,
     /// Elections that were proposed: the epoch, and whose promises counted.
     elections: Vec<(u64, Vec<u64>)>,
@@ -264,6 +266,7 @@ impl World {
             priorities,
             keep_generations,
             block_bytes: 64 << (seed % 4),
+            short_pieces: seed % 3 == 0,
             commands: BTreeSet::new(),
             elections: Vec::new(),
             fences: Vec::new(),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::pull::FETCH_BYTES;
 use super::{Action, Core};
 use crate::pack::blocks::{List, Read};
 use crate::pack::{Blocks, Job, JobError, JobOutcome};
@@ -19,6 +18,8 @@ use crate::replication::{points, wire};
 use crate::shelf::Shelf;
 use crate::types::{Chain, Generation, NodeId};
 
+/// Of a file in one answer, whatever is asked for.
+pub const FETCH_BYTES_MAX: u32 = 1 << 20;
 /// Reads for peers that run at once, and that wait. A peer has a few questions out at a time; past that they are
 /// dropped, and asked again.
 const READS_MAX: usize = 2;
@@ -89,7 +90,7 @@ impl Core {
         fetch: pb::Fetch,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let len = u64::from(fetch.len.min(FETCH_BYTES));
+        let len = u64::from(fetch.len.min(FETCH_BYTES_MAX));
         let durable = self.durable.offset;
         let mut reply = pb::FetchReply { id: fetch.id, offset: fetch.offset, data: Bytes::new() };
         match self.file_of(fetch.generation, &fetch.base_hash) {
@@ -108,8 +109,10 @@ impl Core {
                     true => durable,
                     false => shelf.tip().offset,
                 };
+                // In pieces, wherever they end: a long transaction would take too long for who waits for it.
                 if fetch.offset < end {
-                    reply.data = shelf.read_range(fetch.offset, len).unwrap_or_default();
+                    let len = len.min(end - fetch.offset);
+                    reply.data = shelf.read_part(fetch.offset, len).unwrap_or_default();
                 }
             }
         }

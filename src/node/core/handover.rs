@@ -43,6 +43,11 @@ impl Core {
         None
     }
 
+    pub(super) fn is_held(&self, asker: &Asker) -> bool {
+        let Role::Master(master) = &self.role else { return false };
+        master.handover.held.iter().any(|(held, _)| held == asker)
+    }
+
     fn holds_for(&self) -> Option<NodeId> {
         let Role::Master(master) = &self.role else { return None };
         let holding = |(_, since): &(NodeId, Now)| self.now.since_ms(*since) < HOLD_MS;

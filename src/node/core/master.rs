@@ -219,20 +219,19 @@ impl Core {
         let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else {
             return;
         };
-        let data = match plan.bytes_max {
-            0 => Bytes::new(),
-            max if prev.offset < self.shelf.tip().offset => {
-                match self.read_back(prev.offset, max) {
-                    Ok(data) => data,
-                    Err(error) => {
-                        slog::error!(self.log, "can't read back what the slaves lack: this node stops, and \
-                            verifies its file when it is started again"; "error" => &error);
-                        self.exit(&format!("disk failed: {error}"), true, out);
-                        return;
-                    }
+        let may = plan.one_at_least || self.shelf.has_short(prev.offset, plan.bytes_max);
+        let data = if plan.bytes_max > 0 && may && prev.offset < self.shelf.tip().offset {
+            match self.read_back(prev.offset, plan.bytes_max) {
+                Ok(data) => data,
+                Err(error) => {
+                    slog::error!(self.log, "can't read back what the slaves lack: this node stops, and \
+                        verifies its file when it is started again"; "error" => &error);
+                    self.exit(&format!("disk failed: {error}"), true, out);
+                    return;
                 }
             }
-            _ => Bytes::new(),
+        } else {
+            Bytes::new()
         };
         let upto = match data.is_empty() {
             true => prev,
@@ -285,7 +284,10 @@ impl Core {
         let text = |error: wire::WireError| format!("append reply: {error}");
         let durable = wire::tip("durable", reply.durable.as_ref()).map_err(text)?;
         if reply.matched {
-            return self.on_acknowledged(from, durable, reply.recovering, out);
+            let written = reply.written.as_ref();
+            let written = written.map(|tip| wire::tip("written", Some(tip))).transpose();
+            let written = written.map_err(text)?.unwrap_or(durable);
+            return self.on_acknowledged(from, durable, written, reply.recovering, out);
         }
         let points = wire::tips("points", &reply.points).map_err(text)?;
         self.on_mismatch(from, &points, reply.hello, out)
@@ -295,18 +297,24 @@ impl Core {
         &mut self,
         from: NodeId,
         durable: Tip,
+        written: Tip,
         recovering: bool,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let ours = self.shelf.find(&durable).map_err(|error| error.to_string())?;
+        let find = |tip| self.shelf.find(tip).map_err(|error| error.to_string());
+        let ours = find(&durable)?;
         if !ours && !mutants::broken(Mutant::AckBySeqOnly) {
             // It has more than we: a tail of an earlier epoch that our next append will show it.
             return Ok(());
         }
+        let Role::Master(master) = &self.role else { return Ok(()) };
+        // Who streams knows what it has sent.
+        let probes = master.followers.get(&from).is_some_and(|it| !it.is_streaming());
+        let written = if probes && find(&written)? { written } else { durable };
         let now = self.now;
         let Some(master) = self.master() else { return Ok(()) };
         if let Some(follower) = master.followers.get_mut(&from) {
-            follower.matched(durable, now);
+            follower.matched(durable, written, now);
         }
         let epoch = master.epoch;
         let counts = !recovering || mutants::broken(Mutant::RecoveringCounts);

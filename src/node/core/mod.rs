@@ -53,6 +53,7 @@ use crate::storage::loss::Loss;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 pub use fetch::partial_name;
+pub use giving::FETCH_BYTES_MAX;
 pub use io::{Action, Input, lane};
 pub use start::{FIRST, StartError, start};
 
@@ -78,6 +79,11 @@ pub struct Setup {
     pub keep_generations: u32,
     /// Bytes of the blocks in which bases are fetched: the same on every node.
     pub block_bytes: u64,
+    /// Bytes of a peer's transactions asked for at a time, up to [`FETCH_BYTES_MAX`].
+    pub fetch_bytes: u32,
+    /// A commit with more bytes of records does not go twice to the same master, unless that has not got it: while it is
+    /// still on its way, more of it would only keep it there.
+    pub sent_again_bytes_max: u64,
     /// So much of a base is fetched in a second, and no more; None: as much as there is room for.
     pub fetch_bytes_per_s_max: Option<u64>,
     pub disk: Arc<dyn Disk>,

@@ -1,8 +1,8 @@
 //! Taking from a peer the transactions that our own file lacks. (A whole base: `fetch`. The other side: `giving`.)
 //!
 //! A pull asks one peer after the other whether it has the file, finds the common point with it, and fetches from
-//! there; each transaction is verified by its chain before it is appended to our own file. It has one question out at a
-//! time; silence means the next peer.
+//! there, in pieces that may end anywhere; each transaction is verified by its chain before it is appended to our own file.
+//! It has one question out at a time; silence means the next peer.
 
 use bytes::Bytes;
 
@@ -14,8 +14,6 @@ use crate::replication::wire::{self, Position};
 use crate::shelf;
 use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
 
-/// Bytes asked for at a time.
-pub(super) const FETCH_BYTES: u32 = 1 << 20;
 /// A peer that does not answer for this long is left for the next.
 const PATIENCE_MS: u64 = 700;
 /// The holder of the floor that has it not, or not yet, is asked again after this long.
@@ -32,20 +30,17 @@ pub(super) enum Goal {
 
 enum Stage {
     /// Asking for the common point, or whether the file is there.
-    Probing {
-        asked: Option<Now>,
-        points: Vec<Tip>,
-    },
+    Probing { asked: Option<Now>, points: Vec<Tip> },
     Fetching {
         asked: Option<Now>,
+        /// Of a transaction that is not whole yet.
+        piece: Vec<u8>,
     },
     /// The disk has it; the next question follows.
     Writing,
     /// The only peer there is to ask had no use of the last question. What it still says, also twice, is old: were each
     /// answer another question, they would be ever more.
-    Resting {
-        since: Now,
-    },
+    Resting { since: Now },
 }
 
 pub(super) struct Pull {
@@ -105,7 +100,7 @@ impl Core {
         let now = self.now;
         let Some(pull) = &mut self.pull else { return };
         let asked = match &pull.stage {
-            Stage::Probing { asked, .. } | Stage::Fetching { asked } => *asked,
+            Stage::Probing { asked, .. } | Stage::Fetching { asked, .. } => *asked,
             Stage::Writing => return,
             Stage::Resting { since } if now.since_ms(*since) < ASK_HOLDER_AGAIN_MS => return,
             Stage::Resting { .. } => {
@@ -158,10 +153,11 @@ impl Core {
                 let points = wire::put_tips(points);
                 Kind::Probe(pb::Probe { id, generation, base_hash, points })
             }
-            Stage::Fetching { asked } => {
+            Stage::Fetching { asked, piece } => {
                 *asked = Some(now);
-                let offset = tip.offset;
-                Kind::Fetch(pb::Fetch { id, generation, base_hash, offset, len: FETCH_BYTES })
+                let offset = tip.offset + piece.len() as u64;
+                let len = self.setup.fetch_bytes;
+                Kind::Fetch(pb::Fetch { id, generation, base_hash, offset, len })
             }
             Stage::Writing | Stage::Resting { .. } => return,
         };
@@ -239,7 +235,7 @@ impl Core {
         let now = self.now;
         if mismatch == Seq(0) || point == self.shelf.tip() {
             if let Some(pull) = &mut self.pull {
-                pull.stage = Stage::Fetching { asked: None };
+                pull.stage = Stage::Fetching { asked: None, piece: Vec::new() };
             }
             self.drive_pull(out);
         } else if mismatch > point.seq.next() {
@@ -267,14 +263,17 @@ impl Core {
             self.on_block(from, reply.offset, reply.data, out);
             return Ok(());
         }
+        let tip = self.shelf.tip();
         let Some(pull) = &mut self.pull else { return Ok(()) };
-        if pull.id != reply.id
-            || pull.source != from
-            || !matches!(pull.stage, Stage::Fetching { .. })
-        {
+        let Stage::Fetching { asked, piece } = &mut pull.stage else { return Ok(()) };
+        let wanted = tip.offset + piece.len() as u64;
+        if pull.id != reply.id || pull.source != from || reply.offset != wanted {
             return Ok(());
         }
-        if reply.data.is_empty() {
+        piece.extend_from_slice(&reply.data);
+        let first = shelf::announced_len(piece).unwrap_or(0);
+        // A length that is wrong would be waited for up to the file's end.
+        if reply.data.is_empty() || tip.offset.saturating_add(first) > pull.file_len {
             self.next_source(out);
             return Ok(());
         }
@@ -282,11 +281,17 @@ impl Core {
         self.fetched_bytes += bytes;
         if let Goal::OldTail { .. } = pull.goal {
             self.ladder.took(bytes);
-            self.ladder.at("fetch", self.shelf.tip().offset, total, self.now);
+            self.ladder.at("fetch", wanted, total, self.now);
         }
+        if first > piece.len() as u64 || piece.len() < 8 {
+            *asked = None;
+            self.drive_pull(out);
+            return Ok(());
+        }
+        let data = Bytes::from(std::mem::take(piece));
         match pull.goal {
-            Goal::Floor(tip) => self.take_fetched(reply.data, tip.seq, out),
-            Goal::OldTail { until, .. } => self.take_fetched(reply.data, until, out),
+            Goal::Floor(tip) => self.take_fetched(data, tip.seq, out),
+            Goal::OldTail { until, .. } => self.take_fetched(data, until, out),
         }
     }
 
@@ -301,10 +306,11 @@ impl Core {
         let mut len = 0;
         for tx in shelf::split_transactions(&data) {
             let tip = self.shelf.tip();
-            let tx = tx.map_err(|error| format!("fetched: {error}"))?;
             if tip.seq >= until {
                 break;
             }
+            // The last one's rest comes when the disk has these.
+            let Ok(tx) = tx else { break };
             let bytes = data.slice_ref(tx);
             match shelf::verify(&tip.chain, &bytes) {
                 Ok(parsed) => {

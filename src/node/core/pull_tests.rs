@@ -74,6 +74,71 @@ fn what_an_election_wanted_is_not_waited_for_in_the_next() {
     assert!(has_started(&core), "it has everything that this election wants");
 }
 
+/// The offset that is asked for.
+fn fetches(actions: &[Action]) -> Option<u64> {
+    actions.iter().find_map(|action| match action {
+        Action::Send { message, .. } => match &message.kind {
+            Some(Kind::Fetch(fetch)) => Some(fetch.offset),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// Longer than what is asked for at a time: then a peer would need longer to send it than anybody waits for an answer.
+#[test]
+fn a_long_transaction_comes_in_pieces() {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), NOW);
+    let own = core.shelf.tip();
+    let record = |len: usize| {
+        let head = [&7u64.to_be_bytes()[..], &(len as u32).to_be_bytes()].concat();
+        Bytes::from([head, vec![b'x'; len]].concat())
+    };
+    let meta = |seq| shelf::TxMeta {
+        kind: shelf::Kind::Commit,
+        epoch: Epoch(1),
+        seq,
+        time_us: 1,
+        commit_id: crate::types::CommitId::NONE,
+    };
+    let long =
+        shelf::build(&own.chain, &meta(own.seq.next()), &[(crate::types::Oid(7), record(5000))]);
+    let short_seq = own.seq.next().next();
+    let short = shelf::build(&long.chain, &meta(short_seq), &[(crate::types::Oid(7), record(9))]);
+    let theirs = [&long.bytes[..], &short.bytes[..]].concat();
+    let end = own.offset + theirs.len() as u64;
+    let floor = Tip { epoch: Epoch(1), seq: short_seq, offset: end, chain: short.chain };
+    core.start_pull(Goal::Floor(floor), core.shelf.generation(), core.shelf.base_hash(), NodeId(2));
+    core.drive_pull(&mut Vec::new());
+    let id = core.pull.as_ref().unwrap().id;
+    let found = pb::ProbeReply {
+        id,
+        has_file: true,
+        r#match: Some(wire::put_tip(&own)),
+        file_len: end,
+        ..pb::ProbeReply::default()
+    };
+    let mut out = says(&mut core, NOW, 2, Kind::ProbeReply(found));
+    let mut taken = 0;
+    while let Some(offset) = fetches(&out) {
+        assert_eq!(offset, own.offset + taken, "what follows is asked for");
+        let from = taken as usize;
+        let piece = Bytes::copy_from_slice(&theirs[from..theirs.len().min(from + 520)]);
+        let reply = pb::FetchReply { id, offset, data: piece };
+        // A copy of it, made by the network, changes nothing.
+        let next = says(&mut core, NOW, 2, Kind::FetchReply(reply.clone()));
+        out = says(&mut core, NOW, 2, Kind::FetchReply(reply));
+        assert_eq!(fetches(&out), None);
+        out = next;
+        taken += 520;
+        assert!(taken < 2 * theirs.len() as u64);
+    }
+    // The second one was cut off, and is fetched again when the disk has the first.
+    assert_eq!(core.shelf.tip().chain, long.chain);
+    let is_append = |action: &Action| matches!(action, Action::Disk { work: DiskTask::Append { bytes, .. }, .. } if *bytes == long.bytes);
+    assert!(out.iter().any(is_append));
+}
+
 fn at(ms: u64) -> Now {
     Now { mono_us: 1 + ms * 1000, wall_us: 1 }
 }

@@ -48,6 +48,22 @@ impl Requests {
     }
 }
 
+/// The same question, once more to the same master. What was sent after the question is read after it, so a master that
+/// has not got it by then will not.
+fn asked_again(ask: &Ask, bytes_max: u64) -> Ask {
+    match ask {
+        Ask::Commit(commit) if bytes(commit) > bytes_max => {
+            let commit_id = commit.commit_id.clone();
+            Ask::Commit(pb::Commit { commit_id, again: true, ..Default::default() })
+        }
+        other => other.clone(),
+    }
+}
+
+fn bytes(commit: &pb::Commit) -> u64 {
+    commit.records.iter().map(|it| it.record.len() as u64).sum()
+}
+
 /// The committed state of this node, as sessions see it.
 struct ShelfView<'a> {
     shelf: &'a Shelf,
@@ -195,6 +211,7 @@ impl Core {
                         records: records.into_iter().map(record).collect(),
                         has_touched: touched.is_some(),
                         touched: touched.unwrap_or_default(),
+                        again: false,
                     };
                     (id, Ask::Commit(commit))
                 }
@@ -284,6 +301,7 @@ impl Core {
 
     fn send_open(&mut self, epoch: Epoch, master: NodeId, out: &mut Vec<Action>) {
         let (now, applied_epoch) = (self.now, self.applied_epoch);
+        let again_max = self.setup.sent_again_bytes_max;
         let mut due = Vec::new();
         for (id, open) in &mut self.requests.open {
             let may = match open.sent {
@@ -292,8 +310,12 @@ impl Core {
                 Some(_) => !matches!(open.ask, Ask::Commit(_)) || applied_epoch >= epoch,
             };
             if may {
+                let again = open.sent.is_some_and(|(to, _)| to == epoch);
                 open.sent = Some((epoch, now));
-                due.push((*id, open.ask.clone()));
+                due.push((
+                    *id,
+                    if again { asked_again(&open.ask, again_max) } else { open.ask.clone() },
+                ));
             }
         }
         for (id, ask) in due {
@@ -339,6 +361,12 @@ impl Core {
                 // Refused unseen. Should an older copy have been taken, the commit id tells.
                 if let Some(open) = self.requests.open.get_mut(&id) {
                     open.sent = None;
+                }
+            }
+            Answer::SendRecords(_) => {
+                if let Some(open) = self.requests.open.get_mut(&id) {
+                    open.sent = None;
+                    self.requests.fresh = true;
                 }
             }
             Answer::SendTouched(_) => {

@@ -38,7 +38,7 @@ impl Master {
 
 /// A process of a node, and the number of its request. The node's next process numbers its own from the beginning:
 /// what was asked by one is never answered to another.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asker {
     node: NodeId,
     boot: BootId,
@@ -176,6 +176,9 @@ impl Core {
         commit: pb::Commit,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if commit.again {
+            return self.on_commit_again(asker, &commit, out);
+        }
         let Some(commit) = self.unless_held(asker, commit) else { return Ok(()) };
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
         let touched = match commit.has_touched {
@@ -215,6 +218,31 @@ impl Core {
                 Answer::Conflict(pb::Conflict { why, dead })
             }
             Verdict::Refused(why) => Answer::Refused(why),
+        };
+        self.answer(asker, answer, out);
+        Ok(())
+    }
+
+    /// A commit that came before, or did not: only its id comes again.
+    fn on_commit_again(
+        &mut self,
+        asker: Asker,
+        commit: &pb::Commit,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
+        let committed = self.committed;
+        let answer = match self.checker.find(commit_id) {
+            Some(seq) if seq <= committed => Answer::CommittedSeq(seq.0),
+            Some(seq) => {
+                if let Some(master) = self.master() {
+                    master.in_flight.insert(seq, asker);
+                }
+                return Ok(());
+            }
+            None if self.is_held(&asker) => return Ok(()),
+            // It is not here, or was a conflict: what becomes of it is said when it is here whole.
+            None => Answer::SendRecords(true),
         };
         self.answer(asker, answer, out);
         Ok(())

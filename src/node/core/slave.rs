@@ -262,6 +262,7 @@ impl Core {
             matched,
             hello: false,
             recovering: self.recovering.is_some(),
+            written: matched.then(|| wire::put_tip(&self.shelf.tip())),
             points: wire::put_tips(&points),
         }
     }

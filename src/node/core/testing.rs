@@ -36,6 +36,8 @@ pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
         limits: Limits::default(),
         keep_generations: 1,
         block_bytes: 64,
+        fetch_bytes: 1 << 20,
+        sent_again_bytes_max: 64 << 10,
         fetch_bytes_per_s_max: None,
         disk,
         log: Logger::root(Discard, o!()),
