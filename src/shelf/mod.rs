@@ -5,7 +5,7 @@
 //! there. `FORMAT.md` beside this module describes the bytes, and nothing else does.
 //!
 //! * `transaction`: one transaction's bytes, built, read, proved and put on another history
-//! * `scan`: one pass over a whole file; what is torn and what is corrupt
+//! * `reader`, `scan`: one pass over a whole file; what is torn and what is corrupt
 //! * `open`, `store`: an open file with its index: `Shelf`
 //! * `adopt`: a plain file of stock Durus becomes one of ours, by appending
 //! * `offset_map`, `oid_map`, `index`: where objects are, on disk and in memory, and how much of the file is garbage
@@ -18,6 +18,7 @@ mod index;
 mod offset_map;
 mod oid_map;
 mod open;
+mod reader;
 mod scan;
 mod store;
 mod transaction;
@@ -29,8 +30,9 @@ pub use adopt::{Adopted, adopt};
 pub use offset_map::{MapShape, OffsetMap, Stitch};
 pub use oid_map::OidMap;
 pub use open::Opening;
+pub(crate) use reader::Reader;
 pub use scan::Torn;
-pub(crate) use scan::{End, Found, PREFIX, Progress, Reader, Scan};
+pub(crate) use scan::{End, Found, PREFIX, Progress, Scan};
 pub use store::{Applied, Opened, Shelf};
 pub(crate) use transaction::u64_at;
 pub use transaction::{

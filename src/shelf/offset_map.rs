@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use roaring::RoaringTreemap;
 
-use super::scan::Reader;
+use super::reader::Reader;
 use super::transaction::u64_at;
 use crate::storage::{DiskError, DiskFile};
 use crate::types::Oid;

@@ -17,6 +17,7 @@ use sha1::{Digest, Sha1};
 
 use super::ShelfError;
 use super::offset_map::{MAP_HEAD, MapShape, OffsetMap, Sums};
+use super::reader::{READ, Reader};
 use super::transaction::{
     CHAIN_RECORD_LEN, Kind, PREAMBLE, RECORD_HEAD, RecordAt, SEAL_RECORD_LEN, SealInfo, TxError,
     TxMeta, check_chain, parse_chain_record, parse_into, parse_plain_into, u64_at,
@@ -28,67 +29,8 @@ use crate::types::{Chain, Oid, Seq, Tip};
 pub(crate) const PREFIX: &[u8; 8] = b"SHELF-1\n";
 /// Offset of the base transaction's first record.
 const BASE_START: u64 = 16;
-/// Bytes read at a time.
-const READ: usize = 1 << 20;
 /// A disk writes no less than this at once.
 const SECTOR: u64 = 512;
-/// A buffer that grew beyond this for a large transaction is given back.
-const KEEP_MAX: usize = 8 << 20;
-
-/// Large sequential reads behind small requests.
-pub(crate) struct Reader {
-    file: Arc<dyn DiskFile>,
-    end: u64,
-    buf: Vec<u8>,
-    start: u64,
-}
-
-impl Reader {
-    /// Reads `file` up to `end`, which must not be beyond the end of the file.
-    pub fn new(file: Arc<dyn DiskFile>, end: u64) -> Reader {
-        Reader { file, end, buf: Vec::new(), start: 0 }
-    }
-
-    pub fn end(&self) -> u64 {
-        self.end
-    }
-
-    /// `len` bytes from `offset`; `DiskError::Short` if that is beyond the end.
-    pub fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8], DiskError> {
-        let wanted = len as u64;
-        if offset.checked_add(wanted).is_none_or(|end| end > self.end) {
-            let name = self.file.name().to_owned();
-            return Err(DiskError::Short { name, offset, wanted });
-        }
-        let buffered = self.start..self.start + self.buf.len() as u64;
-        if offset < buffered.start || offset + wanted > buffered.end {
-            self.fill(offset, len)?;
-        }
-        let from = (offset - self.start) as usize;
-        Ok(&self.buf[from..from + len])
-    }
-
-    fn fill(&mut self, offset: u64, len: usize) -> Result<(), DiskError> {
-        let have_end = self.start + self.buf.len() as u64;
-        if (self.start..have_end).contains(&offset) {
-            self.buf.drain(..(offset - self.start) as usize);
-        } else {
-            self.buf.clear();
-        }
-        if self.buf.capacity() > KEEP_MAX && len < READ {
-            self.buf.shrink_to(READ);
-        }
-        self.start = offset;
-        let kept = self.buf.len();
-        let total = (len.max(READ) as u64).min(self.end - offset) as usize;
-        self.buf.resize(total, 0);
-        let read = self.file.read_at(offset + kept as u64, &mut self.buf[kept..]);
-        if read.is_err() {
-            self.buf.truncate(kept);
-        }
-        read
-    }
-}
 
 /// What a scan shows to its visitor.
 pub(crate) enum Found<'a> {
