@@ -312,7 +312,8 @@ impl Base {
             }
             None => {
                 let exist = self.history.index.iter().map(|(oid, _)| oid.0);
-                self.removed = exist.filter(|oid| !seen.contains(*oid)).collect();
+                let exist = RoaringTreemap::from_sorted_iter(exist).expect("an index is in order");
+                self.removed = exist - seen;
                 RoaringTreemap::new()
             }
         }

@@ -1,7 +1,7 @@
 //! Reading a file's history into an index, and walking the references of its objects.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use roaring::RoaringTreemap;
@@ -26,14 +26,17 @@ pub(super) struct History {
     pub index: OidMap,
     /// Once `watch` was called: every oid that was stored or referred to since.
     pub touched: Option<RoaringTreemap>,
-    /// None: all of the file, which then may be a plain one of stock Durus.
+    /// None: all of the file, to which nobody writes, and which may be a plain one of stock Durus.
     wanted: Option<Seq>,
 }
 
 impl History {
     pub fn new(disk: &dyn Disk, name: &str, until: Option<Seq>) -> Result<History, JobError> {
         let file = disk.open(name)?;
-        let scan = Scan::new(file.clone(), until)?;
+        let scan = match until {
+            Some(_) => Scan::new(file.clone(), until)?,
+            None => Scan::still(file.clone())?,
+        };
         Ok(History { file, scan, index: OidMap::new(), touched: None, wanted: until })
     }
 
@@ -198,7 +201,7 @@ impl Records {
 /// A walk along references: always the smallest oid that waits.
 #[derive(Default)]
 pub(super) struct Walk {
-    waiting: BinaryHeap<Reverse<u64>>,
+    waiting: Waiting,
     /// Every existing object that was visited or waits.
     pub seen: RoaringTreemap,
 }
@@ -206,13 +209,13 @@ pub(super) struct Walk {
 impl Walk {
     /// A walk that stops at what `seen` holds.
     pub fn beyond(seen: RoaringTreemap) -> Walk {
-        Walk { waiting: BinaryHeap::new(), seen }
+        Walk { waiting: Waiting::default(), seen }
     }
 
     /// Makes `oid` wait, unless it was seen or does not exist.
     pub fn add(&mut self, oid: Oid, index: &OidMap) {
         if index.contains(oid) && self.seen.insert(oid.0) {
-            self.waiting.push(Reverse(oid.0));
+            self.waiting.push(oid.0);
         }
     }
 
@@ -222,7 +225,7 @@ impl Walk {
         index: &OidMap,
         records: &'a mut Records,
     ) -> Result<Option<(Oid, &'a [u8])>, JobError> {
-        let Some(Reverse(oid)) = self.waiting.pop() else { return Ok(None) };
+        let Some(oid) = self.waiting.pop() else { return Ok(None) };
         let oid = Oid(oid);
         let offset = index.get(oid).expect("only what exists is made to wait");
         let raw = records.raw(oid, offset)?;
@@ -234,6 +237,70 @@ impl Walk {
 
     /// Share of the objects that were visited, roughly: how many, of how many.
     pub fn progress(&self, index: &OidMap) -> (u64, u64) {
-        (self.seen.len() - self.waiting.len() as u64, index.len())
+        (self.seen.len() - self.waiting.len(), index.len())
+    }
+}
+
+/// Numbers that come out from the smallest on.
+///
+/// An object is mostly older than what it refers to, so most of them come in ascending order, and need no heap.
+#[derive(Default)]
+struct Waiting {
+    /// Ascending.
+    rising: VecDeque<u64>,
+    /// What came when there was a greater one in `rising`.
+    others: BinaryHeap<Reverse<u64>>,
+}
+
+impl Waiting {
+    fn push(&mut self, number: u64) {
+        match self.rising.back() {
+            Some(last) if *last > number => self.others.push(Reverse(number)),
+            _ => self.rising.push_back(number),
+        }
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        match (self.rising.front(), self.others.peek()) {
+            (Some(rising), Some(Reverse(other))) if other < rising => {}
+            (None, _) => {}
+            _ => return self.rising.pop_front(),
+        }
+        self.others.pop().map(|Reverse(number)| number)
+    }
+
+    fn len(&self) -> u64 {
+        (self.rising.len() + self.others.len()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_smallest_comes_first_in_whatever_order_they_came() {
+        let (mut waiting, mut model) = (Waiting::default(), BTreeSet::new());
+        for n in 0..10_000_u64 {
+            let scrambled = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            // runs that rise, one far ahead of them, and some between and below
+            let number = match n % 8 {
+                0..5 => n * 1000,
+                5 => n * 3000,
+                _ => scrambled,
+            };
+            if model.insert(number) {
+                waiting.push(number);
+            }
+            if scrambled % 5 < 3 {
+                assert_eq!(waiting.pop(), model.pop_first());
+            }
+            assert_eq!(waiting.len(), model.len() as u64);
+        }
+        while let Some(number) = model.pop_first() {
+            assert_eq!(waiting.pop(), Some(number));
+        }
+        assert_eq!((waiting.pop(), waiting.len()), (None, 0));
     }
 }

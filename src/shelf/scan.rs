@@ -84,7 +84,7 @@ pub(crate) struct Scan {
     base_end: u64,
     base_records: u64,
     map: Option<(MapShape, Sums)>,
-    /// Of every byte before `at`; None once there is a seal.
+    /// Of every byte before `at`; None once there is a seal, or if none is expected.
     whole: Option<Sha1>,
     sealed: Option<(SealInfo, Tip)>,
     time_us: u64,
@@ -119,6 +119,16 @@ impl Scan {
             stop_after,
             records: Vec::new(),
         })
+    }
+
+    /// A scan of all of a file that nobody writes to. One that does not end in a chain is not hashed on the way: either it
+    /// has no seal that would be proved by the hash, or it is about to be refused, and is read twice for that.
+    pub fn still(file: Arc<dyn DiskFile>) -> Result<Scan, ShelfError> {
+        let mut scan = Scan::new(file, None)?;
+        if !ends_in_chain(&scan.file, scan.reader.end())? {
+            scan.whole = None;
+        }
+        Ok(scan)
     }
 
     /// Goes on in a file that has grown, to a later seq.
@@ -158,7 +168,7 @@ impl Scan {
         self.foreign.is_some() && self.foreign_records
     }
 
-    /// SHA-1 of every byte of a file without a seal, as far as it was accepted.
+    /// SHA-1 of every byte of a file without a seal, as far as it was accepted. None if it is not being hashed.
     pub fn whole_hash(&self) -> Option<Chain> {
         self.whole.clone().map(|whole| Chain(whole.finalize().into()))
     }
@@ -539,6 +549,19 @@ fn holds_chain_record(file: &Arc<dyn DiskFile>, from: u64, to: u64) -> Result<bo
             break;
         }
         at += (piece - SEAL_RECORD_LEN + 1) as u64;
+    }
+    Ok(false)
+}
+
+/// Are the last bytes before `end` a chain record?
+fn ends_in_chain(file: &Arc<dyn DiskFile>, end: u64) -> Result<bool, DiskError> {
+    for len in [CHAIN_RECORD_LEN, SEAL_RECORD_LEN] {
+        let Some(start) = end.checked_sub(len as u64) else { break };
+        let mut record = vec![0; len];
+        file.read_at(start, &mut record)?;
+        if parse_chain_record(&record).is_ok() {
+            return Ok(true);
+        }
     }
     Ok(false)
 }

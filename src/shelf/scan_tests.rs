@@ -267,6 +267,43 @@ fn a_scan_stops_where_it_is_told_and_goes_on() {
     assert_eq!(scan.position().0, ends[3]);
 }
 
+/// What cannot have a seal is not hashed; whatever has one is proved all the same.
+#[test]
+fn a_still_file_is_hashed_if_it_ends_in_a_chain() {
+    let (bytes, ends) = sample();
+    let scan = |bytes: &[u8]| {
+        let disk = MemDisk::new();
+        put(&disk, "f", bytes);
+        Scan::still(disk.open("f").unwrap()).unwrap()
+    };
+    let sealed_at = |bytes: &[u8]| {
+        let mut at = 0;
+        let end = scan(bytes).finish(&mut |found| {
+            if let Found::Seal { offset, .. } = found {
+                at = offset as usize;
+            }
+        });
+        end.map(|end| (at, end))
+    };
+    for end in &ends {
+        assert!(scan(&bytes[..*end as usize]).whole_hash().is_some(), "up to {end}");
+    }
+    let (seal, end) = sealed_at(&bytes).unwrap();
+    assert_eq!(end, End { torn: None, foreign: None });
+    for plain in [&bytes[..seal], &bytes[..seal - 8], &b"SHELF-1\n"[..], b""] {
+        assert!(scan(plain).whole_hash().is_none());
+    }
+    // A tail of stock Durus, and one that is torn.
+    let foreign = [&bytes, &plain_transaction(&[(7, b"", &[])])[..]].concat();
+    let torn = bytes[..bytes.len() - 1].to_vec();
+    for mut unhashed in [foreign, torn] {
+        assert!(scan(&unhashed).whole_hash().is_none());
+        assert_eq!(sealed_at(&unhashed).unwrap().0, seal);
+        unhashed[seal - 20] ^= 1;
+        assert!(matches!(sealed_at(&unhashed), Err(ShelfError::Corrupt { .. })));
+    }
+}
+
 #[test]
 fn a_chain_record_is_found_across_the_edges_of_reads() {
     let (bytes, ends) = sample();
