@@ -19,7 +19,7 @@ use crate::types::{Chain, CommitId, Generation, Oid, Seq, Tip};
 
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
-/// Bytes written between two syncs of a base.
+/// Bytes written between two syncs of a base, beside a node's commits.
 const SYNC_EVERY: u64 = 1 << 20;
 /// An offset map has no more slots than this: 16 to 32 GiB.
 const MAP_SLOTS_MAX: u64 = 1 << 32;
@@ -155,7 +155,10 @@ impl Build {
         }
         self.generation = history.generation().next();
         self.read = history.position().0;
-        self.begin_walk(Base::begin(history, None, RoaringTreemap::new(), disk, &self.to)?);
+        let mut base = Base::begin(history, None, RoaringTreemap::new(), disk, &self.to)?;
+        // There are no commits that would wait for a disk that is busy at the end; and the disk may write behind.
+        base.out.sync_every = u64::MAX;
+        self.begin_walk(base);
         Ok(500)
     }
 
@@ -296,7 +299,13 @@ impl Base {
         disk: &dyn Disk,
         to: &str,
     ) -> Result<Base, JobError> {
-        let mut out = Output { file: disk.create(to)?, at: 0, buf: Vec::new(), unsynced: 0 };
+        let mut out = Output {
+            file: disk.create(to)?,
+            at: 0,
+            buf: Vec::new(),
+            unsynced: 0,
+            sync_every: SYNC_EVERY,
+        };
         out.push(PREFIX)?;
         out.push(&[0; 8])?;
         let records = history.records();
@@ -375,6 +384,8 @@ struct Output {
     buf: Vec<u8>,
     /// Bytes written since the last sync.
     unsynced: u64,
+    /// So many bytes are not left to the sync at the end.
+    sync_every: u64,
 }
 
 impl Output {
@@ -401,7 +412,7 @@ impl Output {
         self.at = self.end();
         self.buf.clear();
         // All at the end, the disk would be busy for seconds, and the syncs of commits would wait behind it.
-        if self.unsynced >= SYNC_EVERY {
+        if self.unsynced >= self.sync_every {
             self.file.sync()?;
             self.unsynced = 0;
         }

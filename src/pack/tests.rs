@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::raft::test_disk::{Keep, TestDisk};
 use crate::shelf::testing::{append, commit, get, plain_file, put, record};
 use crate::shelf::{self, Kind, Shelf, adopt};
 use crate::storage::mem::MemDisk;
@@ -289,6 +290,41 @@ fn what_is_moved_is_counted_and_what_is_abandoned_leaves_nothing() {
     }
     job.abandon(&disk);
     assert!(!disk.exists("h").unwrap());
+}
+
+/// The syncs of commits wait behind what a build has left to sync. A tool has no commits, and its disk sees to it.
+#[test]
+fn a_node_syncs_a_base_as_it_grows_and_a_tool_when_it_is_whole() {
+    let disk = MemDisk::new();
+    let mut shelf = Shelf::create(&disk, "f").unwrap();
+    let refs: Vec<u64> = (1..50).collect();
+    commit(&mut shelf, &[(0, b"", &refs)]);
+    for oid in refs {
+        commit(&mut shelf, &[(oid, &[1; 100_000], &[])]);
+    }
+    let (from, tip) = (get(&disk, "f"), shelf.tip().seq);
+    let base_of = |build: Build| {
+        let disk = TestDisk::default();
+        disk.put("f", &from);
+        let (mut job, mut unsynced_max) = (Job::Build(build), 0);
+        loop {
+            let step = job.step(&disk).unwrap();
+            let written = if disk.exists("g").unwrap() { disk.contents("g") } else { Vec::new() };
+            let durable = disk.crashed(Keep::Nothing, true);
+            if let Step::Done(_) = step {
+                assert!(durable.contents("g") == written, "it is done before it is durable");
+                return (written, unsynced_max);
+            }
+            if !written.is_empty() {
+                unsynced_max = unsynced_max.max(written.len() - durable.contents("g").len());
+            }
+        }
+    };
+    let (base, unsynced_max) = base_of(Build::new("f".into(), Generation(2), tip, tip, "g".into()));
+    assert!(unsynced_max <= 1 << 20, "{unsynced_max} bytes at once");
+    let (whole, unsynced_max) = base_of(Build::whole("f".into(), "g".into()));
+    assert!(whole == base, "not the same bytes");
+    assert!(unsynced_max > 4 << 20, "{unsynced_max} bytes at once");
 }
 
 #[test]

@@ -29,7 +29,7 @@ mod log;
 mod mem;
 
 #[cfg(test)]
-mod test_disk;
+pub(crate) mod test_disk;
 
 pub use driver::{Driver, DriverError, Polled};
 pub use log::{RaftLog, RaftLogError, Recovered};

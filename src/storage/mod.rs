@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+mod behind;
 pub mod loss;
 pub mod mem;
 pub mod posix;

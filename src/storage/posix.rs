@@ -19,6 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use super::behind::Behind;
 use super::{Disk, DiskError, DiskFile};
 
 /// The file whose lock says that a process works in this directory.
@@ -28,6 +29,8 @@ const LOCK: &str = "lock";
 pub struct PosixDisk {
     root: PathBuf,
     read_only: bool,
+    /// Whoever writes a file that is created does not wait for the disk.
+    writes_behind: bool,
     shared: Mutex<Shared>,
 }
 
@@ -48,13 +51,23 @@ pub struct DirLock {
 impl PosixDisk {
     /// The directory must exist. Files are opened for reading and writing and locked against other processes.
     pub fn new(root: impl Into<PathBuf>) -> PosixDisk {
-        PosixDisk { root: root.into(), read_only: false, shared: Mutex::default() }
+        PosixDisk {
+            root: root.into(),
+            read_only: false,
+            writes_behind: false,
+            shared: Mutex::default(),
+        }
     }
 
     /// For looking only: takes no locks, so it works beside a running node or Durus server and without permission to
     /// write; whatever would change something fails.
     pub fn read_only(root: impl Into<PathBuf>) -> PosixDisk {
         PosixDisk { read_only: true, ..PosixDisk::new(root) }
+    }
+
+    /// Files that are created are written on a thread of their own (`behind`): for bulk work that has the machine to itself.
+    pub fn writing_behind(self) -> PosixDisk {
+        PosixDisk { writes_behind: true, ..self }
     }
 
     /// Takes the directory for this process. Does not wait: another process in it is an error that says so.
@@ -165,7 +178,8 @@ impl Disk for PosixDisk {
             .truncate(false)
             .open(path)
             .map_err(failed("create", name))?;
-        self.handle(name, file, true)
+        let file = self.handle(name, file, true)?;
+        Ok(if self.writes_behind { Arc::new(Behind::new(file)?) } else { file })
     }
 
     fn exists(&self, name: &str) -> Result<bool, DiskError> {

@@ -1,8 +1,9 @@
 //! `packmaster shelf pack`: drops what the root does not reach from a file that no server uses.
 //!
 //! It is the build of a generation (`pack::Build`) with nothing going on beside it, so what it writes is byte for byte
-//! what stock Durus 4.3 writes up to the end of the offset map, and then a seal. The name changes hands by one rename: a
-//! crash at any point leaves the old file or the new one under it, whole.
+//! what stock Durus 4.3 writes up to the end of the offset map, and then a seal. Since nothing goes on beside it, the new
+//! file is written on a second thread, while the first reads on. The name changes hands by one rename: a crash at any
+//! point leaves the old file or the new one under it, whole.
 
 use std::fs;
 use std::io;
@@ -20,7 +21,7 @@ use crate::storage::task::CURRENT;
 
 pub(super) fn pack(file: &Path) -> Result<bool> {
     let (dir, name) = place(file)?;
-    let disk = PosixDisk::new(dir);
+    let disk = PosixDisk::new(dir).writing_behind();
     if disk.read_link(CURRENT)?.is_some() {
         bail!(
             "{} is in the data directory of a node, where a pack is agreed upon; next: packmaster ctl pack",
