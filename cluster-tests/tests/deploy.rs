@@ -14,3 +14,29 @@ fn the_configuration_for_three_hosts_is_good_on_each_of_them() {
         assert_eq!(config.members.len(), 3);
     }
 }
+
+/// What systemd.exec(5) has in the groups that the unit takes away, as far as a node needs it.
+const TAKEN_AWAY: [(&str, &[&str]); 2] =
+    [("setpriority", &["@resources"]), ("chown", &["@chown", "@privileged"])];
+
+/// Later lines of a filter add to the earlier ones, or, after a ~, take away.
+#[test]
+fn the_unit_lets_jobs_stand_back_and_sockets_be_given_to_a_group() {
+    let unit = include_str!("../../deploy/systemd/packmaster.service");
+    for (call, groups) in TAKEN_AWAY {
+        let mut allowed = false;
+        for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+            let (takes, words) =
+                line.strip_prefix('~').map_or((false, line), |words| (true, words));
+            let is_meant = |word: &str| {
+                word == call || groups.contains(&word) || !takes && word == "@system-service"
+            };
+            if words.split(' ').any(is_meant) {
+                allowed = !takes;
+            }
+        }
+        assert!(allowed, "{call} is refused");
+    }
+    // Neither takes a capability.
+    assert!(unit.contains("\nCapabilityBoundingSet=\n"));
+}

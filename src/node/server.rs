@@ -228,7 +228,7 @@ impl Outlets {
         };
         tasks.spawn(listener::accept(Arc::new(peer_port), peer));
         tasks.spawn(serve_pages(pages(desk.clone()), http, stop.clone(), log.clone()));
-        let jobs = Jobs::new(disk, feed);
+        let jobs = Jobs::new(disk, feed, log.clone());
         let clients = Replies::new(clients);
         Ok(Outlets { links, clients, desk, disk: disk_worker, raft, jobs, log })
     }

@@ -12,6 +12,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use slog::{Logger, info};
+
 use super::core::io::Input;
 use super::ears::Feed;
 use crate::pack::{Job, Pace, Step};
@@ -103,11 +105,13 @@ pub struct Jobs {
     /// Bytes a second that each may read and write; 0: unlimited.
     rate: Arc<AtomicU64>,
     running: HashMap<u64, (Arc<AtomicBool>, JoinHandle<()>)>,
+    manners: Arc<Manners>,
 }
 
 impl Jobs {
-    pub fn new(disk: Arc<dyn Disk>, feed: Feed) -> Jobs {
-        Jobs { disk, feed, rate: Arc::default(), running: HashMap::new() }
+    pub fn new(disk: Arc<dyn Disk>, feed: Feed, log: Logger) -> Jobs {
+        let manners = Arc::new(Manners { log, said: AtomicBool::new(false) });
+        Jobs { disk, feed, rate: Arc::default(), running: HashMap::new(), manners }
     }
 
     pub fn start(&mut self, number: u64, job: Job) -> io::Result<()> {
@@ -115,8 +119,9 @@ impl Jobs {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (disk, feed, cancel) = (self.disk.clone(), self.feed.clone(), cancelled.clone());
         let rate = self.rate.clone();
+        let manners = self.manners.clone();
         let work = move || {
-            stand_back();
+            manners.note(stand_back());
             run_job(number, job, &*disk, &feed, &rate, &cancel);
         };
         let thread = Builder::new().name(format!("job-{number}")).spawn(work)?;
@@ -144,9 +149,26 @@ impl Jobs {
 }
 
 /// This thread gets the processor when clients and peers leave it. (Linux has a nice value for each thread.)
-fn stand_back() {
-    // Not allowed in some sandbox: then it takes its share.
-    let _ = rustix::process::setpriority_process(None, JOB_NICE);
+fn stand_back() -> rustix::io::Result<()> {
+    rustix::process::setpriority_process(None, JOB_NICE)
+}
+
+/// Whether jobs stand back.
+struct Manners {
+    log: Logger,
+    said: AtomicBool,
+}
+
+impl Manners {
+    /// Not allowed in some sandbox: then a job takes its share, which is said once.
+    fn note(&self, stood_back: rustix::io::Result<()>) {
+        if let Err(error) = stood_back
+            && !self.said.swap(true, Ordering::Relaxed)
+        {
+            info!(self.log, "packs and other jobs do not stand back behind clients: this process may not be nice. \
+                Allow it the system call setpriority"; "nice" => JOB_NICE, "why" => %error);
+        }
+    }
 }
 
 fn run_job(
@@ -197,6 +219,7 @@ mod tests {
     use crate::pack::Mark;
     use crate::storage::DiskFile;
     use crate::storage::posix::PosixDisk;
+    use crate::telemetry::testing::Lines;
     use crate::types::{Now, Seq};
     use bytes::Bytes;
     use std::ops::ControlFlow;
@@ -228,7 +251,7 @@ mod tests {
 
     fn collect(inputs: &mut crate::node::ears::Ears, wanted: usize) -> Vec<(u64, bool)> {
         let mut machine = Collect { done: Vec::new(), wanted };
-        let log = slog::Logger::root(slog::Discard, slog::o!());
+        let log = Logger::root(slog::Discard, slog::o!());
         run(&mut machine, Clock::start(), inputs, &log, &mut |_| ControlFlow::Break(()));
         machine.done
     }
@@ -337,7 +360,7 @@ mod tests {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
         let inside = std::thread::spawn(move || {
-            stand_back();
+            stand_back().unwrap();
             nice()
         });
         assert_eq!(inside.join().unwrap(), JOB_NICE.max(before));
@@ -345,10 +368,24 @@ mod tests {
     }
 
     #[test]
+    fn that_jobs_may_not_stand_back_is_said_once() {
+        let lines = Lines::default();
+        let manners = Manners { log: lines.logger(), said: AtomicBool::new(false) };
+        manners.note(Ok(()));
+        assert_eq!(lines.text(), "");
+        manners.note(Err(rustix::io::Errno::PERM));
+        manners.note(Err(rustix::io::Errno::PERM));
+        let text = lines.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("setpriority") && text.contains("not permitted"), "{text}");
+    }
+
+    #[test]
     fn a_job_is_answered_unless_cancelled() {
         let dir = tempfile::tempdir().unwrap();
         let (feed, mut inputs) = Feed::channel().unwrap();
-        let mut jobs = Jobs::new(Arc::new(PosixDisk::new(dir.path())), feed);
+        let log = Logger::root(slog::Discard, slog::o!());
+        let mut jobs = Jobs::new(Arc::new(PosixDisk::new(dir.path())), feed, log);
         let job = || Job::Mark(Mark::new("no such file".into(), Seq(1)));
         jobs.start(7, job()).unwrap();
         assert_eq!(collect(&mut inputs, 1), [(7, false)]);
