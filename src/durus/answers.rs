@@ -69,9 +69,7 @@ impl Sessions {
                 self.answer_reading(conn, reading, now, view, out)
             }
             Some(Waiting::Commit(commit)) => {
-                for (oid, _) in &commit.records {
-                    session.pool.remove(oid.0);
-                }
+                session.pool.stored(&commit.records);
                 self.settle(conn, commit, wire::OKAY, now, out);
                 Ok(())
             }
@@ -163,6 +161,7 @@ impl Sessions {
         let session = self.sessions.get_mut(&conn).expect("a commit has a session");
         session.unseen.forget_ahead(conn, &self.log);
         session.unseen.add(dead);
+        session.pool.refused(&commit.records);
         self.settle(conn, commit, wire::INVALID, now, out);
         self.go_on(conn, Ok(()), now, view, out);
     }
@@ -193,7 +192,7 @@ impl Sessions {
         self.requests.remove(&id);
         session.last_input = now;
         let done = if oids.len() == count as usize {
-            session.pool.extend(oids.iter().map(|oid| oid.0));
+            session.pool.given(oids);
             out.push(SessionAction::Send { conn, bytes: wire::new_oids(oids) });
             Ok(())
         } else {

@@ -25,7 +25,7 @@ pub struct Limits {
     pub input_buffered_bytes_max: u64,
     /// Bytes of all commits of this node that wait for the master.
     pub commits_waiting_bytes_max: u64,
-    /// Oids a session may hold without using them.
+    /// Oids a session may hold without using them. One that is there is given those again whose commits were refused.
     pub unused_oids_max: u64,
     /// Milliseconds without a byte inside a command, or with an answer of which nothing is taken.
     pub command_max_ms: u64,

@@ -213,16 +213,20 @@ impl Sessions {
         now: Now,
         out: &mut Vec<SessionAction>,
     ) -> Result<(), CloseReason> {
-        let id = self.new_id();
         let session = self.sessions.get_mut(&conn).expect("an open session");
         if session.pool.len() + u64::from(count) > self.limits.unused_oids_max {
-            return Err(CloseReason::Limit {
-                name: "unused_oids_max",
-                limit: self.limits.unused_oids_max,
-                what: format!("{count} more oids with {} unused", session.pool.len()),
-            });
+            let Some(oids) = session.pool.take_forgotten(count) else {
+                return Err(CloseReason::Limit {
+                    name: "unused_oids_max",
+                    limit: self.limits.unused_oids_max,
+                    what: format!("{count} more oids with {} unused", session.pool.len()),
+                });
+            };
+            out.push(SessionAction::Send { conn, bytes: wire::new_oids(&oids) });
+            return Ok(());
         }
         session.held_oids = true;
+        let id = self.new_id();
         self.requests.insert(id, conn);
         self.wait(conn, Waiting::NewOids { id, count }, now);
         out.push(SessionAction::NewOids { id, session: conn.0, count });
@@ -255,6 +259,7 @@ impl Sessions {
             });
         }
         records.iter().for_each(|(oid, _)| session.touch(*oid));
+        session.pool.tried(&records);
         self.commit_bytes += bytes;
         let id = self.new_id();
         self.requests.insert(id, conn);

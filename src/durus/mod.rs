@@ -22,6 +22,7 @@ mod news;
 mod oids;
 mod session;
 mod unseen;
+mod unused;
 pub mod wire;
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use roaring::RoaringTreemap;
 
 use super::close::{CloseReason, Limits};
 use super::unseen::{ChangeLog, Unseen};
+use super::unused::UnusedOids;
 use crate::mutants::{self, Mutant};
 use crate::types::{BootId, CommitId, ConnId, Epoch, Generation, Now, Oid, Seq};
 
@@ -172,7 +173,7 @@ pub(super) struct Session {
     /// It does not always wait for an answer before its next command.
     pub pipelines: bool,
     /// Oids it was given and has not used.
-    pub pool: RoaringTreemap,
+    pub pool: UnusedOids,
     /// It may hold oids on the master.
     pub held_oids: bool,
     /// The connection is gone, the commit is not settled.
@@ -291,7 +292,7 @@ impl Sessions {
             touched_noted: 0,
             answered_bytes: 0,
             pipelines: false,
-            pool: RoaringTreemap::new(),
+            pool: UnusedOids::default(),
             held_oids: false,
             closed: false,
             timer_us: None,
@@ -322,7 +323,7 @@ impl Sessions {
     /// Unused oids by session, of those that hold any.
     pub fn pools(&self) -> Vec<(u64, Vec<Oid>)> {
         let holders = self.sessions.iter().filter(|(_, session)| !session.pool.is_empty());
-        holders.map(|(conn, session)| (conn.0, session.pool.iter().map(Oid).collect())).collect()
+        holders.map(|(conn, session)| (conn.0, session.pool.iter().collect())).collect()
     }
 
     /// Client connections that are open.

@@ -374,6 +374,67 @@ fn unused_oids_are_known_and_freed() {
     assert_eq!(node.asked(), [], "B never held an oid");
 }
 
+/// A takes so many oids, of which the master has those from `next` on.
+fn take_oids(node: &mut Node, next: &mut u64, count: u8) -> Vec<u64> {
+    node.send(A, &[b'M', count]);
+    match node.asked()[..] {
+        [SessionAction::NewOids { id, .. }] => {
+            let oids: Vec<_> = (*next..*next + u64::from(count)).map(Oid).collect();
+            *next += u64::from(count);
+            node.sessions.oids(id, &oids, node.now, &node.store, &mut node.out);
+        }
+        [] => {}
+        [SessionAction::Close { reason: CloseReason::Limit { name, .. }, .. }, ..] => {
+            assert_eq!(name, "unused_oids_max");
+        }
+        ref other => panic!("{other:?}"),
+    }
+    node.sent(A).as_chunks::<8>().0.iter().map(|oid| u64::from_be_bytes(*oid)).collect()
+}
+
+/// A stock client forgets the oids of a refused commit and takes others. It was closed after a million of them.
+#[test]
+fn a_client_with_many_conflicts_may_go_on_and_one_that_only_takes_oids_may_not() {
+    let mut node = Node::limited(Limits { unused_oids_max: 8, ..Limits::default() });
+    node.open(A);
+    node.send(A, b"S");
+    node.sync_all();
+    node.sent(A);
+    let try_with = |node: &mut Node, oids: &[u64]| {
+        let mut records = vec![(1, record(1, b"mine"))];
+        records.extend(oids.iter().map(|oid| (*oid, record(*oid, b"new"))));
+        node.send(A, b"C");
+        node.send(A, &commit_data(&records));
+        let (id, commit_id) = node.commit_id();
+        (id, commit_id, records)
+    };
+    let (mut next, mut before) = (100, vec![]);
+    for _ in 0..50 {
+        let oids = take_oids(&mut node, &mut next, 2);
+        assert!(oids.len() == 2 && !before.contains(&oids[0]) && !before.contains(&oids[1]));
+        let (id, ..) = try_with(&mut node, &oids);
+        node.conflict(id, &[]);
+        node.sent(A);
+        before = oids;
+    }
+    assert_eq!(next, 108, "it was given its own again");
+    assert_eq!(node.sessions.pools(), [(1, (100..108).map(Oid).collect())]);
+    // It may also try again with those of the last one; then they are an object's, and nobody's any more.
+    let (id, ..) = try_with(&mut node, &before);
+    node.conflict(id, &[]);
+    let (id, commit_id, records) = try_with(&mut node, &before);
+    node.apply(&records, commit_id);
+    node.committed(id, 11);
+    node.sent(A);
+    let mut given = take_oids(&mut node, &mut next, 2);
+    assert_eq!(given, [108, 109], "there is room for two");
+    while !node.sessions.is_empty() {
+        given.extend(take_oids(&mut node, &mut next, 2));
+        assert!(given.len() <= 8, "each of its own once: {given:?}");
+    }
+    assert!(before.iter().all(|oid| !given.contains(oid)), "{before:?} are objects now");
+}
+
 #[test]
 fn who_leaves_while_waiting_leaves_nothing_behind() {
     let mut node = Node::with_two();
