@@ -1,6 +1,6 @@
 """What stock clients and stock files come to, for the tests of stock's known defects.
 
-    defects.py bulk PORT         a bulk load with a missing object in it, and then a load by the same client
+    defects.py bulk PORT         a bulk load with a missing object in it, and then, at its leisure, a load by the same client
     defects.py torn FILE         a file cut inside its last record, opened by stock Durus, and opened again after a commit
     defects.py flipped FILE      a file with a flipped bit, read by stock Durus
     defects.py between FILE      a pack of FILE that ends between its two renames, and what the next start finds
@@ -11,6 +11,7 @@ Prints one line of JSON.
 import json
 import os
 import sys
+import time
 
 import durus.serialize
 from durus.client_storage import ClientStorage
@@ -60,6 +61,7 @@ def bulk(port):
     one, two = root['one']._p_oid, root['two']._p_oid
     wanted = storage.load(one)
     raised = outcome(lambda: list(storage.bulk_load([one, int8_to_str(1 << 40), two])))
+    time.sleep(0.3)
     after = outcome(lambda: storage.load(one))
     synced = outcome(lambda: [str_to_int8(oid) for oid in storage.sync()])
     return {'raised': raised, 'in_step': after == wanted and synced == []}

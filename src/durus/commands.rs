@@ -33,11 +33,7 @@ impl Sessions {
         session.buffer.extend_from_slice(bytes);
         session.last_input = now;
         session.answered_bytes = 0;
-        match &session.waiting {
-            Some(Waiting::Rest(_)) => session.waiting = None,
-            Some(_) => session.pipelines = true,
-            None => {}
-        }
+        session.pipelines |= session.waiting.is_some();
         let ahead = session.buffer.len() as u64;
         if session.waiting.is_some() && ahead > self.limits.input_buffered_bytes_max {
             let reason = CloseReason::Limit {
@@ -115,6 +111,7 @@ impl Sessions {
     ) -> Result<(), CloseReason> {
         match command {
             Command::Version(version) => {
+                self.sessions.get_mut(&conn).expect("an open session").greeted = true;
                 let bytes = Bytes::copy_from_slice(&wire::PROTOCOL_VERSION.to_be_bytes());
                 out.push(SessionAction::Send { conn, bytes });
                 if version != wire::PROTOCOL_VERSION {
@@ -186,16 +183,10 @@ impl Sessions {
         session.last_input = now;
         match reading {
             Reading::Load(oid) => {
-                let answers = load(session, &self.log, conn, &[oid], &self.limits, view)?;
-                answers.send(conn, out);
+                load(session, &self.log, conn, &[oid], &self.limits, view)?.send(conn, out)
             }
             Reading::Bulk(oids) => {
-                let mut answers = load(session, &self.log, conn, &oids, &self.limits, view)?;
-                let rest = if session.pipelines { Vec::new() } else { answers.take_rest() };
-                answers.send(conn, out);
-                if !rest.is_empty() {
-                    self.wait(conn, Waiting::Rest(rest), now);
-                }
+                load(session, &self.log, conn, &oids, &self.limits, view)?.send(conn, out)
             }
             Reading::Sync => self.tell(conn, None, out),
             Reading::Commit => {
@@ -307,8 +298,6 @@ struct Answers {
     pieces: Vec<Bytes>,
     /// The last piece, being written.
     last: BytesMut,
-    /// Pieces up to the first answer that is no record.
-    until_first_miss: Option<usize>,
 }
 
 impl Answers {
@@ -324,10 +313,6 @@ impl Answers {
 
     fn miss(&mut self, status: u8) {
         self.last.extend_from_slice(&[status]);
-        if self.until_first_miss.is_none() {
-            self.end_piece();
-            self.until_first_miss = Some(self.pieces.len());
-        }
     }
 
     fn end_piece(&mut self) {
@@ -336,18 +321,13 @@ impl Answers {
         }
     }
 
-    /// What comes after the first answer that is no record.
-    fn take_rest(&mut self) -> Vec<Bytes> {
-        self.end_piece();
-        self.until_first_miss.map(|at| self.pieces.split_off(at)).unwrap_or_default()
-    }
-
     fn send(mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
         self.end_piece();
         out.extend(self.pieces.into_iter().map(|bytes| SessionAction::Send { conn, bytes }));
     }
 }
 
+/// What is not sent counts as not read.
 fn load(
     session: &mut Session,
     log: &ChangeLog,
@@ -359,14 +339,21 @@ fn load(
     let mut answers = Answers::default();
     for oid in oids {
         let changed = session.unseen.contains(conn, *oid, log);
-        if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
-            answers.miss(wire::INVALID);
-            continue;
-        }
-        session.touch(*oid);
-        let Some(record) = view.load(*oid).map_err(CloseReason::Read)? else {
-            answers.miss(wire::KEY_ERROR);
-            continue;
+        let found = if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
+            Err(wire::INVALID)
+        } else {
+            session.touch(*oid);
+            view.load(*oid).map_err(CloseReason::Read)?.ok_or(wire::KEY_ERROR)
+        };
+        let record = match found {
+            Ok(record) => record,
+            Err(status) => {
+                answers.miss(status);
+                if session.stops_reading() {
+                    break;
+                }
+                continue;
+            }
         };
         session.answered_bytes += record.len() as u64;
         session.check_held(limits)?;

@@ -14,9 +14,9 @@
 //! after its command came, so those who come while one is out wait for the next.
 //!
 //! **Bulk loads.** A stock client stops reading at the first answer that is not a record, and takes the rest for the
-//! answer to its next command. So the rest is held back for a moment: if a command comes first, its client is a stock
-//! one, and the rest is dropped. A client that has ever sent a command without waiting for the answer to the one before
-//! is no stock client, and gets everything at once.
+//! answer to its next command, whenever that comes. So it is not sent the rest. A stock client greets with `V` and waits
+//! for each answer before its next command; one that has not greeted, or has ever sent a command sooner, is none, and gets
+//! every answer.
 //!
 //! **Commits** are answered when this node shows them, not when they are merely said to be committed. A client that
 //! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
@@ -141,14 +141,7 @@ pub(super) enum Waiting {
         count: u32,
     },
     Commit(Commit),
-    /// Its client to read on, or to send a command instead: what comes after the first answer of a bulk load that is no
-    /// record.
-    Rest(Vec<Bytes>),
 }
-
-/// How long the rest of a bulk load is held back. A stock client raises an exception and goes on with its next command;
-/// any other waits for it.
-pub(super) const REST_HELD_MS: u64 = 100;
 
 pub(super) struct Session {
     pub buffer: BytesMut,
@@ -170,6 +163,8 @@ pub(super) struct Session {
     touched_noted: u64,
     /// Bytes of answers since its client last sent something.
     pub answered_bytes: u64,
+    /// It said which version it speaks.
+    pub greeted: bool,
     /// It does not always wait for an answer before its next command.
     pub pipelines: bool,
     /// Oids it was given and has not used.
@@ -192,6 +187,11 @@ impl Session {
             self.touched_noted = 0;
             self.touched_bytes = self.touched.serialized_size() as u64;
         }
+    }
+
+    /// As a stock client does: at the first answer of a bulk load that is no record.
+    pub fn stops_reading(&self) -> bool {
+        self.greeted && !self.pipelines
     }
 
     /// Judges all that is held for this client here, as `session_bytes_max` counts it.
@@ -291,6 +291,7 @@ impl Sessions {
             touched_bytes: 0,
             touched_noted: 0,
             answered_bytes: 0,
+            greeted: false,
             pipelines: false,
             pool: UnusedOids::default(),
             held_oids: false,
@@ -351,16 +352,9 @@ impl Sessions {
             if at > now.mono_us {
                 break;
             }
-            let session = self.sessions.get_mut(&conn).expect("a timer has a session");
-            let what = match &mut session.waiting {
+            let session = self.sessions.get(&conn).expect("a timer has a session");
+            let what = match &session.waiting {
                 None => None,
-                Some(Waiting::Rest(rest)) => {
-                    let rest = std::mem::take(rest);
-                    out.extend(rest.into_iter().map(|bytes| SessionAction::Send { conn, bytes }));
-                    session.waiting = None;
-                    self.retime(conn);
-                    continue;
-                }
                 Some(Waiting::Commit(_)) => Some("a commit"),
                 Some(Waiting::NewOids { .. }) => Some("a request for oids"),
                 Some(Waiting::Sync(_) | Waiting::Visible(..)) => Some("a sync"),
@@ -385,7 +379,6 @@ impl Sessions {
         let inside = session.commit_base.is_some() || !session.buffer.is_empty();
         let at = match (&session.waiting, inside) {
             _ if session.closed => None,
-            (Some(Waiting::Rest(_)), _) => Some((session.waiting_since, REST_HELD_MS)),
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
             (None, true) => Some((session.last_input, self.limits.command_max_ms)),
             (None, false) => None,
@@ -453,7 +446,7 @@ impl Sessions {
                 self.visible.remove(&(*seq, conn));
                 false
             }
-            Some(Waiting::Sync(_) | Waiting::Rest(_)) | None => false,
+            Some(Waiting::Sync(_)) | None => false,
         };
         self.retime(conn);
         self.live -= 1;

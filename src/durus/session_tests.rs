@@ -2,7 +2,6 @@
 
 use roaring::RoaringTreemap;
 
-use super::session::REST_HELD_MS;
 use super::testing::*;
 use super::*;
 use crate::types::{ConnId, Epoch, Generation, Oid, Seq};
@@ -26,8 +25,6 @@ fn a_client_says_hello_and_loads() {
     assert_eq!(node.sent(A), b"K");
     node.send(A, &bulk(&[1, 77, 2]));
     assert_eq!(node.sent(A), [found(&record(1, b"old")), b"K".to_vec()].concat());
-    node.later(REST_HELD_MS);
-    assert_eq!(node.sent(A), found(&record(2, b"old")));
     node.send(A, &bulk(&[]));
     assert_eq!(node.sent(A), b"");
     assert_eq!(node.asked(), []);
@@ -510,24 +507,51 @@ fn stock_durus_says_the_same() {
 fn a_client_that_reads_no_further_than_the_first_miss_is_in_step() {
     let mut node = Node::with_two();
     let one = found(&record(1, b"old"));
-    node.send(A, &bulk(&[1, 77, 1]));
+    node.send(A, b"V\0\0\0\x01");
+    node.sent(A);
+    node.send(A, &bulk(&[1, 77, 3]));
     assert_eq!(node.sent(A), [&one[..], b"K"].concat());
-    // Its next command comes at once: the rest is not sent.
+    assert_eq!(node.sessions.deadline(), None, "nothing is held for it");
+    // However long it takes until its next command.
+    node.later(3_600_000);
+    assert_eq!(node.sent(A), b"");
     node.send(A, &load(1));
     assert_eq!(node.sent(A), one);
-    // Any other client waits for the rest.
-    node.send(A, &bulk(&[77, 1]));
-    assert_eq!(node.sent(A), b"K");
-    node.later(REST_HELD_MS - 1);
-    assert_eq!(node.sent(A), b"");
-    node.later(1);
-    assert_eq!(node.sent(A), one);
-    assert_eq!(node.sessions.deadline(), None);
-    node.send(A, &bulk(&[1, 77]));
-    assert_eq!(node.sent(A), [&one[..], b"K"].concat(), "nothing comes after it");
-    // Who does not wait for answers gets them all.
-    node.send(B, &[load(1), load(1)].concat());
-    assert_eq!(node.sent(B), [&one[..], &one].concat());
-    node.send(B, &bulk(&[77, 1]));
-    assert_eq!(node.sent(B), [b"K", &one[..]].concat());
+    node.others_change(&[2]);
+    node.send(A, &bulk(&[1, 2, 1]));
+    assert_eq!(node.sent(A), [&one[..], b"I"].concat());
+    // It has not read 3, which it was not sent.
+    node.send(A, b"C");
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let SessionAction::Commit { touched: Some(touched), .. } = node.asked_one() else {
+        panic!("small sets go along")
+    };
+    let touched: Vec<u64> = decode_touched(&touched).unwrap().iter().collect();
+    assert_eq!(touched, [1, 77]);
+}
+
+/// No stock client is who does not greet, and who does not wait for each answer.
+#[test]
+fn any_other_client_gets_every_answer_of_a_bulk_load() {
+    let one = found(&record(1, b"old"));
+    let all = [b"K", &one[..], b"K"].concat();
+    let mut node = Node::with_two();
+    node.send(A, &bulk(&[77, 1, 77]));
+    assert_eq!(node.sent(A), all);
+    for early in [b"V\0\0\0\x01S".to_vec(), [b"V\0\0\0\x01", &load(1)[..], &load(1)].concat()] {
+        let mut node = Node::with_two();
+        node.send(B, &early);
+        node.sync_all();
+        node.sent(B);
+        node.send(B, &bulk(&[77, 1, 77]));
+        assert_eq!(node.sent(B), all);
+    }
+    // Its first command waits for a sync, and it does not.
+    let late = ConnId(3);
+    node.open(late);
+    node.send(late, b"V\0\0\0\x01");
+    node.send(late, &bulk(&[77, 1, 77]));
+    node.send(late, &bulk(&[1]));
+    node.sync_all();
+    assert_eq!(node.sent(late), [&[0, 0, 0, 1], &all[..], &one].concat());
 }

@@ -33,7 +33,8 @@ The objects it makes are referred to by nothing: the next pack drops them.
 Exit status: 0 done; 1 a client failed, or nobody could be reached; 2 usage.
 Example: packmaster bench --workload commit --clients 16 --address 127.0.0.1:2972,127.0.0.1:2973")]
 pub struct Args {
-    /// Where to connect: HOST:PORT, or the path of a Unix socket; the clients take turns among several
+    /// Where to connect: HOST:PORT, the path of a Unix socket, or @NAME for an abstract one; the clients take turns among
+    /// several
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1:2972")]
     address: Vec<String>,
     /// What the clients do

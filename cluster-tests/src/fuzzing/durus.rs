@@ -282,7 +282,8 @@ fn check_files(machine: &Machine, acknowledged: &[Vec<(u64, Vec<u8>)>], given: &
 enum Wanted {
     Version,
     Oids(u8),
-    /// And the number of the bulk load it is of; 0: of none.
+    /// And the number of the bulk load it is of; 0: of none. One that greeted and is not hasty is told of a bulk load's
+    /// objects up to the first that is no record.
     Object(u64, u64),
     /// Count and oids: to S, and to C.
     Invalid,
@@ -308,12 +309,11 @@ struct Talk {
     /// What was said can't go on: a broken rule, or goodbye.
     over: bool,
     wanted: VecDeque<Wanted>,
+    /// It said V.
+    greeted: bool,
     /// It said something before it had heard everything, or two things at once.
     hasty: bool,
     bulks: u64,
-    /// The bulk load in which something was no record: a client that is not hasty and goes on without the rest is not
-    /// sent that.
-    missed: u64,
     /// Oids it was given and has not stored.
     holds: BTreeSet<u64>,
     heard: Vec<u8>,
@@ -332,13 +332,7 @@ fn be64(bytes: &[u8]) -> Option<u64> {
 impl Talk {
     /// Takes what is whole; the records among it that might be stored.
     fn says(&mut self, bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
-        match self.wanted.front() {
-            Some(Wanted::Object(_, bulk)) if *bulk > 0 && *bulk == self.missed && !self.hasty => {
-                self.wanted.clear();
-            }
-            Some(_) => self.hasty = true,
-            None => {}
-        }
+        self.hasty |= !self.wanted.is_empty();
         self.rest.extend(bytes);
         let mut stored = Vec::new();
         while !self.over {
@@ -381,6 +375,7 @@ impl Talk {
         let used = match command {
             b'V' => {
                 let version = be32(body)?;
+                self.greeted = true;
                 self.wanted.push_back(Wanted::Version);
                 self.over = version != 1;
                 4
@@ -450,15 +445,17 @@ impl Talk {
                 let oids = self.heard.get(..len)?.chunks_exact(8);
                 (len, Answer::Given(oids.map(|oid| be64(oid).expect("8")).collect()))
             }
-            Wanted::Object(oid, bulk) => match status {
+            &Wanted::Object(oid, bulk) => match status {
                 b'O' => {
                     let len = be32(&self.heard[1..])? as usize;
                     let record = self.heard[5..].get(..len)?.to_vec();
-                    assert_eq!(be64(&record), Some(*oid), "another object");
-                    (5 + len, Answer::Loaded(*oid, record))
+                    assert_eq!(be64(&record), Some(oid), "another object");
+                    (5 + len, Answer::Loaded(oid, record))
                 }
                 b'K' | b'I' => {
-                    self.missed = *bulk;
+                    if bulk > 0 && self.greeted && !self.hasty {
+                        self.wanted.truncate(1);
+                    }
                     (1, Answer::Other)
                 }
                 other => panic!("{other} to a load"),

@@ -302,6 +302,10 @@ impl Client {
             Wait::Load(oid) => self.loaded(oid, answer, session, book)?,
             Wait::Bulk => {
                 let oid = self.bulk.remove(0);
+                if answer[0] != b'O' {
+                    // A stock client reads no further, and is not sent more.
+                    self.bulk.clear();
+                }
                 if !self.bulk.is_empty() {
                     self.wait = Wait::Bulk;
                 }

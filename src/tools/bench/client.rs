@@ -128,11 +128,15 @@ impl Client {
             write: BufWriter::with_capacity(BUFFER_BYTES, stream),
             scratch: Vec::new(),
         };
-        client.ask(&[b"V", &PROTOCOL[..]])?;
+        // Who greets and waits is taken for a stock client, which reads a bulk load no further than to the first object
+        // that is not there.
+        client.ask(&[b"V", &PROTOCOL[..], b"S"])?;
         match client.receive::<4>()? {
-            PROTOCOL => Ok(client),
-            theirs => Err(broken(format!("the server speaks version {theirs:?}"))),
+            PROTOCOL => {}
+            theirs => return Err(broken(format!("the server speaks version {theirs:?}"))),
         }
+        client.invalid()?;
+        Ok(client)
     }
 
     /// For a conversation that never waits; nothing may be under way.
