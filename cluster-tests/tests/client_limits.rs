@@ -13,13 +13,30 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const SOON: Duration = Duration::from_secs(5);
 
 fn metric(cluster: &Cluster, name: &str, limit: &str) -> f64 {
-    let mut page = TcpStream::connect(cluster.nodes[0].http).expect("the pages");
+    metric_of(cluster, 0, name, limit)
+}
+
+fn metric_of(cluster: &Cluster, node: usize, name: &str, limit: &str) -> f64 {
+    let mut page = TcpStream::connect(cluster.nodes[node].http).expect("the pages");
     page.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("ask");
     let mut answer = String::new();
     page.read_to_string(&mut answer).expect("an answer");
     let wanted = format!("{name}{{limit=\"{limit}\"}} ");
     let line = answer.lines().find_map(|line| line.strip_prefix(wanted.as_str()));
     line.unwrap_or_else(|| panic!("no {wanted}in {answer}")).parse().expect("a number")
+}
+
+/// The one line about this limit has all that helps, and one hit was counted.
+fn is_said_and_counted(cluster: &Cluster, limit: &str, from: &str) {
+    cluster.wait_for(limit, 5, |cluster| {
+        let log = cluster.nodes[0].log_text();
+        let line = log.lines().find(|line| line.contains(&format!("limit: limits.{limit},")))?;
+        assert!(
+            line.contains("WARN") && line.contains(from) && line.contains(" at 127.0.0.1:"),
+            "{line}"
+        );
+        (metric(cluster, "packmaster_limit_hits_total", limit) == 1.0).then_some(())
+    });
 }
 
 fn connect(to: SocketAddr) -> Client {
@@ -76,16 +93,7 @@ fn each_closes_who_passes_it_and_is_counted_and_said() {
         let from = offender.address().to_string();
         offender.send(bytes).expect("send");
         assert!(offender.is_closed_within(SOON), "{limit}: it is there still");
-        cluster.wait_for(limit, 5, |cluster| {
-            let log = cluster.nodes[0].log_text();
-            let line =
-                log.lines().find(|line| line.contains(&format!("limit: limits.{limit},")))?;
-            assert!(
-                line.contains("WARN") && line.contains(&from) && line.contains(" at 127.0.0.1:"),
-                "{line}"
-            );
-            (metric(cluster, "packmaster_limit_hits_total", limit) == 1.0).then_some(())
-        });
+        is_said_and_counted(&cluster, limit, &from);
         assert!(matches!(bystander.load(1).expect("load"), Loaded::Record(_)), "{limit}");
     }
     assert_eq!(metric(&cluster, "packmaster_limit", "command_max"), 1.0);
@@ -101,6 +109,51 @@ fn each_closes_who_passes_it_and_is_counted_and_said() {
     let lines = log.lines().filter(|line| line.contains("limits.clients_max,")).count();
     assert!((1..10).contains(&lines), "{lines} lines about 40 refused clients");
     bystander.sync().expect("it goes on");
+    cluster.finish();
+}
+
+/// While the disk takes its time, commits wait, and what their clients send after them.
+#[test]
+fn what_waits_for_the_disk_is_bounded() {
+    const SLOW_MS: u64 = 3000;
+    let cluster = Builder::default()
+        .nodes(1)
+        .slow_disks()
+        .set("limits.transaction_bytes_max=\"64 KiB\"")
+        .set("limits.record_bytes_max=\"64 KiB\"")
+        .set("limits.commits_waiting_bytes_max=\"64 KiB\"")
+        .set("limits.input_buffered_bytes_max=\"16 KiB\"")
+        .start();
+    let to = cluster.nodes[0].durus;
+    let mut bystander = connect(to);
+    fill(&mut bystander, 3, 10);
+    // A commit of 40 KiB, of which two are more than may wait.
+    let begin = |oid: u64| {
+        let mut client = connect(to);
+        client.send(b"C").expect("send");
+        assert_eq!(client.receive::<4>().expect("the answer to C"), [0; 4]);
+        let from = client.address().to_string();
+        (client, from, commit_data(&[(oid, record(oid, &[b'x'; 40_000], &[]))]))
+    };
+    let (mut waits, _, data) = begin(1);
+    let (mut second, second_from, second_data) = begin(2);
+    let (mut ahead, ahead_from, _) = begin(3);
+    cluster.nodes[0].slow_disk().set_ms(SLOW_MS);
+    waits.send(&data).expect("send");
+    std::thread::sleep(Duration::from_millis(100));
+    second.send(&second_data).expect("send");
+    assert!(second.is_closed_within(SOON), "80 KiB of commits wait");
+    is_said_and_counted(&cluster, "commits_waiting_bytes_max", &second_from);
+    // A small commit fits; what its client says next waits with it.
+    ahead.send(&commit_data(&[(3, record(3, b"small", &[]))])).expect("send");
+    std::thread::sleep(Duration::from_millis(100));
+    ahead.send(&vec![b'S'; 17 << 10]).expect("send");
+    assert!(ahead.is_closed_within(SOON), "17 KiB were sent ahead");
+    is_said_and_counted(&cluster, "input_buffered_bytes_max", &ahead_from);
+    cluster.nodes[0].slow_disk().set_ms(0);
+    // The first was within every limit.
+    assert_eq!(waits.receive::<1>().expect("the answer to the commit"), *b"O");
+    assert!(matches!(bystander.load(2).expect("load"), Loaded::Record(_)));
     cluster.finish();
 }
 
@@ -151,6 +204,9 @@ fn without_a_majority_a_client_waits_so_long_and_is_closed() {
     assert!(client.is_closed_within(Duration::from_secs(10)));
     assert!(since.elapsed() >= Duration::from_millis(1900), "{:?}", since.elapsed());
     assert!(!idle.is_closed_within(Duration::from_secs(1)), "who waits for nothing may stay");
+    let hits =
+        |cluster: &Cluster| metric_of(cluster, last, "packmaster_limit_hits_total", "wait_max");
+    assert_eq!(hits(&cluster), 1.0);
     // A node that was never able to serve keeps nobody for longer, either.
     cluster.kill(last);
     cluster.launch(last);
@@ -163,7 +219,11 @@ fn without_a_majority_a_client_waits_so_long_and_is_closed() {
     assert!(early.is_closed_within(Duration::from_secs(10)), "it waits still");
     assert!(since.elapsed() >= Duration::from_millis(1900), "{:?}", since.elapsed());
     assert!(!idle.is_closed_within(Duration::from_secs(1)), "who asks for nothing may stay");
-    assert!(cluster.nodes[last].log_text().contains("limits.wait_max"));
+    assert_eq!(hits(&cluster), 1.0, "its process is a new one");
+    let log = cluster.nodes[last].log_text();
+    let lines: Vec<&str> =
+        log.lines().filter(|line| line.contains("limit: limits.wait_max,")).collect();
+    assert!(lines.len() == 2 && lines.iter().all(|line| line.contains("WARN")), "{lines:?}");
     for i in (0..3).filter(|&i| i != last) {
         cluster.launch(i);
     }

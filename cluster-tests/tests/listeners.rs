@@ -90,33 +90,45 @@ fn every_port_may_be_ipv6() {
     cluster.finish();
 }
 
-/// systemd's own program, or a shell that does as it does.
-fn activated(sockets: &[String]) -> Command {
+/// A program that does as systemd does. Sockets: a port of 127.0.0.1, `[::1]:PORT`, a path, `@NAME`; after a `!`: one that
+/// does not listen. `pid`: whom they are for, if not the process itself.
+fn activated_as(sockets: &[String], pid: Option<u32>) -> Command {
     const AS_SYSTEMD: &str = r#"
 import os, socket, sys
 listeners = []
-count = int(sys.argv[1])
-for address in sys.argv[2:2 + count]:
-    if address.startswith('/'):
+pid, count = sys.argv[1], int(sys.argv[2])
+for address in sys.argv[3:3 + count]:
+    listens, address = address[0] != '!', address.lstrip('!')
+    if address[0] in '/@':
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(address)
+        listener.bind(address.replace('@', '\0'))
     else:
-        listener = socket.socket()
+        six = address.startswith('[')
+        listener = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(('127.0.0.1', int(address)))
-    listener.listen(100)
+        listener.bind(('::1' if six else '127.0.0.1', int(address.rpartition(':')[2])))
+    if listens:
+        listener.listen(100)
     listeners.append(os.dup(listener.fileno()))
 for number, fd in enumerate(listeners):
     os.dup2(fd, 100 + number, inheritable=False)
 for number in range(count):
     os.dup2(100 + number, 3 + number, inheritable=True)
 os.environ['LISTEN_FDS'] = str(count)
-os.environ['LISTEN_PID'] = str(os.getpid())
-os.execv(sys.argv[2 + count], sys.argv[2 + count:])
+os.environ['LISTEN_PID'] = pid or str(os.getpid())
+os.execv(sys.argv[3 + count], sys.argv[3 + count:])
 "#;
     let mut command = Command::new(stock::python());
-    command.args(["-c", AS_SYSTEMD, &sockets.len().to_string()]).args(sockets).arg(packmaster());
+    let pid = pid.map_or(String::new(), |pid| pid.to_string());
     command
+        .args(["-c", AS_SYSTEMD, &pid, &sockets.len().to_string()])
+        .args(sockets)
+        .arg(packmaster());
+    command
+}
+
+fn activated(sockets: &[String]) -> Command {
+    activated_as(sockets, None)
 }
 
 #[test]
@@ -135,6 +147,50 @@ fn sockets_from_systemd_are_taken_in_place_of_the_configured_ones() {
     assert!(log.contains(&format!("listener: systemd's socket 2 ({path})")), "{log}");
     cluster.finish();
     assert!(fs::symlink_metadata(&path).is_ok(), "systemd's socket is not ours to remove");
+}
+
+#[test]
+fn systemd_may_pass_ipv6_and_abstract_sockets() {
+    let mut cluster = Builder::default().nodes(1).prepare();
+    let port = cluster.nodes[0].durus.port();
+    let (six, name) = (format!("[::1]:{port}"), format!("@pm-activated-{}", std::process::id()));
+    cluster.launch_by(0, activated(&[six.clone(), name.clone()]));
+    cluster.wait_healthy();
+    assert_eq!(count(&six), 1);
+    assert_eq!(count(&name), 2);
+    let log = cluster.nodes[0].log_text();
+    for (number, listener) in [(1, &six), (2, &name)] {
+        let said = format!("listener: systemd's socket {number} ({listener})");
+        assert!(log.contains(&said), "{said} is not in {log}");
+    }
+    cluster.finish();
+}
+
+/// The variables are inherited by whatever a process starts, and are for one of them only.
+#[test]
+fn sockets_that_are_for_another_process_are_not_taken() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = socket(dir.path()).to_str().expect("a plain path").to_string();
+    let mut cluster = Builder::default().nodes(1).prepare();
+    cluster.launch_by(0, activated_as(&[path], Some(std::process::id())));
+    cluster.wait_healthy();
+    assert_eq!(count(&cluster.nodes[0].durus.to_string()), 1, "its configuration counts");
+    assert!(!cluster.nodes[0].log_text().contains("systemd's socket"));
+    cluster.finish();
+}
+
+#[test]
+fn a_socket_from_systemd_that_does_not_listen_is_refused_with_the_remedy() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = socket(dir.path()).to_str().expect("a plain path").to_string();
+    let mut cluster = Builder::default().nodes(1).prepare();
+    let port = cluster.nodes[0].durus.port().to_string();
+    cluster.launch_by(0, activated(&[port, format!("!{path}")]));
+    let status = cluster.wait_ended(0, 20);
+    let log = cluster.nodes[0].log_text();
+    let said =
+        log.contains("socket 2 passed by systemd is a connection") && log.contains("Accept=no");
+    assert!(!status.success() && said, "{status}: {log}");
 }
 
 /// The node does not start, and says this.

@@ -124,10 +124,11 @@ fn number_of(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        use std::os::unix::fs::MetadataExt;
         std::fs::symlink_metadata(path).unwrap().mode() & 0o777
     }
 
@@ -151,6 +152,33 @@ mod tests {
         drop(listener);
         drop(newer);
         assert!(!path.exists());
+    }
+
+    /// Who is not root can give it to itself and to its own group alone.
+    #[test]
+    fn a_socket_belongs_to_whom_it_should() {
+        const NOBODY: u32 = 65534;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (me, mine) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let mut wanted = vec![(Some(me), Some(mine)), (None, Some(mine)), (Some(me), None)];
+        if me == 0 {
+            wanted.extend([
+                (Some(NOBODY), Some(NOBODY)),
+                (None, Some(NOBODY)),
+                (Some(NOBODY), None),
+            ]);
+        }
+        for (owner, group) in wanted {
+            let number = |number: u32| number.to_string();
+            let (to, of) = (owner.map(number), group.map(number));
+            let as_ = UnixSockets { owner: to, group: of, umask: Some(0o007) };
+            let (listener, file) = listen(&path, &as_).unwrap();
+            let there = std::fs::symlink_metadata(&path).unwrap();
+            let expected = (owner.unwrap_or(me), group.unwrap_or(mine), 0o770);
+            assert_eq!((there.uid(), there.gid(), there.mode() & 0o777), expected);
+            drop((listener, file));
+        }
     }
 
     #[test]
