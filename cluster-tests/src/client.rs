@@ -3,6 +3,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// The version that V exchanges.
@@ -102,6 +105,22 @@ impl Client {
 
     pub fn load(&mut self, oid: u64) -> io::Result<Loaded> {
         self.send(&[b"L", &oid.to_be_bytes()[..]].concat())?;
+        self.loaded()
+    }
+
+    /// Loads these together, all of which must be there. As a stock client, it stops reading where one is not.
+    pub fn load_all(&mut self, oids: &[u64]) -> io::Result<Vec<Vec<u8>>> {
+        let count = u32::try_from(oids.len()).expect("few objects");
+        let bytes = oids.iter().flat_map(|oid| oid.to_be_bytes()).collect::<Vec<u8>>();
+        self.send(&[b"B", &count.to_be_bytes()[..], &bytes].concat())?;
+        let one = |oid: &u64| match self.loaded()? {
+            Loaded::Record(record) => Ok(record),
+            other => Err(broken(format!("oid {oid}: {other:?}"))),
+        };
+        oids.iter().map(one).collect()
+    }
+
+    fn loaded(&mut self) -> io::Result<Loaded> {
         match self.receive::<1>()? {
             [b'O'] => {
                 let len = u32::from_be_bytes(self.receive()?);
@@ -140,6 +159,43 @@ impl Client {
             [b'I'] => Ok(Committed::Conflict),
             [other] => Err(broken(format!("a commit was answered {other:#04x}"))),
         }
+    }
+}
+
+/// Threads, each with clients of its own, that go on with what they do until they are told to stop, or the test ends.
+pub struct Busy {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Busy {
+    /// One thread for each of these, which does it again and again.
+    pub fn start<F: FnMut() + Send + 'static>(each: impl IntoIterator<Item = F>) -> Busy {
+        let stop = Arc::new(AtomicBool::new(false));
+        let spawn = |mut turn: F| {
+            let stop = stop.clone();
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    turn();
+                }
+            })
+        };
+        let threads = each.into_iter().map(spawn).collect();
+        Busy { stop, threads }
+    }
+
+    /// Fails if one of them has.
+    pub fn finish(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a busy client");
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

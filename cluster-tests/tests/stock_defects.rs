@@ -2,13 +2,15 @@
 //! ours. Each test first shows that stock does fail, so that it says something; then the same is done to a cluster, whose
 //! other clients go on, and whose files are whole and the same.
 
+use std::fs::Permissions;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use cluster_tests::chaincheck::{assert_same_bytes, check_file};
-use cluster_tests::client::{Client, Committed, Loaded, commit_data, record};
+use cluster_tests::client::{Busy, Client, Committed, Loaded, commit_data, record};
 use cluster_tests::cluster::{Builder, Cluster};
 use cluster_tests::disks::SlowDisk;
 use cluster_tests::ports::Ports;
@@ -152,6 +154,33 @@ fn d1_a_pack_of_what_cannot_be_packed_ends_nobody() {
     assert!(wait_until_gone(address, 3, Duration::from_secs(20)), "it was never packed");
     assert!(!is_gone(&mut ours, 2));
     goes_on(&mut ours);
+    unharmed(cluster);
+}
+
+/// The file of an import may be one that nobody may write to: it is copied.
+#[test]
+fn d1_a_commit_to_a_read_only_file_is_stored_in_the_copy() {
+    let (dir, ports) = (tempfile::tempdir().expect("make a directory"), Ports::reserve());
+    let file = dir.path().join("precious.durus");
+    let server = stock::Server::start(&file, ports.port(0));
+    fill(&mut Client::connect(server.address).expect("connect to stock"), 3);
+    drop(server);
+    std::fs::set_permissions(&file, Permissions::from_mode(0o444)).expect("protect the file");
+    let before = std::fs::read(&file).expect("read the file");
+    let mut server =
+        stock::Server::start_with(&file, ports.port(0), |command| _ = command.arg("--readonly"));
+    let mut theirs = Client::connect(server.address).expect("connect to stock");
+    assert!(theirs.commit(&[root([1])]).is_err());
+    assert!(server.ends_within(SOON), "stock Durus survives a commit to a read-only file");
+
+    let cluster = Builder::default().import(&file).start();
+    let mut ours = client(&cluster);
+    goes_on(&mut ours);
+    assert_eq!(ours.commit(&[(3, record(3, b"changed", &[]))]).expect("store"), Committed::Yes);
+    assert_eq!(std::fs::read(&file).expect("read the file"), before, "it was touched");
+    let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode() & 0o777;
+    assert_eq!(mode(&file), 0o444);
+    assert!(mode(&cluster.nodes[0].file()) & 0o200 != 0, "its owner must be able to write to it");
     unharmed(cluster);
 }
 
@@ -470,5 +499,53 @@ fn d11_an_abstract_address() {
     for n in 1..=2 {
         assert_eq!(python::run("address.py", &[&name], 60)["n"], n);
     }
+    unharmed(cluster);
+}
+
+/// A stock server packs a step at a time when nobody asks for anything; left alone, it takes 0.6 s for so many objects. Each
+/// busy client has some requests under way at once, so that there is no such moment however the machine shares its processors.
+#[test]
+fn d11_a_pack_ends_while_clients_are_busy() {
+    const OBJECTS: u64 = 20_000;
+    const BUSY: u64 = 16;
+    const UNDER_WAY: usize = 32;
+    let fill = |client: &mut Client| {
+        let mut oids = Vec::new();
+        while (oids.len() as u64) < OBJECTS {
+            oids.extend(client.new_oids(255).expect("new oids"));
+        }
+        let last = oids.pop().expect("the last");
+        for some in oids[1..].chunks(10_000) {
+            let records: Vec<_> = some.iter().map(|oid| (*oid, record(*oid, b"x", &[]))).collect();
+            assert_eq!(client.commit(&records).expect("store"), Committed::Yes);
+        }
+        let records = [root(oids[1..].iter().copied()), (last, record(last, b"garbage", &[]))];
+        assert_eq!(client.commit(&records).expect("store"), Committed::Yes);
+        last
+    };
+    // Is what nobody refers to gone within `patience`, while sixteen clients load one object after the other?
+    let packs = |to: SocketAddr, patience: Duration| {
+        let mut client = Client::connect(to).expect("connect");
+        let garbage = fill(&mut client);
+        let busy = Busy::start((1..=BUSY).map(|nth| {
+            let mut busy = Client::connect(to).expect("connect");
+            let load = [b"L", &nth.to_be_bytes()[..]].concat();
+            busy.send(&load.repeat(UNDER_WAY)).expect("send");
+            move || assert!(matches!(busy.load(nth).expect("load"), Loaded::Record(_)))
+        }));
+        pack(&mut client);
+        let gone = wait_until_gone(to, garbage, patience);
+        busy.finish();
+        (garbage, gone)
+    };
+    let theirs = Stock::new();
+    let to = theirs.server.address;
+    let (garbage, gone) = packs(to, SOON);
+    assert!(!gone, "stock Durus has packed beside {BUSY} busy clients");
+    assert!(wait_until_gone(to, garbage, Duration::from_secs(30)), "stock Durus never packs");
+
+    let cluster = one_node();
+    let (_, gone) = packs(cluster.nodes[0].durus, Duration::from_secs(30));
+    assert!(gone, "the pack has not ended");
     unharmed(cluster);
 }
