@@ -1,13 +1,14 @@
 """Runs one check of stock Durus's own client-side tests against a server that runs already.
 
     stock_suite.py list
-    stock_suite.py run MODULE CLASS CHECK PORT|@NAME
-    stock_suite.py stress PORT LOOPS|until
+    stock_suite.py run MODULE CLASS CHECK PORT|@NAME|PATH [slowly]
+    stock_suite.py stress PORT LOOPS|until [OBJECTS]
 
 The tests are those of the unpacked source distribution in $DURUS_SOURCE, unchanged. Replaced from outside: _pre and
 _post where they start and stop a stock server, the address they talk to, memory and temporary storages (by a client
 of the server), and `sleep`, by which they give a pack in a stock server time to end: ours is agreed among nodes and
-gets more. Prints one line of JSON. `until` goes on until standard input ends.
+gets more. Prints one line of JSON. `until` goes on until standard input ends; `slowly` pauses before every request, so
+that something can happen between them.
 """
 import importlib
 import json
@@ -29,6 +30,7 @@ durus.test = package
 from sancho.utest import UTest, check_names, run_check
 
 PACK_TIME_S = 3.0
+SLOWLY_S = 0.1
 MODULES = [name[:-3] for name in sorted(os.listdir(package.__path__[0]))
            if name.startswith('utest_') and name.endswith('.py')]
 
@@ -48,9 +50,17 @@ def list_checks():
             for module in MODULES}
 
 
+def slow_down():
+    for name in ('load', 'sync', 'end', 'new_oid'):
+        def slowly(storage, *args, usual=getattr(ClientStorage, name)):
+            time.sleep(SLOWLY_S)
+            return usual(storage, *args)
+        setattr(ClientStorage, name, slowly)
+
+
 def run(module_name, class_name, check, address):
     module = load(module_name)
-    port = None if address[0] == '@' else int(address)
+    port = None if address[0] in '@/' else int(address)
     test_class = test_classes(module_name)[class_name]
     for name in ('MemoryStorage', 'TempFileStorage'):
         if hasattr(module, name):
@@ -72,7 +82,7 @@ class Stopped(Exception):
     """Standard input has ended."""
 
 
-def stress(port, loops):
+def stress(port, loops, objects):
     module = load('stress')
     sys.argv = ['stress.py', '--port=%d' % port, '--cache_size=500']
     done = []
@@ -90,8 +100,8 @@ def stress(port, loops):
         module.maybe_sleep = maybe_sleep
     else:
         sys.argv.append('--max-loops=%d' % int(loops))
-    # The size of its object graph is random up to this; its default makes one commit of some 20 MB.
-    module.MAX_OBJECTS = 1000
+    # The size of its object graph is random up to this; stock's own 10,000 make one commit of some 20 MB.
+    module.MAX_OBJECTS = objects
     talk, sys.stdout = sys.stdout, sys.stderr
     try:
         module.main()
@@ -107,10 +117,12 @@ def main():
     if verb == 'list':
         print(json.dumps(list_checks()))
     elif verb == 'run':
-        module, class_name, check, port = args
+        module, class_name, check, port = args[:4]
+        if args[4:] == ['slowly']:
+            slow_down()
         print(json.dumps({'failure': run(module, class_name, check, port)}))
     elif verb == 'stress':
-        print(json.dumps({'failure': None, 'loops': stress(int(args[0]), args[1])}))
+        print(json.dumps({'failure': None, 'loops': stress(int(args[0]), args[1], int((args + [1000])[2]))}))
     else:
         sys.exit(__doc__)
 
