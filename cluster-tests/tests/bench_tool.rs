@@ -16,8 +16,12 @@ const SIZE: u64 = 100;
 const AROUND: u64 = 12 + 59;
 
 fn bench(address: &str, args: &[&str]) -> Value {
+    bench_for("600ms", address, args)
+}
+
+fn bench_for(time: &str, address: &str, args: &[&str]) -> Value {
     let output = Command::new(packmaster())
-        .args(["bench", "--address", address, "--output", "json", "--time", "600ms"])
+        .args(["bench", "--address", address, "--output", "json", "--time", time])
         .args(["--size", "100", "--objects", "60", "--clients", "3"])
         .args(args)
         .output()
@@ -98,6 +102,24 @@ fn against_a_cluster_and_against_stock() {
     let object = 16 + AROUND + SIZE;
     let wanted = number(&commits, "requests") as u64 * (8 + object) + 8 + 60 * object;
     assert_eq!(len(&file) - before, wanted, "{commits}");
+}
+
+/// Nothing refers to the bench's objects. It reads every answer of a bulk load, whatever is missing; at an abstract socket,
+/// by the way.
+#[test]
+fn bulk_loads_go_on_when_a_pack_has_dropped_the_objects() {
+    let name = format!("@pm-bench-{}", std::process::id());
+    let cluster = Builder::default().nodes(1).set(&format!("listen.durus={name}")).start();
+    let said = std::thread::scope(|scope| {
+        let bench = scope.spawn(|| bench_for("3s", &name, &["--workload", "bulk", "--bulk", "20"]));
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        cluster.ctl(&["pack", "--wait"]).done();
+        bench.join().expect("the bench")
+    });
+    let all = number(&said, "objects_per_second") * (AROUND + SIZE) as f64;
+    let found = number(&said, "bytes_per_second");
+    assert!(0.0 < found && found < 0.99 * all, "nothing was missing: {said}");
+    cluster.finish();
 }
 
 fn len(file: &Path) -> u64 {
