@@ -5,6 +5,8 @@
 //! its turn, compares the hash with the agreed one, and follows the live transactions in both files until the election
 //! of the new generation. Any other election drops all of it.
 
+mod progress;
+
 use roaring::RoaringTreemap;
 
 use super::disk::Purpose;
@@ -16,11 +18,13 @@ use crate::control::{Pack, Seal};
 use crate::mutants::{self, Mutant};
 use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
-use crate::proto::control::{PackBase, PackCancel, PackProgress, PackReady, PackSeal, PackTurn};
+use crate::proto::control::{PackBase, PackCancel, PackReady, PackSeal, PackTurn};
 use crate::replication::wire;
 use crate::shelf::{self, ShelfError};
 use crate::storage::task::DiskTask;
 use crate::types::{Chain, Epoch, Generation, NodeId, Now, Seq};
+
+pub(super) use progress::Progress;
 
 /// The mark is extended so often before the pack is called off: clients relink objects faster than it can follow.
 const EXTENSIONS_MAX: u32 = 50;
@@ -93,13 +97,6 @@ pub(super) struct PackRun {
     began: Now,
 }
 
-/// How far a job is: a guess in permille, and bytes read and written.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Progress {
-    pub(super) permille: u32,
-    pub(super) moved: u64,
-}
-
 impl PackRun {
     pub(super) fn dead(&self) -> Option<&RoaringTreemap> {
         match &self.marking {
@@ -137,78 +134,6 @@ impl PackRun {
 }
 
 impl Core {
-    pub(super) fn pack_progress(&self) -> Option<PackProgress> {
-        let (generation, _) = self.pack.of?;
-        let phase = match (&self.pack.marking, &self.pack.building) {
-            (_, Building::Failed(why)) => format!("failed: {why}"),
-            (_, Building::Following { .. }) if self.next_complete().is_some() => "ready".into(),
-            (_, Building::Following { .. }) => "rechain".into(),
-            (_, Building::Built { .. } | Building::Naming { .. } | Building::Opening { .. }) => {
-                "verify".into()
-            }
-            (_, Building::Running { .. }) => "build".into(),
-            (Marking::Running { .. }, _) => "mark".into(),
-            _ => "wait".into(),
-        };
-        let (done, total) = self.pack_bytes();
-        let permille = match &self.pack.building {
-            Building::Following { .. } => 1000,
-            _ if total > 0 => (u128::from(done) * 1000 / u128::from(total)) as u32,
-            _ => 0,
-        };
-        let ran_us = self.now.mono_us.saturating_sub(self.pack.began.mono_us).max(1);
-        let bytes_per_s = u128::from(done) * 1_000_000 / u128::from(ran_us);
-        let base_hash = match &self.pack.building {
-            Building::Built { built, .. } => wire::put_chain(built.base_hash),
-            _ => self
-                .next
-                .as_ref()
-                .map(|next| wire::put_chain(next.shelf.base_hash()))
-                .unwrap_or_default(),
-        };
-        Some(PackProgress {
-            generation: generation.0,
-            phase,
-            permille,
-            base_hash,
-            done_bytes: done,
-            total_bytes: total,
-            bytes_per_s: bytes_per_s as u64,
-            ..Default::default()
-        })
-    }
-
-    /// Done, and to be done in all, of what this node is at; zeros while it waits.
-    fn pack_bytes(&self) -> (u64, u64) {
-        if self.pack.jobs().next().is_some() {
-            let Progress { permille, moved } = self.pack.progress;
-            let by_share = u128::from(moved) * 1000 / u128::from(permille.clamp(1, 1000));
-            let total = self.job_bytes().unwrap_or(by_share as u64).max(moved);
-            return (moved, if permille == 0 { 0 } else { total });
-        }
-        let (Building::Following { .. }, Some(next)) = (&self.pack.building, &self.next) else {
-            return (0, 0);
-        };
-        let done = next.shelf.tip().offset - next.shelf.base_end();
-        let here = self.shelf.end_of(next.shelf.tip().seq).unwrap_or(self.shelf.tip().offset);
-        (done, done + (self.shelf.tip().offset - here))
-    }
-
-    /// What the job that runs has to read and write, about: a mark the file and what is kept; a build the same, then what is
-    /// kept again, to copy it, and the base, written and read back. None: it is told by how far the job is.
-    fn job_bytes(&self) -> Option<u64> {
-        let file = self.shelf.tip().offset;
-        match (&self.pack.marking, &self.pack.building) {
-            (_, Building::Running { .. }) => {
-                let seal =
-                    self.control.pack()?.seal.as_ref().filter(|seal| seal.file_bytes != 0)?;
-                Some(seal.file_bytes + 4 * seal.kept_bytes)
-            }
-            (Marking::Running { .. }, Building::Waiting) => Some(2 * file - self.garbage_bytes()),
-            _ => None,
-        }
-    }
-
     /// The replicated state changed: is there a pack, and is it still the same?
     pub(super) fn on_pack_changed(&mut self, out: &mut Vec<Action>) {
         self.learn_garbage();
@@ -218,36 +143,6 @@ impl Core {
         }
         self.drop_pack(out);
         self.pack.of = of;
-    }
-
-    /// The mark of a pack has found what else is garbage than the index knows. That stays true of this generation, also
-    /// when the pack comes to nothing.
-    fn learn_garbage(&mut self) {
-        let Some(pack) = self.control.pack() else { return };
-        let Some(seal) = pack.seal.as_ref().filter(|seal| seal.file_bytes != 0) else { return };
-        if self.pack.sealed != Some(pack.generation) && self.shelf.generation() < pack.generation {
-            let garbage = seal.file_bytes.saturating_sub(seal.kept_bytes);
-            let dead = garbage.saturating_sub(self.shelf.garbage_bytes());
-            self.dead_bytes = (self.shelf.generation(), dead);
-            self.pack.sealed = Some(pack.generation);
-        }
-    }
-
-    /// About how much of the current file a pack would not keep: what is known of it (replaced records, and what a mark of
-    /// this generation found besides); or, if that is more, as large a part of what was committed since the last pack as
-    /// the last mark found in what it looked at. Objects that nothing refers to any more show in no other way.
-    pub(super) fn garbage_bytes(&self) -> u64 {
-        let (generation, dead) = self.dead_bytes;
-        let dead = if generation == self.shelf.generation() { dead } else { 0 };
-        let known = self.shelf.garbage_bytes() + dead;
-        let likely =
-            u128::from(self.tail_bytes()) * u128::from(self.control.garbage_permille()) / 1000;
-        known.max(likely as u64).min(self.shelf.tip().offset)
-    }
-
-    /// Committed since the last pack.
-    pub(super) fn tail_bytes(&self) -> u64 {
-        self.shelf.tip().offset.saturating_sub(self.shelf.base_end())
     }
 
     fn drop_pack(&mut self, out: &mut Vec<Action>) {
