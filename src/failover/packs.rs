@@ -25,6 +25,8 @@ const TURN_AGAIN_MS: u64 = 100;
 pub(super) struct Packs {
     turns: BTreeMap<NodeId, Turn>,
     majority_ready: Option<Now>,
+    /// Since when nobody is left who could build, though too few have.
+    nobody_left: Option<Now>,
     /// When the master was last told to hold commits, to hand over.
     hold_told: Option<Now>,
     /// The end of the last pack, and when this leader first saw that.
@@ -62,6 +64,7 @@ impl Controller {
         let Some(pack) = view.state.pack() else {
             self.packs.turns.clear();
             self.packs.majority_ready = None;
+            self.packs.nobody_left = None;
             self.packs.hold_told = None;
             match view.state.pack_again() {
                 Some(asked_by) => self.pack_again(view, asked_by, out),
@@ -80,27 +83,40 @@ impl Controller {
 
     /// Calls it off if it can't come to an end. True if so.
     fn given_up(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
-        let (master, _) = view.state.master().expect("somebody is open");
+        let why = too_many_failed(view, pack).or_else(|| self.nobody_left(view, pack));
+        let Some(why) = why else { return false };
+        let generation = pack.generation.0;
+        let cancel = PackCancel { generation, why, asked_by: AUTOMATIC.into() };
+        self.propose(view, Kind::PackCancel(cancel), out);
+        true
+    }
+
+    /// Each is ready, has failed or takes no part, and too few are ready, for as long as a straggler would have had. The
+    /// reason to call the pack off, then: as long as it is there, what it takes for dead is refused.
+    fn nobody_left(&mut self, view: &View<'_>, pack: &Pack) -> Option<String> {
         let voters = view.state.voters();
-        let failed: Vec<&NodeId> =
-            voters.iter().filter(|id| has_failed(view, pack, **id)).collect();
-        let hopeless = failed.contains(&&master) || failed.len() >= majority(voters.len());
-        if hopeless {
-            let causes = failed.iter().filter_map(|id| {
-                let said = progress_phase(view, pack, **id)?;
-                Some(format!("{}: {said}", name(view, **id)))
-            });
-            let why = format!(
-                "{} of {} nodes could not build the new generation ({})",
-                failed.len(),
-                voters.len(),
-                causes.collect::<Vec<_>>().join("; ")
-            );
-            let generation = pack.generation.0;
-            let cancel = PackCancel { generation, why, asked_by: AUTOMATIC.into() };
-            self.propose(view, Kind::PackCancel(cancel), out);
+        let (ready, others): (Vec<NodeId>, Vec<NodeId>) =
+            voters.iter().partition(|id| pack.ready.contains(id));
+        let stands_aside = |id: NodeId| view.beat(id).is_some_and(|beat| !beat.suspect.is_empty());
+        let could = |id: &NodeId| waits(view, pack, *id) && !stands_aside(*id);
+        if ready.len() >= majority(voters.len()) || others.iter().any(could) {
+            self.packs.nobody_left = None;
+            return None;
         }
-        hopeless
+        let since = *self.packs.nobody_left.get_or_insert(view.now);
+        if view.now.since_ms(since) < view.timing.straggler_ms {
+            return None;
+        }
+        let causes = others.iter().map(|&id| match failure(view, pack, id) {
+            Some(said) => format!("{}: {said}", name(view, id)),
+            None => format!("{} takes no part", name(view, id)),
+        });
+        Some(format!(
+            "{} of {} nodes have built the new generation, and nobody is left who could ({})",
+            ready.len(),
+            voters.len(),
+            causes.collect::<Vec<_>>().join("; ")
+        ))
     }
 
     /// A majority is ready, and the master among them or about to hand over: the election, once the stragglers have had
@@ -121,7 +137,7 @@ impl Controller {
         }
         let done = |id: &NodeId| {
             is_ready(id)
-                || has_failed(view, pack, *id)
+                || failure(view, pack, *id).is_some()
                 || !view.is_alive(*id)
                 || (heir.is_some() && *id == master)
         };
@@ -160,11 +176,8 @@ impl Controller {
         let builders = Settings::of(view.state).builders;
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
-        let waits = |id: &NodeId| {
-            !pack.ready.contains(id) && !has_failed(view, pack, *id) && view.is_alive(*id)
-        };
         let mut building = 0;
-        for slave in voters.iter().copied().filter(|id| *id != master && waits(id)) {
+        for slave in voters.into_iter().filter(|id| *id != master && waits(view, pack, *id)) {
             if building >= builders {
                 return;
             }
@@ -172,7 +185,7 @@ impl Controller {
                 building += 1;
             }
         }
-        if building == 0 && waits(&master) && !hands_over {
+        if building == 0 && waits(view, pack, master) && !hands_over {
             self.give_turn(view, pack, master, out);
         }
     }
@@ -268,13 +281,34 @@ impl Controller {
     }
 }
 
-fn progress_phase<'a>(view: &'a View<'_>, pack: &Pack, id: NodeId) -> Option<&'a str> {
-    let said = view.beat(id)?.pack.as_ref()?;
-    (Generation(said.generation) == pack.generation).then_some(said.phase.as_str())
+/// A majority can't be had any more, or not with the master. The reason to call it off, then.
+fn too_many_failed(view: &View<'_>, pack: &Pack) -> Option<String> {
+    let (master, _) = view.state.master().expect("somebody is open");
+    let voters = view.state.voters();
+    let failed: Vec<(NodeId, &str)> =
+        voters.iter().filter_map(|id| Some((*id, failure(view, pack, *id)?))).collect();
+    let by_master = failed.iter().any(|(id, _)| *id == master);
+    let causes = failed.iter().map(|(id, said)| format!("{}: {said}", name(view, *id)));
+    (by_master || failed.len() >= majority(voters.len())).then(|| {
+        format!(
+            "{} of {} nodes could not build the new generation ({})",
+            failed.len(),
+            voters.len(),
+            causes.collect::<Vec<_>>().join("; ")
+        )
+    })
 }
 
-fn has_failed(view: &View<'_>, pack: &Pack, id: NodeId) -> bool {
-    progress_phase(view, pack, id).is_some_and(|phase| phase.starts_with("failed"))
+/// What a node has said of a pack in which it failed.
+fn failure<'a>(view: &'a View<'_>, pack: &Pack, id: NodeId) -> Option<&'a str> {
+    let said = view.beat(id)?.pack.as_ref()?;
+    let of_this = Generation(said.generation) == pack.generation;
+    Some(said.phase.as_str()).filter(|phase| of_this && phase.starts_with("failed"))
+}
+
+/// It has yet to build, and can be heard.
+fn waits(view: &View<'_>, pack: &Pack, id: NodeId) -> bool {
+    !pack.ready.contains(&id) && failure(view, pack, id).is_none() && view.is_alive(id)
 }
 
 /// Can a pack begin now? The reason why not is for whoever asked, and ends in the remedy.

@@ -55,6 +55,14 @@ impl Scene {
     }
 }
 
+fn failed(phase: &str) -> pb::PackProgress {
+    pb::PackProgress { generation: 2, phase: phase.into(), ..Default::default() }
+}
+
+fn building(done_bytes: u64) -> pb::PackProgress {
+    pb::PackProgress { generation: 2, phase: "build".into(), done_bytes, ..Default::default() }
+}
+
 #[test]
 fn the_garbage_share_asks_for_a_pack() {
     let mut scene = Scene::new();
@@ -210,12 +218,6 @@ fn nobody_waits_for_a_node_that_does_not_go_on() {
     let mut scene = Scene::new();
     scene.start_pack();
     scene.seal();
-    let building = |done_bytes| pb::PackProgress {
-        generation: 2,
-        phase: "build".into(),
-        done_bytes,
-        ..Default::default()
-    };
     scene.beat(2).pack = Some(building(1));
     assert_eq!(scene.turns(), [2]);
     scene.later(9_000_000);
@@ -232,8 +234,6 @@ fn a_pack_that_cannot_come_to_an_end_is_called_off() {
     let mut scene = Scene::new();
     scene.start_pack();
     scene.seal();
-    let failed =
-        |phase: &str| pb::PackProgress { generation: 2, phase: phase.into(), ..Default::default() };
     scene.beat(3).pack = Some(failed("failed: its disk"));
     assert_eq!(scene.turns(), [2], "a majority is left");
     scene.beat(1).pack = Some(failed("failed: another base"));
@@ -244,6 +244,43 @@ fn a_pack_that_cannot_come_to_an_end_is_called_off() {
     let why = "2 of 3 nodes could not build the new generation \
         (n1: failed: another base; n3: failed: its disk)";
     assert_eq!(cancel.why, why);
+}
+
+/// Found by reading: one node was dead, another had no room, the third had built. It was nobody's turn, and the pack stood
+/// there for ever, what it took for dead refused.
+#[test]
+fn a_pack_that_nobody_is_left_to_build_is_called_off() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    let third = scene.beats.remove(&NodeId(3)).unwrap();
+    scene.beat(2).pack = Some(failed("failed: no room"));
+    assert_eq!(scene.turns(), [1]);
+    scene.ready(1);
+    assert_eq!(scene.decide(), []);
+    scene.later(9_000_000);
+    assert_eq!(scene.decide(), []);
+    // It may come back in time, and stand aside.
+    scene.beats.insert(NodeId(3), third);
+    assert_eq!(scene.turns(), [3]);
+    scene.later(9_000_000);
+    scene.beat(3).suspect = "its disk has forgotten".into();
+    scene.decide();
+    scene.later(9_999_000);
+    assert!(called_off(&mut scene).is_none());
+    scene.beats.remove(&NodeId(3));
+    scene.later(1000);
+    let why = "1 of 3 nodes have built the new generation, and nobody is left who could \
+        (n2: failed: no room; n3 takes no part)";
+    assert_eq!(called_off(&mut scene).as_deref(), Some(why));
+}
+
+/// Why, if it is.
+fn called_off(scene: &mut Scene) -> Option<String> {
+    scene.decide().into_iter().find_map(|decision| match decision {
+        Decision::Propose(Kind::PackCancel(cancel)) => Some(cancel.why),
+        _ => None,
+    })
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the controller's own tests begin with: three nodes, the replicated state, what each says of itself.
+//! What the controller's own tests begin with: some nodes, the replicated state, what each says of itself.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::types::{NodeId, Now};
 
 /// 2026-11-25, 03:00 UTC.
 pub(super) const NIGHT_US: u64 = 1_795_575_600_000_000;
-/// Three nodes, node 1 open master and Raft leader.
+/// Node 1 is open master and Raft leader.
 pub(super) struct Scene {
     pub(super) state: State,
     pub(super) index: u64,
@@ -30,6 +30,10 @@ pub(super) fn bytes20(fill: u8) -> Bytes {
 
 impl Scene {
     pub(super) fn new() -> Scene {
+        Scene::of(3)
+    }
+
+    pub(super) fn of(nodes: u64) -> Scene {
         let member = |id: u64| Member {
             id: NodeId(id),
             name: format!("n{id}"),
@@ -48,9 +52,9 @@ impl Scene {
             garbage_bytes: 1 << 20,
             ..Beat::default()
         };
-        let beats = (1..=3).map(|id| (NodeId(id), Beat { boot: id, ..beat.clone() })).collect();
+        let beats = (1..=nodes).map(|id| (NodeId(id), Beat { boot: id, ..beat.clone() })).collect();
         let now = Now { mono_us: 1_000_000, wall_us: NIGHT_US };
-        let state = State::new((1..=3).map(member));
+        let state = State::new((1..=nodes).map(member));
         let controller = Controller::default();
         let mut scene = Scene { state, index: 0, beats, controller, now };
         scene.beat(1).open = true;
@@ -74,7 +78,7 @@ impl Scene {
             epoch,
             master: 1,
             boot: 1,
-            voters: vec![1, 2, 3],
+            voters: self.state.members().map(|member| member.id.0).collect(),
             floor: Some(replication::Position {
                 generation: 1,
                 base_hash: base_hash.clone(),
@@ -107,7 +111,8 @@ impl Scene {
     }
 
     pub(super) fn view<T>(&mut self, look: impl FnOnce(&mut Controller, &View<'_>) -> T) -> T {
-        let mut health = Health::new([NodeId(2), NodeId(3)], self.now);
+        let others = self.state.members().map(|member| member.id).filter(|id| id.0 != 1);
+        let mut health = Health::new(others, self.now);
         for (id, beat) in &self.beats {
             health.on_beat(*id, beat.clone(), self.now);
         }
