@@ -164,7 +164,7 @@ impl Core {
     pub(super) fn propose(&mut self, kind: CommandKind, out: &mut Vec<Action>) {
         let command = self.command(kind);
         match self.raft.leader() {
-            Some(leader) if leader == self.setup.id => self.try_propose(&command),
+            Some(leader) if leader == self.setup.id => self.consider(&command),
             Some(leader) => {
                 self.send(leader, Kind::Propose(Propose { command: Some(command) }), out);
             }
@@ -200,21 +200,23 @@ impl Core {
         if !self.raft.is_leader() {
             return Ok(());
         }
-        match &command.kind {
-            Some(CommandKind::Fence(_) | CommandKind::Elect(_)) => {
-                return Err("only the leader itself fences and elects".into());
-            }
-            Some(CommandKind::PackStart(_)) => {
-                let own = self.own_beat();
-                if let Err(why) = preflight(&self.view(&own)) {
-                    slog::info!(self.log, "no pack now"; "why" => why);
-                    return Ok(());
-                }
-            }
-            _ => {}
+        if let Some(CommandKind::Fence(_) | CommandKind::Elect(_)) = &command.kind {
+            return Err("only the leader itself fences and elects".into());
         }
-        self.try_propose(&command);
+        self.consider(&command);
         Ok(())
+    }
+
+    /// On the leader, whoever wants it.
+    fn consider(&mut self, command: &Command) {
+        if let Some(CommandKind::PackStart(_)) = &command.kind {
+            let own = self.own_beat();
+            if let Err(why) = preflight(&self.view(&own)) {
+                slog::info!(self.log, "no pack now"; "why" => why);
+                return;
+            }
+        }
+        self.try_propose(command);
     }
 
     /// This node says once, through Raft, which disk and addresses it has.

@@ -2,8 +2,10 @@ use std::sync::Arc;
 
 use crate::node::core::master::Master;
 use crate::node::core::start::FIRST;
-use crate::node::core::testing::{first_of, first_of_three, says};
-use crate::node::core::{Action, Core, Role};
+use crate::node::core::testing::{carry_out, first_of, first_of_three, says};
+use crate::node::core::{Action, Core, Input, Role};
+use crate::proto::control::Pause;
+use crate::proto::control::command::Kind as Command;
 use crate::proto::control::peer_message::Kind as Message;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
@@ -133,4 +135,43 @@ fn what_is_held_for_an_heir_goes_on_by_itself() {
     let due = at(310).mono_us;
     assert_eq!(seq_at(309), (tip, Some(due)));
     assert_eq!(seq_at(310), (tip.next(), None));
+}
+
+/// Found by reading: what a client asked of a master that leads Raft, too, went into the log unlooked at, and a pack began
+/// while elections were paused, or where there was no room for it.
+#[test]
+fn a_client_s_pack_begins_only_if_anybody_s_could() {
+    let mut core = first_of(1, Arc::new(MemDisk::default()), at(0));
+    let mut ms = 0;
+    let mut until = |core: &mut Core, what: &str, is_so: &dyn Fn(&Core) -> bool| {
+        let end = ms + 10_000;
+        while !is_so(core) {
+            assert!(ms < end, "{what} takes too long");
+            ms += 10;
+            let mut out = Vec::new();
+            core.step(at(ms), Input::Tick, &mut out);
+            carry_out(core, at(ms), out);
+        }
+        at(ms)
+    };
+    let pause = |core: &mut Core, paused| {
+        let pause = Pause { paused, asked_by: "ann".into() };
+        core.propose(Command::Pause(pause), &mut Vec::new());
+    };
+    let ask = |core: &mut Core, now: Now, id: u64| {
+        let (epoch, boot) = (core.promised.0, core.setup.boot.0);
+        let ask = Some(Ask::Pack(pb::Pack {}));
+        let request = pb::ClientRequest { epoch, boot, id, ask };
+        let out = says(core, now, 1, Message::ClientRequest(request));
+        carry_out(core, now, out)
+    };
+    until(&mut core, "the first election", &|core| core.control.is_open());
+    pause(&mut core, true);
+    let now = until(&mut core, "a pause", &|core| core.control.paused());
+    ask(&mut core, now, 1001);
+    assert!(core.control.pack().is_none(), "elections are paused, and a pack ends in one");
+    pause(&mut core, false);
+    let now = until(&mut core, "its end", &|core| !core.control.paused());
+    ask(&mut core, now, 1002);
+    assert!(core.control.pack().is_some());
 }

@@ -8,7 +8,7 @@ use super::{Action, Core, Input, Setup, Timing, start};
 use crate::durus::Limits;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
-use crate::storage::Disk;
+use crate::storage::{Disk, task};
 use crate::types::{BootId, NodeId, Now};
 
 /// Node 1 of three, started on this disk.
@@ -51,4 +51,29 @@ pub(super) fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Acti
     let from_disk = [from as u8; 16];
     core.step(now, Input::Peer { from: NodeId(from), from_disk, message }, &mut out);
     out
+}
+
+/// Does what the disk and the Raft log are asked for, and what comes of that, until all is still; the rest is returned.
+pub(super) fn carry_out(core: &mut Core, now: Now, actions: Vec<Action>) -> Vec<Action> {
+    let (mut todo, mut rest) = (actions, Vec::new());
+    while !todo.is_empty() {
+        let mut out = Vec::new();
+        for action in todo {
+            let done = match action {
+                Action::Disk { task, work } => {
+                    let disk = core.setup.disk.clone();
+                    let (task, result) = task::perform(&*disk, vec![(task, work)]).remove(0);
+                    Input::DiskDone { task, result }
+                }
+                Action::RaftPersist { number, .. } => Input::RaftDone { number, result: Ok(()) },
+                other => {
+                    rest.push(other);
+                    continue;
+                }
+            };
+            core.step(now, done, &mut out);
+        }
+        todo = out;
+    }
+    rest
 }
