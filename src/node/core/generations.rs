@@ -2,15 +2,20 @@
 //! came to nothing.
 //!
 //! What there is is read from the directory, so that a crash or a pack that was called off leaves nothing behind that
-//! is not found. Nothing newer than the current generation is removed while it may become of use: while there is a pack
-//! or a rebase.
+//! is not found: it shows by a generation that is not there yet, or by another base than was agreed for one that is.
+//! None of that is removed while it may become of use: while there is a pack or a rebase.
+
+use std::cmp::Ordering;
 
 use super::disk::Purpose;
+use super::packing::file_name;
+use super::start::FIRST;
 use super::{Action, Core};
 use crate::admin::keep::{Old, Rules, why_kept};
 use crate::proto::control::OldFile;
+use crate::replication::wire;
 use crate::storage::task::DiskTask;
-use crate::types::{Generation, Now};
+use crate::types::{Chain, Generation, Now};
 
 /// The directory is looked through so often, and after every change of generation.
 const LOOK_EVERY_MS: u64 = 5000;
@@ -32,6 +37,39 @@ fn generation_of(name: &str) -> Option<Generation> {
     let digits = name.strip_prefix('g')?.strip_suffix(".durus")?;
     let digits = digits.split('-').next().filter(|digits| digits.len() >= 8)?;
     digits.parse().ok().map(Generation)
+}
+
+/// Has a pack left this that was called off? A pack makes no first generation, and what is not known to have been agreed is
+/// nobody's to judge.
+fn is_left(
+    name: &str,
+    current: (Generation, &str),
+    agreed: impl Fn(Generation) -> Option<Chain>,
+) -> bool {
+    let Some(generation) = generation_of(name) else { return is_building(name) };
+    match generation.cmp(&current.0) {
+        Ordering::Greater => true,
+        _ if generation == Generation(1) => false,
+        Ordering::Equal => name != current.1,
+        Ordering::Less => {
+            agreed(generation).is_some_and(|base| name != file_name(generation, base))
+        }
+    }
+}
+
+/// The file of this base among these; the first generation's has any name that begins as it does.
+pub(super) fn file_of_base(
+    names: &[String],
+    generation: Generation,
+    base_hash: &[u8],
+) -> Option<String> {
+    let base = wire::chain("base hash", base_hash).ok()?;
+    let exact = file_name(generation, base);
+    let named = |wanted: &str| names.iter().find(|name| *name == wanted);
+    let first =
+        || named(FIRST).or_else(|| names.iter().find(|it| generation_of(it) == Some(generation)));
+    let found = named(&exact).or_else(|| if generation == Generation(1) { first() } else { None });
+    found.cloned()
 }
 
 #[derive(Default)]
@@ -71,22 +109,22 @@ impl Core {
         }
         self.old_files.looked = Some(self.now);
         // A disk that does not answer is noticed elsewhere.
-        let Ok(names) = self.setup.disk.list() else { return };
+        let Ok(mut names) = self.setup.disk.list() else { return };
         if self.control.pack().is_none() && self.next.is_none() {
-            self.remove_leftovers(&names, out);
+            self.remove_leftovers(&mut names, out);
         }
         self.look_at_old(&names);
         self.remove_old(out);
     }
 
-    /// Of packs that were called off, perhaps while this node was not there.
-    fn remove_leftovers(&mut self, names: &[String], out: &mut Vec<Action>) {
-        let current = self.shelf.generation();
-        let is_left = |name: &&String| {
-            is_building(name) || generation_of(name).is_some_and(|it| it > current)
-        };
-        let left: Vec<String> = names.iter().filter(is_left).cloned().collect();
+    /// Of packs that were called off, perhaps while this node was not there. `names` is without them afterwards.
+    fn remove_leftovers(&mut self, names: &mut Vec<String>, out: &mut Vec<Action>) {
+        let current = (self.shelf.generation(), self.shelf.name());
+        let agreed = |of| self.control.generation_record(of).map(|record| record.base_hash);
+        let left: Vec<String> =
+            names.extract_if(.., |name| is_left(name, current, agreed)).collect();
         if !left.is_empty() {
+            self.old.retain(|_, shelf| !left.iter().any(|name| name == shelf.name()));
             slog::info!(self.log, "removing what a pack has left"; "files" => left.join(" "));
             self.remove(left, out);
         }
@@ -154,17 +192,5 @@ impl Core {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_tell_the_generation() {
-        assert_eq!(generation_of("g00000001.durus"), Some(Generation(1)));
-        assert_eq!(generation_of("g00000012-89abcdef.durus"), Some(Generation(12)));
-        assert_eq!(generation_of("g123456789.durus"), Some(Generation(123_456_789)));
-        for other in ["garbage.durus", "g1.durus", "g00000001", "orphans/g00000001-torn-at-5-9"] {
-            assert_eq!(generation_of(other), None, "{other}");
-        }
-        assert!(is_building(&building_name(7)) && !is_building("g00000007.durus"));
-    }
-}
+#[path = "generations_tests.rs"]
+mod tests;

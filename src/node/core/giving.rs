@@ -66,7 +66,7 @@ impl Core {
                 reply.file_len = shelf.tip().offset;
                 reply.base_len = shelf.base_end();
             }
-            None => self.open_old(Generation(probe.generation), out),
+            None => self.open_old(Generation(probe.generation), &probe.base_hash, out),
         }
         self.send(from, Kind::ProbeReply(reply), out);
         Ok(())
@@ -170,7 +170,7 @@ impl Core {
                     }
                 }
             }
-            None => self.open_old(generation, out),
+            None => self.open_old(generation, &request.base_hash, out),
         }
         self.send(from, Kind::BlockList(list), out);
         Ok(())
@@ -233,3 +233,7 @@ impl Core {
         *listed = Listed::Here(Arc::new(blocks));
     }
 }
+
+#[cfg(test)]
+#[path = "giving_tests.rs"]
+mod tests;

@@ -10,7 +10,7 @@ use roaring::RoaringTreemap;
 use super::disk::Purpose;
 use super::fetch::partial_name;
 use super::follow::rechain_onto;
-use super::generations::building_name;
+use super::generations::{building_name, file_of_base};
 use super::packing::file_name;
 use super::pull::Goal;
 use super::{Action, Core};
@@ -332,18 +332,24 @@ impl Core {
 
     // ---- older generations, for others ----
 
-    /// Opens the file of an older generation that is still on the disk, for whoever asks next.
-    pub(super) fn open_old(&mut self, generation: Generation, out: &mut Vec<Action>) {
+    /// Opens the file of an older generation that is still on the disk, for whoever asks again.
+    pub(super) fn open_old(
+        &mut self,
+        generation: Generation,
+        base_hash: &[u8],
+        out: &mut Vec<Action>,
+    ) {
         if self.opening_old.is_some() || generation >= self.shelf.generation() {
             return;
         }
-        let prefix = format!("g{:08}", generation.0);
         let names = self.setup.disk.list().unwrap_or_default();
-        let is_it = |name: &&String| name.starts_with(&prefix) && name.ends_with(".durus");
-        let Some(name) = names.iter().find(is_it) else { return };
+        let Some(name) = file_of_base(&names, generation, base_hash) else { return };
+        if self.old.get(&generation).is_some_and(|old| old.name() == name) {
+            return; // of another base, or this node gives nothing now
+        }
         let job = self.next_job();
         self.opening_old = Some((job, generation));
-        out.push(Action::Job { job, work: Job::Open(name.clone()) });
+        out.push(Action::Job { job, work: Job::Open(name) });
     }
 
     pub(super) fn is_old_job(&self, job: u64) -> bool {
