@@ -2,7 +2,8 @@
 //!
 //! A member that is still in an older generation needs that one and all later ones: it fetches from them what its own
 //! file lacks, and then builds. Those stay, whatever the settings say. Of the rest as many are kept as the settings
-//! want by number or by age, newest first, as long as all that is kept is within the space they allow.
+//! want by number or by age, newest first, as long as all that is kept is within the space they allow: the first that has no
+//! room goes, and with it all before it, since whoever comes from there would need it.
 //!
 //! One judgement for the node, which removes what nothing keeps, and for `ctl generations` and status, which say why.
 
@@ -54,6 +55,7 @@ pub fn why_kept(files: &[Old], rules: &Rules<'_>) -> Vec<Option<Why>> {
     newest_first.sort_by_key(|nth| std::cmp::Reverse(files[*nth].generation));
     let mut why = vec![None; files.len()];
     let (mut generations, mut bytes, mut last) = (0, 0u64, None);
+    let mut is_full = false;
     for nth in newest_first {
         let file = &files[nth];
         if last != Some(file.generation) {
@@ -61,9 +63,10 @@ pub fn why_kept(files: &[Old], rules: &Rules<'_>) -> Vec<Option<Why>> {
         }
         let needed_by = rules.needing(file.generation);
         let with_it = bytes.saturating_add(file.bytes);
+        is_full |= rules.settings.keep_bytes != 0 && with_it > rules.settings.keep_bytes;
         why[nth] = match () {
             () if !needed_by.is_empty() => Some(Why::Needed(needed_by)),
-            () if rules.settings.keep_bytes != 0 && with_it > rules.settings.keep_bytes => None,
+            () if is_full => None,
             () if generations <= rules.count() => Some(Why::Number),
             () if rules.is_young(file.generation) => Some(Why::Age),
             () => None,
@@ -142,5 +145,30 @@ mod tests {
         assert_eq!(kept(&[("keep.bytes", "5")], &behind), [None, None, needed(), needed()]);
         let unheard = [("n1", Some(5)), ("n3", None)];
         assert_eq!(kept(&[], &unheard), [needed(), needed(), needed(), needed()]);
+    }
+
+    /// The newest was too large and went, and the one before it stayed: of use to nobody, since whoever comes from there
+    /// needs all later ones, too.
+    #[test]
+    fn what_is_older_than_one_that_has_no_room_goes_as_well() {
+        let texts = [("keep.generations", "3"), ("keep.bytes", "25")];
+        let texts = texts.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let settings = Settings::from_texts(&texts.into_iter().collect());
+        let members = [("n1".to_owned(), Some(5))];
+        let rules = Rules {
+            settings: &settings,
+            keep_generations: 1,
+            members: &members,
+            since_wall_us: &BTreeMap::new(),
+            now_wall_us: 6 * DAY_US,
+        };
+        let kept = |bytes: [u64; 3]| {
+            let files = bytes.iter().zip(2..).map(|(&bytes, generation)| Old { generation, bytes });
+            let why = why_kept(&files.collect::<Vec<_>>(), &rules);
+            why.iter().map(Option::is_some).collect::<Vec<_>>()
+        };
+        assert_eq!(kept([10, 10, 30]), [false, false, false]);
+        assert_eq!(kept([5, 30, 10]), [false, false, true]);
+        assert_eq!(kept([5, 10, 10]), [true, true, true]);
     }
 }
