@@ -17,6 +17,8 @@ use crate::types::{Generation, NodeId, Now};
 
 /// Who asks for packs that begin by themselves; the cause follows.
 const AUTOMATIC: &str = "automatic";
+/// Once a majority is ready, a slave that goes on building is waited for so long at most, an hour.
+const GOES_ON_MS_MAX: u64 = 3_600_000;
 /// A turn that may have been lost is told again after this long.
 const TURN_AGAIN_MS: u64 = 100;
 
@@ -27,8 +29,8 @@ pub(super) struct Packs {
     majority_ready: Option<Now>,
     /// Since when nobody is left who could build, though too few have.
     nobody_left: Option<Now>,
-    /// When the master was last told to hold commits, to hand over.
-    hold_told: Option<Now>,
+    /// When the master was first told to hold commits, to hand over, and when it last was.
+    hold_told: Option<(Now, Now)>,
     /// The end of the last pack, and when this leader first saw that.
     rested: Option<(Rested, Now)>,
     /// Why a pack that is due does not begin, as was last said.
@@ -46,12 +48,29 @@ struct Turn {
 impl Packs {
     /// Who becomes master of the new generation in place of the one who has not built it, if it is to be handed over; none
     /// when that was tried for too long.
-    fn heir(&self, view: &View<'_>, pack: &Pack, waited_ms: u64) -> Option<NodeId> {
-        if !Settings::of(view.state).hand_over || waited_ms >= 3 * view.timing.straggler_ms {
+    fn heir(&self, view: &View<'_>, pack: &Pack) -> Option<NodeId> {
+        let tried_ms = self.hold_told.map_or(0, |(first, _)| view.now.since_ms(first));
+        if !Settings::of(view.state).hand_over || tried_ms >= 3 * view.timing.straggler_ms {
             return None;
         }
         let (master, _) = view.state.master()?;
         view.best_in_step(master, |id| pack.ready.contains(&id))
+    }
+
+    /// Looks how far those have come whose turn it is.
+    fn note_progress(&mut self, view: &View<'_>) {
+        for (node, turn) in &mut self.turns {
+            let at = progress(view, *node);
+            if turn.at != at {
+                (turn.at, turn.since) = (at, view.now);
+            }
+        }
+    }
+
+    /// It has not stood still for too long; it may have yet to begin.
+    fn goes_on(&self, view: &View<'_>, node: NodeId) -> bool {
+        let stands = |turn: &Turn| view.now.since_ms(turn.since) >= view.timing.straggler_ms;
+        !self.turns.get(&node).is_some_and(stands)
     }
 }
 
@@ -72,6 +91,7 @@ impl Controller {
             }
             return;
         };
+        self.packs.note_progress(view);
         if pack.seal.is_none() || self.given_up(view, pack, out) || self.switching(view, pack, out)
         {
             return;
@@ -120,7 +140,7 @@ impl Controller {
     }
 
     /// A majority is ready, and the master among them or about to hand over: the election, once the stragglers have had
-    /// their time. True if it is time.
+    /// their time, and who goes on is done. True if it is time.
     fn switching(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
@@ -131,7 +151,7 @@ impl Controller {
         }
         let since = *self.packs.majority_ready.get_or_insert(view.now);
         let waited_ms = view.now.since_ms(since);
-        let heir = self.packs.heir(view, pack, waited_ms).filter(|_| !is_ready(&master));
+        let heir = self.packs.heir(view, pack).filter(|_| !is_ready(&master));
         if heir.is_none() && !is_ready(&master) {
             return false;
         }
@@ -141,7 +161,10 @@ impl Controller {
                 || !view.is_alive(*id)
                 || (heir.is_some() && *id == master)
         };
-        if !voters.iter().all(done) && waited_ms < view.timing.straggler_ms {
+        let late: Vec<NodeId> = voters.iter().copied().filter(|id| !done(id)).collect();
+        let goes_on = late.iter().any(|id| self.packs.goes_on(view, *id));
+        let patience_ms = if goes_on { GOES_ON_MS_MAX } else { view.timing.straggler_ms };
+        if !late.is_empty() && waited_ms < patience_ms {
             return false;
         }
         if view.state.paused() {
@@ -150,8 +173,10 @@ impl Controller {
         let drained =
             |heir: NodeId| view.beat(master).is_some_and(|beat| beat.drained_for == heir.0);
         if let Some(heir) = heir.filter(|heir| !drained(*heir)) {
-            if self.packs.hold_told.is_none_or(|at| view.now.since_ms(at) >= TURN_AGAIN_MS) {
-                self.packs.hold_told = Some(view.now);
+            let told = self.packs.hold_told;
+            if told.is_none_or(|(_, last)| view.now.since_ms(last) >= TURN_AGAIN_MS) {
+                let first = told.map_or(view.now, |(first, _)| first);
+                self.packs.hold_told = Some((first, view.now));
                 let (node, generation) = (master, pack.generation);
                 out.push(Decision::PackTurn { node, generation, hold_for: Some(heir) });
             }
@@ -169,10 +194,8 @@ impl Controller {
 
     /// So many slaves at once as the settings say, and the master when no slave is left that goes on.
     fn give_turns(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) {
-        let hands_over = self
-            .packs
-            .majority_ready
-            .is_some_and(|since| self.packs.heir(view, pack, view.now.since_ms(since)).is_some());
+        let hands_over =
+            self.packs.majority_ready.is_some() && self.packs.heir(view, pack).is_some();
         let builders = Settings::of(view.state).builders;
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
@@ -198,21 +221,19 @@ impl Controller {
         node: NodeId,
         out: &mut Vec<Decision>,
     ) -> bool {
-        let at = view.beat(node).and_then(|beat| beat.pack.as_ref());
-        let at = at.map_or(Default::default(), |said| (said.phase.clone(), said.done_bytes));
         let now = view.now;
         let first = !self.packs.turns.contains_key(&node);
-        let turn =
-            self.packs.turns.entry(node).or_insert(Turn { told: now, at: at.clone(), since: now });
-        if turn.at != at {
-            (turn.at, turn.since) = (at, now);
-        }
+        let turn = self.packs.turns.entry(node).or_insert_with(|| Turn {
+            told: now,
+            at: progress(view, node),
+            since: now,
+        });
         if first || now.since_ms(turn.told) >= TURN_AGAIN_MS {
             turn.told = now;
             let generation = pack.generation;
             out.push(Decision::PackTurn { node, generation, hold_for: None });
         }
-        now.since_ms(turn.since) < view.timing.straggler_ms
+        self.packs.goes_on(view, node)
     }
 
     // ---- the next one ----
@@ -304,6 +325,12 @@ fn failure<'a>(view: &'a View<'_>, pack: &Pack, id: NodeId) -> Option<&'a str> {
     let said = view.beat(id)?.pack.as_ref()?;
     let of_this = Generation(said.generation) == pack.generation;
     Some(said.phase.as_str()).filter(|phase| of_this && phase.starts_with("failed"))
+}
+
+/// What a node is at, and how many bytes of it are done.
+fn progress(view: &View<'_>, id: NodeId) -> (String, u64) {
+    let said = view.beat(id).and_then(|beat| beat.pack.as_ref());
+    said.map_or(Default::default(), |said| (said.phase.clone(), said.done_bytes))
 }
 
 /// It has yet to build, and can be heard.

@@ -352,3 +352,50 @@ fn without_an_heir_the_master_builds_itself() {
     };
     assert_eq!(told.iter().filter_map(turn).collect::<Vec<_>>(), [1], "{told:?}");
 }
+
+/// Four of five build, and the third of them is ready: as many as it takes.
+fn three_of_five_are_ready() -> Scene {
+    let mut scene = Scene::of(5);
+    scene.start_pack();
+    scene.seal();
+    scene.set("pack.master", "hand_over");
+    for node in 2..=4 {
+        scene.ready(node);
+    }
+    assert_eq!(scene.turns(), [5]);
+    scene
+}
+
+fn is_told_to_hold(scene: &mut Scene) -> bool {
+    let decisions = scene.decide();
+    let hold = |told: &Decision| matches!(told, Decision::PackTurn { hold_for: Some(_), .. });
+    decisions.iter().any(hold)
+}
+
+/// Found by reading: the last slave was left behind after the stragglers' time, however well it went on, and had to build
+/// all over again afterwards.
+#[test]
+fn who_goes_on_is_no_straggler() {
+    let mut scene = three_of_five_are_ready();
+    for done in 1..=5 {
+        scene.later(9_000_000);
+        scene.beat(5).pack = Some(building(done));
+        assert!(!is_told_to_hold(&mut scene), "{done}");
+    }
+    scene.later(10_000_000);
+    assert!(is_told_to_hold(&mut scene), "it has stopped");
+    scene.later(29_000_000);
+    assert!(is_told_to_hold(&mut scene), "the heir's time begins only now");
+}
+
+#[test]
+fn nor_is_it_waited_for_all_day() {
+    let mut scene = three_of_five_are_ready();
+    let mut waited_s = 0;
+    while !is_told_to_hold(&mut scene) {
+        waited_s += 5;
+        scene.later(5_000_000);
+        scene.beat(5).pack = Some(building(waited_s));
+    }
+    assert_eq!(waited_s, 3600);
+}
