@@ -28,8 +28,8 @@ impl Core {
         };
         let (done, total) = self.pack_bytes();
         let permille = match &self.pack.building {
-            Building::Following { .. } => 1000,
             _ if total > 0 => (u128::from(done) * 1000 / u128::from(total)) as u32,
+            Building::Following { .. } => 1000,
             _ => 0,
         };
         let ran_us = self.now.mono_us.saturating_sub(self.pack.began.mono_us).max(1);
@@ -113,5 +113,48 @@ impl Core {
     /// Committed since the last pack.
     pub(in super::super) fn tail_bytes(&self) -> u64 {
         self.shelf.tip().offset.saturating_sub(self.shelf.base_end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::node::core::follow::Next;
+    use crate::node::core::start::FIRST;
+    use crate::node::core::testing::first_of_three;
+    use crate::shelf::Shelf;
+    use crate::shelf::testing::commit;
+    use crate::storage::mem::MemDisk;
+    use crate::types::{Epoch, Generation, Now};
+
+    const NOW: Now = Now { mono_us: 1, wall_us: 1 };
+
+    /// It was 100 % from the first byte on.
+    #[test]
+    fn re_chaining_tells_how_far_it_is() {
+        let disk = Arc::new(MemDisk::default());
+        let mut shelf = Shelf::create(&*disk, FIRST).unwrap();
+        for _ in 0..10 {
+            commit(&mut shelf, &[(0, b"some data", &[])]);
+        }
+        let mut core = first_of_three(disk, NOW);
+        let next = Shelf::create(&MemDisk::new(), FIRST).unwrap();
+        let (durable, removed) = (next.tip(), Default::default());
+        core.next = Some(Next { shelf: next, durable, removed, followed: NOW });
+        core.pack.of = Some((Generation(2), Epoch(0)));
+        core.pack.building = Building::Following { proposed: None };
+        let told = |core: &Core| {
+            let told = core.pack_progress().unwrap();
+            (told.phase, told.permille)
+        };
+        assert_eq!(told(&core), ("rechain".into(), 0));
+        let tail = core.tail_bytes();
+        core.follow_next(tail * 3 / 10, &mut Vec::new());
+        let (phase, permille) = told(&core);
+        assert!(phase == "rechain" && (300..=400).contains(&permille), "{phase}: {permille}");
+        core.follow_next(u64::MAX, &mut Vec::new());
+        assert_eq!(told(&core), ("ready".into(), 1000));
     }
 }
