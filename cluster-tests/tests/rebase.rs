@@ -156,6 +156,20 @@ fn down_through_a_pack_and_back_without_a_byte_of_the_base() {
     assert!(tail > 0 && tail < 500_000, "{tail} bytes for some small commits");
     assert_eq!(status.nodes[late].rebases.tail.finished, 1);
     assert_eq!(status.nodes[late].fetched_bytes, tail);
+    // The same, and the others were started anew meanwhile: their older files are closed, and opened for it.
+    let others: Vec<usize> = (0..3).filter(|&i| i != late).collect();
+    cluster.kill(late);
+    commit_some(&cluster, at_work);
+    pack(&cluster, 4);
+    for &i in &others {
+        cluster.terminate(i);
+    }
+    others.iter().for_each(|&i| cluster.launch(i));
+    cluster.master();
+    cluster.launch(late);
+    let status = wait_together(&cluster, 4);
+    let last = status.nodes[late].rebases.last.clone().expect("a rebase");
+    assert_eq!((last.rung.as_str(), last.generation), ("tail", 4), "{last:?}");
     assert_files_same(&cluster);
     cluster.finish();
 }

@@ -66,7 +66,10 @@ impl Core {
                 reply.file_len = shelf.tip().offset;
                 reply.base_len = shelf.base_end();
             }
-            None => self.open_old(Generation(probe.generation), &probe.base_hash, out),
+            None => {
+                let generation = Generation(probe.generation);
+                reply.opening = self.open_old(generation, &probe.base_hash, out);
+            }
         }
         self.send(from, Kind::ProbeReply(reply), out);
         Ok(())
@@ -170,7 +173,9 @@ impl Core {
                     }
                 }
             }
-            None => self.open_old(generation, &request.base_hash, out),
+            None => {
+                self.open_old(generation, &request.base_hash, out);
+            }
         }
         self.send(from, Kind::BlockList(list), out);
         Ok(())

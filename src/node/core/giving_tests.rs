@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::node::core::packing::file_name;
 use crate::node::core::start::FIRST;
 use crate::node::core::testing::{first_of_three, says};
 use crate::node::core::{Action, Core};
@@ -18,7 +19,7 @@ fn base(disk: &MemDisk, generation: u64, cut: Seq) -> Chain {
     let generation = Generation(generation);
     let build = Build::new(FIRST.into(), generation, cut, cut, "building".into());
     let Ok(JobOutcome::Built(built)) = Job::Build(build).run(disk) else { panic!("no base") };
-    let name = super::super::packing::file_name(generation, built.base_hash);
+    let name = file_name(generation, built.base_hash);
     disk.rename("building", &name).unwrap();
     built.base_hash
 }
@@ -31,11 +32,11 @@ fn node() -> (Core, Arc<MemDisk>, Chain) {
     let early = commit(&mut first, &[(0, b"root", &[])]);
     let late = commit(&mut first, &[(0, b"again", &[])]);
     let left = base(&disk, 2, early);
-    let bytes = get(&disk, &super::super::packing::file_name(Generation(2), left));
+    let bytes = get(&disk, &file_name(Generation(2), left));
     put(&disk, "g00000002-00000000.durus", &bytes);
     let agreed = base(&disk, 2, late);
     let current = base(&disk, 3, late);
-    let current = super::super::packing::file_name(Generation(3), current);
+    let current = file_name(Generation(3), current);
     disk.set_link(CURRENT, &current).unwrap();
     (first_of_three(disk.clone(), NOW), disk, agreed)
 }
@@ -72,8 +73,41 @@ fn open(core: &mut Core, disk: &MemDisk, out: Vec<Action>) -> Option<String> {
 fn of_two_old_files_the_one_that_is_asked_for_is_opened() {
     let (mut core, disk, agreed) = node();
     let (_, out) = probe(&mut core, 2, agreed);
-    let name = super::super::packing::file_name(Generation(2), agreed);
+    let name = file_name(Generation(2), agreed);
     assert_eq!(open(&mut core, &disk, out), Some(name));
     let (reply, _) = probe(&mut core, 2, agreed);
     assert!(reply.has_file);
+}
+
+#[test]
+fn while_an_old_file_is_opened_that_is_said() {
+    let (mut core, disk, agreed) = node();
+    let (reply, out) = probe(&mut core, 2, agreed);
+    assert_eq!((reply.has_file, reply.opening), (false, true));
+    let (reply, again) = probe(&mut core, 2, agreed);
+    assert_eq!((reply.has_file, reply.opening), (false, true));
+    assert!(open(&mut core, &disk, again).is_none(), "it is under way");
+    open(&mut core, &disk, out).unwrap();
+    let (reply, _) = probe(&mut core, 2, agreed);
+    assert_eq!((reply.has_file, reply.opening), (true, false));
+    let (reply, out) = probe(&mut core, 2, Chain([7; 20]));
+    assert_eq!((reply.has_file, reply.opening), (false, false), "it is not here");
+    assert!(open(&mut core, &disk, out).is_none());
+}
+
+/// Nobody waits for it a second time, and it is tried again all the same.
+#[test]
+fn an_old_file_that_can_t_be_opened_is_not_waited_for() {
+    let (mut core, disk, agreed) = node();
+    let name = file_name(Generation(2), agreed);
+    let bytes = get(&disk, &name);
+    put(&disk, &name, b"rotten");
+    let (reply, out) = probe(&mut core, 2, agreed);
+    assert!(reply.opening);
+    open(&mut core, &disk, out).unwrap();
+    let (reply, out) = probe(&mut core, 2, agreed);
+    assert!(!reply.opening);
+    put(&disk, &name, &bytes);
+    open(&mut core, &disk, out).unwrap();
+    assert!(probe(&mut core, 2, agreed).0.has_file);
 }

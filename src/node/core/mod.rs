@@ -170,8 +170,10 @@ pub struct Core {
     last_rebase: String,
     /// Nobody had the rest of our generation up to that generation's cut.
     tail_failed_for: Option<Generation>,
-    /// The job that opens an older file for others.
-    opening_old: Option<(u64, Generation)>,
+    /// The job that opens an older file for others, and its name.
+    opening_old: Option<(u64, Generation, String)>,
+    /// The older file that could not be opened when that was last tried.
+    unopened_old: Option<String>,
     controller_due_us: u64,
 
     beats: beats::Beats,

@@ -2,7 +2,8 @@
 //!
 //! A pull asks one peer after the other whether it has the file, finds the common point with it, and fetches from
 //! there, in pieces that may end anywhere; each transaction is verified by its chain before it is appended to our own file.
-//! It has one question out at a time; silence means the next peer.
+//! It has one question out at a time; silence means the next peer. A peer that has started since has its older files closed,
+//! opens the one that is asked for, and is asked again meanwhile.
 
 use bytes::Bytes;
 
@@ -18,6 +19,9 @@ use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
 const PATIENCE_MS: u64 = 700;
 /// The holder of the floor that has it not, or not yet, is asked again after this long.
 const ASK_HOLDER_AGAIN_MS: u64 = 50;
+/// So is a peer that opens the file; and after so long it is left for the next.
+const ASK_OPENING_AGAIN_MS: u64 = 200;
+const OPENING_MS_MAX: u64 = 600_000;
 /// What for.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Goal {
@@ -38,9 +42,12 @@ enum Stage {
     },
     /// The disk has it; the next question follows.
     Writing,
-    /// The only peer there is to ask had no use of the last question. What it still says, also twice, is old: were each
-    /// answer another question, they would be ever more.
-    Resting { since: Now },
+    /// The peer had no use of the last question yet, and is asked again after so long. What it still says, also twice, is
+    /// old: were each answer another question, they would be ever more.
+    Resting {
+        since: Now,
+        ms: u64,
+    },
 }
 
 pub(super) struct Pull {
@@ -50,6 +57,8 @@ pub(super) struct Pull {
     base_hash: Chain,
     source: NodeId,
     failed: Vec<NodeId>,
+    /// When the source first said that it opens the file.
+    opening: Option<Now>,
     stage: Stage,
     /// Bytes of the source's file, as it said.
     file_len: u64,
@@ -71,6 +80,7 @@ impl Core {
             base_hash,
             source,
             failed: Vec::new(),
+            opening: None,
             stage: Stage::Probing { asked: None, points: Vec::new() },
             file_len: 0,
         });
@@ -102,7 +112,7 @@ impl Core {
         let asked = match &pull.stage {
             Stage::Probing { asked, .. } | Stage::Fetching { asked, .. } => *asked,
             Stage::Writing => return,
-            Stage::Resting { since } if now.since_ms(*since) < ASK_HOLDER_AGAIN_MS => return,
+            Stage::Resting { since, ms } if now.since_ms(*since) < *ms => return,
             Stage::Resting { .. } => {
                 pull.stage = Stage::Probing { asked: None, points: Vec::new() };
                 None
@@ -173,13 +183,13 @@ impl Core {
         let Some(pull) = &mut self.pull else { return };
         if let Goal::Floor(_) = pull.goal {
             // Only the holder is known to have it; if it is gone, so is this election, by its timeout.
-            pull.stage = Stage::Resting { since: now };
+            pull.stage = Stage::Resting { since: now, ms: ASK_HOLDER_AGAIN_MS };
             return;
         }
         pull.failed.push(pull.source);
         match others.iter().find(|id| !pull.failed.contains(id)) {
             Some(next) => {
-                pull.source = *next;
+                (pull.source, pull.opening) = (*next, None);
                 pull.stage = Stage::Probing { asked: None, points: Vec::new() };
                 self.ask_source(out);
             }
@@ -212,9 +222,10 @@ impl Core {
         }
         pull.file_len = reply.file_len;
         if !reply.has_file {
-            self.next_source(out);
+            self.on_no_file(reply.opening, out);
             return Ok(());
         }
+        pull.opening = None;
         let Some(point) = reply.r#match.as_ref() else {
             return Err(format!("node {from} has this generation and nothing in common with us"));
         };
@@ -251,6 +262,17 @@ impl Core {
             self.cut_back(point, &format!("what node {from} has, at {}", now.wall_us), out);
         }
         Ok(())
+    }
+
+    /// The source has it not, or not yet.
+    fn on_no_file(&mut self, opening: bool, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(pull) = &mut self.pull else { return };
+        if opening && now.since_ms(*pull.opening.get_or_insert(now)) < OPENING_MS_MAX {
+            pull.stage = Stage::Resting { since: now, ms: ASK_OPENING_AGAIN_MS };
+        } else {
+            self.next_source(out);
+        }
     }
 
     pub(super) fn on_fetch_reply(

@@ -173,3 +173,39 @@ fn a_holder_that_has_it_not_is_asked_again_once_and_a_moment_later() {
     core.now = at(1 + 2 * ASK_HOLDER_AGAIN_MS + PATIENCE_MS);
     assert_eq!(probes_of(&mut core, Vec::new()), 1);
 }
+
+/// Who is asked by this, and by what the pull does next.
+fn asked(core: &mut Core, ms: u64, mut out: Vec<Action>) -> Vec<u64> {
+    core.now = at(ms);
+    core.drive_pull(&mut out);
+    let probe = |action: &Action| match action {
+        Action::Send { to, message } if matches!(message.kind, Some(Kind::Probe(_))) => Some(to.0),
+        _ => None,
+    };
+    out.iter().filter_map(probe).collect()
+}
+
+/// Found by reading: whoever had been started since had its older files closed, said so at the first question, and was left
+/// for the next; where all had been, a whole base came over the wire instead of a few transactions.
+#[test]
+fn a_peer_that_opens_the_file_is_waited_for() {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
+    let (generation, base_hash) = (core.shelf.generation(), core.shelf.base_hash());
+    let goal = Goal::OldTail { until: Seq(9), chain: Chain([9; 20]) };
+    core.start_pull(goal, generation, base_hash, NodeId(2));
+    assert_eq!(asked(&mut core, 0, Vec::new()), [2]);
+    let id = core.pull.as_ref().unwrap().id;
+    let opens = |core: &mut Core, ms: u64| {
+        let reply = pb::ProbeReply { id, opening: true, ..pb::ProbeReply::default() };
+        let out = says(core, at(ms), 2, Kind::ProbeReply(reply));
+        asked(core, ms, out)
+    };
+    let mut ms = 1;
+    while ms < OPENING_MS_MAX {
+        assert_eq!(opens(&mut core, ms), [0; 0], "after {ms} ms");
+        assert_eq!(asked(&mut core, ms + ASK_OPENING_AGAIN_MS - 1, Vec::new()), [0; 0]);
+        ms += ASK_OPENING_AGAIN_MS;
+        assert_eq!(asked(&mut core, ms, Vec::new()), [2], "after {ms} ms");
+    }
+    assert_eq!(opens(&mut core, ms), [3], "no file is so large");
+}

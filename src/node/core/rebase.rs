@@ -332,32 +332,38 @@ impl Core {
 
     // ---- older generations, for others ----
 
-    /// Opens the file of an older generation that is still on the disk, for whoever asks again.
+    /// Opens the file of an older generation that is still on the disk, for whoever asks again. False if that helps nobody:
+    /// there is none, it could not be opened the last time, or it is open and not what was asked for.
     pub(super) fn open_old(
         &mut self,
         generation: Generation,
         base_hash: &[u8],
         out: &mut Vec<Action>,
-    ) {
-        if self.opening_old.is_some() || generation >= self.shelf.generation() {
-            return;
+    ) -> bool {
+        if generation >= self.shelf.generation() {
+            return false;
         }
         let names = self.setup.disk.list().unwrap_or_default();
-        let Some(name) = file_of_base(&names, generation, base_hash) else { return };
+        let Some(name) = file_of_base(&names, generation, base_hash) else { return false };
         if self.old.get(&generation).is_some_and(|old| old.name() == name) {
-            return; // of another base, or this node gives nothing now
+            return false; // of another base, or this node gives nothing now
         }
-        let job = self.next_job();
-        self.opening_old = Some((job, generation));
-        out.push(Action::Job { job, work: Job::Open(name) });
+        let may_open = self.unopened_old.as_ref() != Some(&name);
+        if self.opening_old.is_none() {
+            let job = self.next_job();
+            self.opening_old = Some((job, generation, name.clone()));
+            out.push(Action::Job { job, work: Job::Open(name) });
+        }
+        may_open
     }
 
     pub(super) fn is_old_job(&self, job: u64) -> bool {
-        self.opening_old.is_some_and(|(mine, _)| mine == job)
+        self.opening_old.as_ref().is_some_and(|(mine, ..)| *mine == job)
     }
 
     pub(super) fn on_old_opened(&mut self, result: Result<JobOutcome, JobError>) {
-        let Some((_, generation)) = self.opening_old.take() else { return };
+        let Some((_, generation, name)) = self.opening_old.take() else { return };
+        self.unopened_old.take_if(|unopened| *unopened == name);
         match result {
             Ok(JobOutcome::Opened(opened)) => {
                 self.old.insert(generation, opened.shelf);
@@ -365,6 +371,7 @@ impl Core {
             Ok(_) => {}
             Err(error) => {
                 slog::warn!(self.log, "an older generation can't be served"; "generation" => generation.0, "error" => %error);
+                self.unopened_old = Some(name);
             }
         }
     }

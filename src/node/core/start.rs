@@ -148,6 +148,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         last_rebase: String::new(),
         tail_failed_for: None,
         opening_old: None,
+        unopened_old: None,
         controller_due_us: 0,
         beats: beats::Beats::default(),
         admin: admin::Requests::default(),
