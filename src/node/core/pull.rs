@@ -44,10 +44,7 @@ enum Stage {
     Writing,
     /// The peer had no use of the last question yet, and is asked again after so long. What it still says, also twice, is
     /// old: were each answer another question, they would be ever more.
-    Resting {
-        since: Now,
-        ms: u64,
-    },
+    Resting { since: Now, ms: u64 },
 }
 
 pub(super) struct Pull {
