@@ -9,7 +9,7 @@ use std::time::Duration;
 use slog::{Logger, crit, error, info};
 
 use super::activation::{self, ActivationError, Passed};
-use super::core::{Core, FETCH_BYTES_MAX, Setup, StartError, start};
+use super::core::{Core, FETCH_BYTES_MAX, FOLLOW_BYTES, Setup, StartError, start};
 use super::hello::Me;
 use super::identity::{IdentityError, new_boot};
 use super::limits::{self, Limits};
@@ -178,6 +178,7 @@ fn setup(
         block_bytes: crate::pack::BLOCK_BYTES,
         fetch_bytes: FETCH_BYTES_MAX,
         sent_again_bytes_max: SENT_AGAIN_BYTES_MAX,
+        follow_bytes: FOLLOW_BYTES,
         fetch_bytes_per_s_max: Some(config.limits.fetch_bytes_per_s_max).filter(|max| *max > 0),
         disk: disk.clone(),
         log: log.clone(),

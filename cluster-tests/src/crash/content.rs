@@ -163,6 +163,7 @@ pub fn setup(disk: &Arc<dyn Disk>) -> Setup {
         block_bytes: 512,
         fetch_bytes: 1 << 20,
         sent_again_bytes_max: 64 << 10,
+        follow_bytes: 512,
         fetch_bytes_per_s_max: None,
         disk: disk.clone(),
         log: slog::Logger::root(slog::Discard, slog::o!()),

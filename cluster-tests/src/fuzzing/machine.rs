@@ -92,6 +92,7 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
         block_bytes: 64,
         fetch_bytes: 1 << 20,
         sent_again_bytes_max: 64 << 10,
+        follow_bytes: 64,
         fetch_bytes_per_s_max: None,
         disk: Arc::new(disk.clone()),
         log: slog::Logger::root(slog::Discard, slog::o!()),

@@ -39,7 +39,7 @@ impl Core {
             self.drop_floor_pull();
         }
         // Whoever follows in both files has the last transactions in both when it reports.
-        self.follow_next(u64::MAX, out);
+        self.follow_at_once(out);
         self.disk(Purpose::Promise { epoch }, DiskTask::Promise { epoch }, out);
         self.beats.soon();
     }

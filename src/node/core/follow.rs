@@ -1,4 +1,5 @@
 //! The next generation's file, once it is built: it follows the current one until the switch, and then takes its place.
+//! Who has not come so far by the switch goes on, and takes its place later.
 
 use roaring::RoaringTreemap;
 
@@ -7,12 +8,15 @@ use super::{Action, Core};
 use crate::mutants::{self, Mutant};
 use crate::shelf::{self, Shelf};
 use crate::storage::task::DiskTask;
-use crate::types::{Chain, Generation, Now, Tip};
+use crate::types::{Chain, Generation, Now, Seq, Tip};
 
 /// Where the next file lacks more than what was just appended, so much is re-chained at a time, and no more often: the
 /// core's thread has clients to answer meanwhile. (Some 0.6 ms of its time in 2.)
-const FOLLOW_STEP_BYTES: u64 = 64 << 10;
+pub const FOLLOW_BYTES: u64 = 64 << 10;
 const FOLLOW_EVERY_US: u64 = 2000;
+/// So many of them at once for a promise or an election that finds a node which has not said yet that it is ready, a
+/// mebibyte: nobody counts on it, and with all that it lacks it could stand still for long.
+const AT_ONCE_STEPS: u64 = 16;
 /// Read at a time where there is no such bound.
 const READ_BYTES: u64 = 1 << 20;
 
@@ -22,6 +26,8 @@ pub(super) struct Next {
     pub durable: Tip,
     /// Objects that are in the current file and not in this one.
     pub removed: RoaringTreemap,
+    /// The others were told that it has what the current one has.
+    pub said_ready: bool,
     /// When it was last brought forward.
     pub followed: Now,
 }
@@ -29,7 +35,7 @@ pub(super) struct Next {
 impl Core {
     pub(super) fn drive_follow(&mut self, out: &mut Vec<Action>) {
         if self.follow_due_us().is_some_and(|due| due <= self.now.mono_us) {
-            self.follow_next(FOLLOW_STEP_BYTES, out);
+            self.follow_next(self.setup.follow_bytes, out);
         }
     }
 
@@ -39,9 +45,16 @@ impl Core {
         let end = self.shelf.end_of(next.shelf.tip().seq)?;
         match self.shelf.tip().offset - end {
             0 => None,
-            lacking if lacking < FOLLOW_STEP_BYTES => Some(self.now.mono_us),
+            lacking if lacking < self.setup.follow_bytes => Some(self.now.mono_us),
             _ => Some(next.followed.mono_us + FOLLOW_EVERY_US),
         }
+    }
+
+    /// Re-chains what the next file lacks: all of it, if somebody may count on that.
+    pub(super) fn follow_at_once(&mut self, out: &mut Vec<Action>) {
+        let said_ready = self.next.as_ref().is_some_and(|next| next.said_ready);
+        let steps = AT_ONCE_STEPS * self.setup.follow_bytes;
+        self.follow_next(if said_ready { u64::MAX } else { steps }, out);
     }
 
     /// Re-chains what the next file lacks, at most so many bytes.
@@ -66,16 +79,44 @@ impl Core {
             .then(|| (next.shelf.generation(), next.shelf.base_hash()))
     }
 
+    /// Was the next file's generation elected?
+    pub(super) fn next_is_elected(&self) -> bool {
+        let next = self.next.as_ref().map(|next| (next.shelf.generation(), next.shelf.base_hash()));
+        let current = self.control.generation().map(|it| (it.number, it.base_hash));
+        next.is_some() && next == current
+    }
+
     /// The new generation was elected and we have it: from now on it is the current file.
     pub(super) fn flip_if_ready(&mut self, out: &mut Vec<Action>) {
-        let Some(current) = self.control.generation().cloned() else { return };
-        self.follow_next(u64::MAX, out);
-        if self.next_complete() != Some((current.number, current.base_hash)) {
-            return;
+        self.follow_at_once(out);
+        self.flip_if_complete(out);
+    }
+
+    /// The new generation was elected before we were ready. What can't be read can't be re-chained either: then it is a
+    /// rebase like any other.
+    pub(super) fn drive_late_flip(&mut self, out: &mut Vec<Action>) {
+        let before = self.next_at();
+        let is_due = self.follow_due_us().is_some_and(|due| due <= self.now.mono_us);
+        self.drive_follow(out);
+        if is_due && self.next_at() == before {
+            return self.drop_next(out);
         }
+        if self.flip_if_complete(out) {
+            self.hello_master(out);
+            self.report_to_leader(out);
+        }
+    }
+
+    fn next_at(&self) -> Option<Seq> {
+        self.next.as_ref().map(|next| next.shelf.tip().seq)
+    }
+
+    fn flip_if_complete(&mut self, out: &mut Vec<Action>) -> bool {
+        let is_time = self.next_is_elected() && self.next_complete().is_some();
+        let Some(next) = self.next.take_if(|_| is_time) else { return false };
         self.pack.forget_building();
-        let next = self.next.take().expect("complete");
         self.flip_to(next.shelf, next.durable, next.removed, out);
+        true
     }
 
     /// `shelf` becomes the current file: in memory at once, on the disk before anything that is appended to it.

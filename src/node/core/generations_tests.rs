@@ -1,20 +1,15 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::control::{Applied, command};
 use crate::node::core::packing::file_name;
 use crate::node::core::start::FIRST;
-use crate::node::core::testing::first_of_three;
+use crate::node::core::testing::{elect_second, first_of_three, own_generation};
 use crate::pack::{Build, Job, JobOutcome};
-use crate::proto::control::command::Kind;
-use crate::proto::control::{Elect, FenceCommand, GenerationRecord, Reason};
-use crate::replication::wire;
 use crate::shelf::Shelf;
 use crate::shelf::testing::{commit, put};
 use crate::storage::Disk;
 use crate::storage::mem::MemDisk;
 use crate::storage::task::CURRENT;
-use crate::types::NodeId;
 
 #[test]
 fn names_tell_the_generation() {
@@ -59,12 +54,6 @@ fn a_base_is_found_by_its_name() {
     assert_eq!(find(3, 0x34), None, "another base");
 }
 
-fn decide(core: &mut Core, kind: Kind) {
-    let command = command(core.control.epoch(), 1, NodeId(1), kind);
-    let applied = core.control.apply(core.control.applied() + 1, &command);
-    assert_eq!(applied, Applied::Changed);
-}
-
 /// Node 1, in generation 2 as all are.
 fn in_the_second_generation(disk: &Arc<MemDisk>) -> Core {
     let mut first = Shelf::create(&**disk, FIRST).unwrap();
@@ -75,23 +64,8 @@ fn in_the_second_generation(disk: &Arc<MemDisk>) -> Core {
     disk.rename("built", &name).unwrap();
     disk.set_link(CURRENT, &name).unwrap();
     let mut core = first_of_three(disk.clone(), Now { mono_us: 1, wall_us: 1 });
-    let reason = Reason::Bootstrap.into();
-    decide(&mut core, Kind::Fence(FenceCommand { epoch: 5, reason, ..FenceCommand::default() }));
-    let elect = Elect {
-        epoch: 5,
-        master: 2,
-        boot: 22,
-        voters: vec![1, 2, 3],
-        generation: Some(GenerationRecord {
-            number: 2,
-            base_hash: wire::put_chain(core.shelf.base_hash()),
-            ..GenerationRecord::default()
-        }),
-        floor: Some(wire::put_position(&core.position())),
-        floor_holder: 2,
-        ..Elect::default()
-    };
-    decide(&mut core, Kind::Elect(elect));
+    let generation = own_generation(&core);
+    elect_second(&mut core, 5, generation);
     core
 }
 

@@ -53,6 +53,7 @@ use crate::storage::loss::Loss;
 use crate::types::{BootId, Epoch, Generation, NodeId, Now, Seq, Tip};
 
 pub use fetch::partial_name;
+pub use follow::FOLLOW_BYTES;
 pub use giving::FETCH_BYTES_MAX;
 pub use io::{Action, Input, lane};
 pub use start::{FIRST, StartError, start};
@@ -84,6 +85,8 @@ pub struct Setup {
     /// A commit with more bytes of records does not go twice to the same master, unless that has not got it: while it is
     /// still on its way, more of it would only keep it there.
     pub sent_again_bytes_max: u64,
+    /// The next generation's file is brought forward by so many bytes at a time.
+    pub follow_bytes: u64,
     /// So much of a base is fetched in a second, and no more; None: as much as there is room for.
     pub fetch_bytes_per_s_max: Option<u64>,
     pub disk: Arc<dyn Disk>,

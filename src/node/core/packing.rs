@@ -158,7 +158,9 @@ impl Core {
             }
             _ => {}
         }
-        self.drop_next(out);
+        if !self.next_is_elected() {
+            self.drop_next(out);
+        }
         self.old_files.look_soon();
         self.pack = PackRun::default();
     }
@@ -167,7 +169,9 @@ impl Core {
     pub(super) fn drop_next(&mut self, out: &mut Vec<Action>) {
         if let Some(next) = self.next.take() {
             self.remove(vec![next.shelf.name().to_string()], out);
-            self.pack.building = Building::Failed("the file was cut back meanwhile".into());
+            if let Building::Following { .. } = self.pack.building {
+                self.pack.building = Building::Failed("the file was cut back meanwhile".into());
+            }
         }
     }
 
@@ -326,6 +330,7 @@ impl Core {
                     let node = self.setup.id.0;
                     let ready = PackReady { generation: pack.generation.0, node };
                     self.propose(CommandKind::PackReady(ready), out);
+                    self.next.as_mut().expect("complete").said_ready = true;
                 }
                 let proposed = if complete { Some(self.now) } else { proposed };
                 self.pack.building = Building::Following { proposed };
@@ -493,8 +498,13 @@ impl Core {
             JobOutcome::Opened(opened) => {
                 if let Building::Opening { removed, .. } = std::mem::take(&mut self.pack.building) {
                     let durable = opened.shelf.tip();
-                    self.next =
-                        Some(Next { shelf: opened.shelf, durable, removed, followed: self.now });
+                    self.next = Some(Next {
+                        shelf: opened.shelf,
+                        durable,
+                        removed,
+                        said_ready: false,
+                        followed: self.now,
+                    });
                     self.pack.begin(self.now);
                     self.pack.building = Building::Following { proposed: None };
                 }
@@ -532,3 +542,7 @@ fn is_clean(tx: &[u8], dead: &RoaringTreemap) -> bool {
 pub(super) fn file_name(generation: Generation, base_hash: Chain) -> String {
     format!("g{:08}-{}.durus", generation.0, &base_hash.to_string()[..8])
 }
+
+#[cfg(test)]
+#[path = "packing_tests.rs"]
+mod tests;

@@ -1,8 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::control::{Applied, command};
-use crate::node::core::testing::{first_of_three, says};
+use crate::node::core::testing::{decide, first_of_three, says};
 use crate::node::core::{Input, Role};
 use crate::proto::control::command::Kind as Command;
 use crate::proto::control::{Elect, FenceCommand, FenceRequest, GenerationRecord, Reason};
@@ -43,12 +42,6 @@ fn is_elected(core: &mut Core, epoch: u64, reason: Reason, floor: Tip) -> Vec<Ac
     core.adopt_phase(None, &mut out);
     core.drive_master(&mut out);
     out
-}
-
-fn decide(core: &mut Core, kind: Command) {
-    let command = command(core.control.epoch(), 1, NodeId(1), kind);
-    let applied = core.control.apply(core.control.applied() + 1, &command);
-    assert_eq!(applied, Applied::Changed);
 }
 
 fn probes(actions: &[Action]) -> usize {

@@ -109,6 +109,9 @@ impl Core {
             // Raft has not told us yet what it told us before we were restarted.
             return;
         }
+        if self.next_is_elected() {
+            return self.drive_late_flip(out);
+        }
         self.drop_next(out);
         let next = self.control.generation_record(ours.next()).cloned();
         let can_build = ours < current.number && self.descends(ours);

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use slog::{Discard, Logger, o};
 
 use super::{Action, Core, Input, Setup, Timing, start};
+use crate::control::{self, Applied};
 use crate::durus::Limits;
 use crate::proto::control::peer_message::Kind;
-use crate::proto::control::{Member, PeerMessage};
+use crate::proto::control::{
+    Elect, FenceCommand, GenerationRecord, Member, PeerMessage, Reason, command,
+};
+use crate::replication::wire;
 use crate::storage::{Disk, task};
 use crate::types::{BootId, NodeId, Now};
 
@@ -38,6 +42,7 @@ pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
         block_bytes: 64,
         fetch_bytes: 1 << 20,
         sent_again_bytes_max: 64 << 10,
+        follow_bytes: 64,
         fetch_bytes_per_s_max: None,
         disk,
         log: Logger::root(Discard, o!()),
@@ -51,6 +56,40 @@ pub(super) fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Acti
     let from_disk = [from as u8; 16];
     core.step(now, Input::Peer { from: NodeId(from), from_disk, message }, &mut out);
     out
+}
+
+/// The cluster has decided this.
+pub(super) fn decide(core: &mut Core, kind: command::Kind) {
+    let command = control::command(core.control.epoch(), 1, NodeId(1), kind);
+    let applied = core.control.apply(core.control.applied() + 1, &command);
+    assert_eq!(applied, Applied::Changed);
+}
+
+/// Node 2 was elected in this generation, by nodes that are where this one is.
+pub(super) fn elect_second(core: &mut Core, epoch: u64, generation: GenerationRecord) {
+    let reason = match core.control.mastership() {
+        None => Reason::Bootstrap,
+        Some(_) => Reason::GenerationSwitch,
+    };
+    let reason = reason.into();
+    decide(core, command::Kind::Fence(FenceCommand { epoch, reason, ..Default::default() }));
+    let elect = Elect {
+        epoch,
+        master: 2,
+        boot: 22,
+        voters: vec![1, 2, 3],
+        generation: Some(generation),
+        floor: Some(wire::put_position(&core.position())),
+        floor_holder: 2,
+        ..Elect::default()
+    };
+    decide(core, command::Kind::Elect(elect));
+}
+
+/// The record of the generation that this node is in.
+pub(super) fn own_generation(core: &Core) -> GenerationRecord {
+    let base_hash = wire::put_chain(core.shelf.base_hash());
+    GenerationRecord { number: core.shelf.generation().0, base_hash, ..Default::default() }
 }
 
 /// Does what the disk and the Raft log are asked for, and what comes of that, until all is still; the rest is returned.

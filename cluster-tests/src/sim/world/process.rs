@@ -51,6 +51,7 @@ impl World {
             block_bytes: self.block_bytes,
             fetch_bytes: if self.short_pieces { 400 } else { 1 << 20 },
             sent_again_bytes_max: if self.short_pieces { 0 } else { 64 << 10 },
+            follow_bytes: self.block_bytes,
             fetch_bytes_per_s_max: None,
             disk,
             log: self.trace.logger(),

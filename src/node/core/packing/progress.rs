@@ -142,7 +142,7 @@ mod tests {
         let mut core = first_of_three(disk, NOW);
         let next = Shelf::create(&MemDisk::new(), FIRST).unwrap();
         let (durable, removed) = (next.tip(), Default::default());
-        core.next = Some(Next { shelf: next, durable, removed, followed: NOW });
+        core.next = Some(Next { shelf: next, durable, removed, said_ready: false, followed: NOW });
         core.pack.of = Some((Generation(2), Epoch(0)));
         core.pack.building = Building::Following { proposed: None };
         let told = |core: &Core| {
