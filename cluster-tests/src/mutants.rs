@@ -96,6 +96,13 @@ impl Hunt {
             M::FailedSyncIgnored => {
                 Options { every_us: Some(150_000), favour: vec![(weight::DISK_ERROR, 80)], ..usual }
             }
+            // Of all that is asked for, only a pack can be refused once and done once.
+            M::HeardTwice => Options {
+                clients: 1,
+                every_us: Some(150_000),
+                favour: vec![(weight::LOSSY, 40), (weight::PACK, 60)],
+                ..usual
+            },
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
             _ => usual,
         };
