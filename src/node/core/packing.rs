@@ -30,6 +30,7 @@ pub(super) use progress::Progress;
 const EXTENSIONS_MAX: u32 = 50;
 /// A mark that ends so many transactions behind is extended before what came after is looked at.
 const BEHIND_MAX: u64 = 2000;
+const BEHIND_BYTES_MAX: u64 = 4 << 20;
 /// Of an offset map, for each object: it has that or less.
 const MAP_SLOT_BYTES: u64 = 8;
 /// A proposal that got lost is made again after this long.
@@ -231,9 +232,8 @@ impl Core {
     }
 
     fn on_marked(&mut self, marked: Marked, extensions: u32, out: &mut Vec<Action>) {
-        let behind = self.settled().0.saturating_sub(marked.f.0);
-        let clean = self.is_clean_after(&marked) || mutants::broken(Mutant::MarkNotRechecked);
-        match behind <= BEHIND_MAX && clean {
+        let clean = || self.is_clean_after(&marked) || mutants::broken(Mutant::MarkNotRechecked);
+        match self.is_near(&marked) && clean() {
             true => {
                 slog::info!(self.log, "pack: marked"; "p" => marked.p.0, "f" => marked.f.0,
                     "kept" => marked.kept.len(), "dead" => marked.dead.len(), "took_ms" => self.now.since_ms(self.pack.began));
@@ -241,7 +241,7 @@ impl Core {
                 self.propose_seal(out);
             }
             false if extensions >= EXTENSIONS_MAX => {
-                self.cancel_pack("clients relink objects faster than the mark can follow", out);
+                self.cancel_pack("clients change objects faster than the mark can follow", out);
             }
             false => {
                 let job = self.next_job();
@@ -251,6 +251,15 @@ impl Core {
                 self.pack.marking = Marking::Running { job, extensions: extensions + 1 };
             }
         }
+    }
+
+    /// Is what was appended after F little enough to be read in one step?
+    fn is_near(&self, marked: &Marked) -> bool {
+        let (tip, f) = (self.shelf.tip(), marked.f);
+        let bytes = self.shelf.end_of(f).map_or(u64::MAX, |end| tip.offset - end);
+        // Were one long transaction too much, a mark among such would never be near.
+        let few = tip.seq.0 - f.0 <= BEHIND_MAX && bytes <= BEHIND_BYTES_MAX;
+        few || tip.seq <= f.next()
     }
 
     /// Does nothing that was appended after F, committed or not, store or refer to a dead object?
