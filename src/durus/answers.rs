@@ -78,7 +78,7 @@ impl Sessions {
         self.go_on(conn, done, now, view, out);
     }
 
-    fn go_on(
+    pub(super) fn go_on(
         &mut self,
         conn: ConnId,
         done: Result<(), CloseReason>,

@@ -9,6 +9,9 @@ use super::wire::{self, Command};
 use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Now, Oid};
 
+/// Of a bulk load, before others have their turn: each oid may be a read of the disk.
+const BULK_OIDS_AT_ONCE: usize = 256;
+const BULK_BYTES_AT_ONCE: usize = 4 << 20;
 /// A record longer than this is sent as it is, not copied beside others.
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// What a client may have read goes along with its commit at once if it is not larger, or not larger than the commit itself;
@@ -183,16 +186,48 @@ impl Sessions {
         session.last_input = now;
         match reading {
             Reading::Load(oid) => {
-                load(session, &self.log, conn, &[oid], &self.limits, view)?.send(conn, out)
+                load(session, &self.log, conn, &[oid], &self.limits, view)?.0.send(conn, out)
             }
-            Reading::Bulk(oids) => {
-                load(session, &self.log, conn, &oids, &self.limits, view)?.send(conn, out)
-            }
+            Reading::Bulk(oids) => self.bulk(conn, oids, 0, now, view, out)?,
             Reading::Sync => self.tell(conn, None, out),
             Reading::Commit => {
                 session.commit_base = Some(shown);
                 self.tell(conn, view.ahead(), out);
             }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the bulk load of one session, if there is one: after each, others have their turn. Whatever has changed
+    /// since it began is answered as invalid, as with loads one by one.
+    pub fn read_on(&mut self, now: Now, view: &dyn View, out: &mut Vec<SessionAction>) {
+        let Some(conn) = self.bulks.pop_front() else { return };
+        let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
+            return;
+        };
+        if let Some(Waiting::Bulk(oids, from)) = session.waiting.take() {
+            let done = self.bulk(conn, oids, from, now, view, out);
+            self.go_on(conn, done, now, view, out);
+        }
+    }
+
+    /// A bulk load from its oid number `from` on: as much as is done at a time, and the rest in later turns.
+    fn bulk(
+        &mut self,
+        conn: ConnId,
+        oids: Vec<Oid>,
+        from: usize,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        let (answers, done) = load(session, &self.log, conn, &oids[from..], &self.limits, view)?;
+        answers.send(conn, out);
+        let next = from + done;
+        if next < oids.len() {
+            self.wait(conn, Waiting::Bulk(oids, next), now);
+            self.bulks.push_back(conn);
         }
         Ok(())
     }
@@ -328,6 +363,7 @@ impl Answers {
 }
 
 /// What is not sent counts as not read.
+/// Answers, up to what is done at a time, and how many of the oids are done with.
 fn load(
     session: &mut Session,
     log: &ChangeLog,
@@ -335,9 +371,13 @@ fn load(
     oids: &[Oid],
     limits: &Limits,
     view: &dyn View,
-) -> Result<Answers, CloseReason> {
+) -> Result<(Answers, usize), CloseReason> {
     let mut answers = Answers::default();
-    for oid in oids {
+    let mut bytes = 0;
+    for (done, oid) in oids.iter().enumerate() {
+        if done >= BULK_OIDS_AT_ONCE || bytes >= BULK_BYTES_AT_ONCE {
+            return Ok((answers, done));
+        }
         let changed = session.unseen.contains(conn, *oid, log);
         let found = if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
             Err(wire::INVALID)
@@ -355,9 +395,10 @@ fn load(
                 continue;
             }
         };
+        bytes += record.len();
         session.answered_bytes += record.len() as u64;
         session.check_held(limits)?;
         answers.record(record);
     }
-    Ok(answers)
+    Ok((answers, oids.len()))
 }

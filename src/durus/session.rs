@@ -21,7 +21,7 @@
 //! **Commits** are answered when this node shows them, not when they are merely said to be committed. A client that
 //! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use roaring::RoaringTreemap;
@@ -136,6 +136,8 @@ pub(super) enum Waiting {
     Sync(Reading),
     /// This node to show that seq.
     Visible(Seq, Reading),
+    /// Its turn to go on with a bulk load: so many of these are answered.
+    Bulk(Vec<Oid>, usize),
     NewOids {
         id: u64,
         count: u32,
@@ -244,6 +246,8 @@ pub struct Sessions {
     pub(super) next_round: Vec<Waiter>,
     /// Sessions that go on once this node shows a seq.
     pub(super) visible: BTreeSet<(Seq, ConnId)>,
+    /// Sessions in the middle of a bulk load, in turn; some may have left.
+    pub(super) bulks: VecDeque<ConnId>,
     timers: BTreeSet<(u64, ConnId)>,
     pub(super) commit_bytes: u64,
 }
@@ -264,6 +268,7 @@ impl Sessions {
             round: None,
             next_round: Vec::new(),
             visible: BTreeSet::new(),
+            bulks: VecDeque::new(),
             timers: BTreeSet::new(),
             commit_bytes: 0,
         }
@@ -341,9 +346,10 @@ impl Sessions {
         self.requests.contains_key(&id) || self.round.as_ref().is_some_and(|(out, _)| *out == id)
     }
 
-    /// When [`Sessions::tick`] has something to do, in microseconds of the monotonic clock.
+    /// When [`Sessions::tick`] or [`Sessions::read_on`] has something to do, in microseconds of the monotonic clock.
     pub fn deadline(&self) -> Option<u64> {
-        self.timers.first().map(|(at, _)| *at)
+        let due = self.timers.first().map(|(at, _)| *at);
+        if self.bulks.is_empty() { due } else { Some(0) }
     }
 
     /// Closes who stalled, and who waited too long.
@@ -358,6 +364,7 @@ impl Sessions {
                 Some(Waiting::Commit(_)) => Some("a commit"),
                 Some(Waiting::NewOids { .. }) => Some("a request for oids"),
                 Some(Waiting::Sync(_) | Waiting::Visible(..)) => Some("a sync"),
+                Some(Waiting::Bulk(..)) => Some("a bulk load"),
             };
             if what == Some("a commit") && mutants::broken(Mutant::UnknownSaidAsDone) {
                 let bytes = Bytes::from_static(&[super::wire::OKAY]);
@@ -446,7 +453,7 @@ impl Sessions {
                 self.visible.remove(&(*seq, conn));
                 false
             }
-            Some(Waiting::Sync(_)) | None => false,
+            Some(Waiting::Sync(_) | Waiting::Bulk(..)) | None => false,
         };
         self.retime(conn);
         self.live -= 1;

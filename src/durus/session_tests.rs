@@ -33,6 +33,44 @@ fn a_client_says_hello_and_loads() {
     assert!(node.sessions.is_empty());
 }
 
+/// Thousands of reads from a cold disk would be seconds in which nobody hears of this node.
+#[test]
+fn a_long_bulk_load_is_done_in_turns_with_the_others() {
+    let mut node = Node::with_two();
+    let oids: Vec<u64> = (0..600).map(|n| n % 5).collect();
+    let (old, new) = (|oid| found(&record(oid, b"old")), |oid| found(&record(oid, b"new")));
+    let answers = |oids: &[u64]| oids.iter().flat_map(|oid| old(*oid)).collect::<Vec<u8>>();
+    // It does not greet: it wants all answers.
+    node.send(A, &bulk(&oids));
+    node.send(B, &bulk(&oids[..300]));
+    assert_eq!(node.sent(A), answers(&oids[..256]));
+    assert_eq!(node.sent(B), answers(&oids[..256]));
+    assert_eq!(node.sessions.deadline(), Some(0));
+    node.read_on();
+    assert_eq!((node.sent(A), node.sent(B)), (answers(&oids[256..512]), Vec::new()));
+    node.others_change(&[3]);
+    node.send(A, b"S");
+    node.read_on();
+    node.read_on();
+    let changed = |oids: &[u64]| -> Vec<u8> {
+        oids.iter().flat_map(|oid| if *oid == 3 { b"I".to_vec() } else { old(*oid) }).collect()
+    };
+    assert_eq!(node.sent(B), changed(&oids[256..300]));
+    assert_eq!(node.sent(A), changed(&oids[512..]));
+    // What was sent ahead follows, and what was invalid is told.
+    node.sync_all();
+    assert_eq!(node.sent(A), told(&[3]));
+    node.send(B, &load(3));
+    assert_eq!(node.sent(B), b"I");
+    node.send(A, &load(3));
+    assert_eq!(node.sent(A), new(3));
+    // Who leaves in the middle is not gone on with.
+    node.send(A, &bulk(&oids));
+    node.sessions.closed(A, &mut node.out);
+    node.read_on();
+    assert_eq!(node.sessions.deadline(), None);
+}
+
 #[test]
 fn what_changed_after_connecting_is_invalid_and_what_changed_before_is_not() {
     let mut node = Node::new();

@@ -115,6 +115,10 @@ impl Node {
         self.sessions.data(conn, bytes, self.now, &self.store, &mut self.out);
     }
 
+    pub fn read_on(&mut self) {
+        self.sessions.read_on(self.now, &self.store, &mut self.out);
+    }
+
     pub fn synced(&mut self, id: u64, seq: u64) {
         self.sessions.synced(id, Seq(seq), self.now, &self.store, &mut self.out);
     }

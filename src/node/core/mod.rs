@@ -202,7 +202,7 @@ impl Core {
         }
         self.now = now;
         match input {
-            Input::Tick => {}
+            Input::Tick => self.read_on(out),
             Input::Peer { from, from_disk, message } => self.on_peer(from, from_disk, message, out),
             Input::PeerUp { peer } => self.on_peer_up(peer),
             Input::PeerDown { peer, refused } => self.on_peer_down(peer, refused),

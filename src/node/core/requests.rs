@@ -177,6 +177,14 @@ impl Core {
         with_view!(self, out, |sessions, now, view, actions| sessions.poke(now, view, actions));
     }
 
+    /// Bulk loads go on when everything else had its turn.
+    pub(super) fn read_on(&mut self, out: &mut Vec<Action>) {
+        if self.serving {
+            with_view!(self, out, |sessions, now, view, actions| sessions
+                .read_on(now, view, actions));
+        }
+    }
+
     pub(super) fn on_session_actions(
         &mut self,
         actions: Vec<SessionAction>,
