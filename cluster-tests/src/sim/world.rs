@@ -266,7 +266,7 @@ impl World {
             priorities,
             keep_generations,
             block_bytes: 64 << (seed % 4),
-            short_pieces: seed % 3 == 0,
+            short_pieces: seed.is_multiple_of(3),
             commands: BTreeSet::new(),
             elections: Vec::new(),
             fences: Vec::new(),
