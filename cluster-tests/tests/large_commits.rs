@@ -46,12 +46,12 @@ fn large_commits_go_through_every_node_and_to_one_that_was_down() {
     let before = epoch(&cluster);
     let master = cluster.master();
     let (slave, other) = ((master + 1) % 3, (master + 2) % 3);
-    store(&cluster, &[], slave, master, &[20 * MIB, 100 * MIB, MIB]);
-    store(&cluster, &[], master, slave, &[40 * MIB, MIB]);
+    store(&cluster, &[], slave, master, &[20 * MIB, 60 * MIB, MIB]);
+    store(&cluster, &[], master, slave, &[30 * MIB, MIB]);
     cluster.wait_level();
     assert_eq!(epoch(&cluster), before, "a node was thought to be gone");
     cluster.kill(other);
-    store(&cluster, &[], slave, master, &[40 * MIB]);
+    store(&cluster, &[], slave, master, &[30 * MIB]);
     cluster.launch(other);
     cluster.wait_healthy();
     cluster.wait_level();
