@@ -346,10 +346,14 @@ impl Sessions {
         self.requests.contains_key(&id) || self.round.as_ref().is_some_and(|(out, _)| *out == id)
     }
 
-    /// When [`Sessions::tick`] or [`Sessions::read_on`] has something to do, in microseconds of the monotonic clock.
+    /// When [`Sessions::tick`] has something to do, in microseconds of the monotonic clock.
     pub fn deadline(&self) -> Option<u64> {
-        let due = self.timers.first().map(|(at, _)| *at);
-        if self.bulks.is_empty() { due } else { Some(0) }
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Whether [`Sessions::read_on`] has something to do.
+    pub fn reads_on(&self) -> bool {
+        !self.bulks.is_empty()
     }
 
     /// Closes who stalled, and who waited too long.

@@ -27,7 +27,7 @@ use crate::storage::DiskError;
 use crate::telemetry::{self, TelemetryError};
 use crate::types::{BootId, Now};
 
-/// So much of a commit is sent twice without asking first.
+/// Records of a commit that is sent again whole; a longer one is asked for by its id first.
 const SENT_AGAIN_BYTES_MAX: u64 = 64 << 10;
 /// How long a panic's line has to reach the log.
 const LAST_WORDS: Duration = Duration::from_millis(50);

@@ -219,8 +219,8 @@ impl Core {
         let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else {
             return;
         };
-        let may = plan.one_at_least || self.shelf.has_short(prev.offset, plan.bytes_max);
-        let data = if plan.bytes_max > 0 && may && prev.offset < self.shelf.tip().offset {
+        let fits = plan.one_at_least || self.shelf.has_short(prev.offset, plan.bytes_max);
+        let data = if plan.bytes_max > 0 && fits && prev.offset < self.shelf.tip().offset {
             match self.read_back(prev.offset, plan.bytes_max) {
                 Ok(data) => data,
                 Err(error) => {

@@ -266,6 +266,10 @@ impl Core {
         if let Some(sessions) = self.sessions.deadline() {
             due = due.min(sessions);
         }
+        // At once, and not in the past: who is late takes itself for a process that was stopped.
+        if self.sessions.reads_on() {
+            due = due.min(self.now.mono_us);
+        }
         if let Some(early) = self.early_clients.deadline_us(&self.setup.limits) {
             due = due.min(early);
         }
