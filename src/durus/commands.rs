@@ -17,6 +17,8 @@ const COPY_BYTES_MAX: usize = 32 << 10;
 /// What a client may have read goes along with its commit at once if it is not larger, or not larger than the commit itself;
 /// else only if the master asks, and then all of it is sent once more.
 const TOUCHED_ALONG_BYTES_MAX: usize = 4 << 10;
+/// A client whose data comes later than this after the answer to `C` gets no turns: others would wait for it in vain.
+const PROMPT_MS: u64 = 10;
 /// A buffer that grew beyond this for one large command is given back after it.
 const BUFFER_KEPT_BYTES_MAX: usize = 64 << 10;
 
@@ -126,6 +128,7 @@ impl Sessions {
             Command::Load(oid) => self.read(conn, Reading::Load(oid), now, view, out)?,
             Command::Bulk(oids) => self.read(conn, Reading::Bulk(oids), now, view, out)?,
             Command::Sync => self.sync(conn, Reading::Sync, now, out),
+            Command::Commit if self.sessions[&conn].turns > 0 => self.ask_turn(conn, now, out),
             Command::Commit => self.read(conn, Reading::Commit, now, view, out)?,
             Command::Pack => {
                 let id = self.new_id();
@@ -192,7 +195,11 @@ impl Sessions {
             Reading::Sync => self.tell(conn, None, out),
             Reading::Commit => {
                 session.commit_base = Some(shown);
+                session.commit_told = now;
+                let touched = session.touched.len();
                 self.tell(conn, view.ahead(), out);
+                let session = self.sessions.get_mut(&conn).expect("an open session");
+                session.commit_news = session.touched.len() < touched;
             }
         }
         Ok(())
@@ -259,6 +266,18 @@ impl Sessions {
         Ok(())
     }
 
+    /// Its commits were refused for what came between what its client was told and its data: nothing is to, this time.
+    fn ask_turn(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
+        let id = self.new_id();
+        self.requests.insert(id, conn);
+        self.wait(conn, Waiting::Turn { id }, now);
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        session.turns -= 1;
+        session.turn = Some(id);
+        let touched = session.touched_along(TOUCHED_ALONG_BYTES_MAX);
+        out.push(SessionAction::Turn { id, session: conn.0, touched });
+    }
+
     /// The data after `C`: nothing happens if there is none.
     fn begin_commit(
         &mut self,
@@ -271,8 +290,17 @@ impl Sessions {
         let base = session.commit_base.take().expect("C was answered");
         let ahead = session.commit_ahead.take();
         let base = if mutants::broken(Mutant::BaseMoved) { self.log.last() } else { base };
+        session.prompt = now.since_ms(session.commit_told) <= PROMPT_MS;
+        if !session.prompt {
+            session.turns = 0;
+        }
         if data.is_empty() {
+            // Without its turn, or without news, it had nothing to store.
+            if session.turn.is_some() && session.commit_news {
+                session.contended();
+            }
             session.unseen.forget_ahead(conn, &self.log);
+            self.end_turn(conn, out);
             return Ok(());
         }
         let records = wire::split_records(&data, &self.limits)?;
@@ -286,6 +314,8 @@ impl Sessions {
         }
         records.iter().for_each(|(oid, _)| session.touch(*oid));
         session.pool.tried(&records);
+        // Its commit ends its turn.
+        session.turn = None;
         self.commit_bytes += bytes;
         let id = self.new_id();
         self.requests.insert(id, conn);
@@ -309,12 +339,7 @@ impl Sessions {
         let Some(Waiting::Commit(commit)) = &session.waiting else {
             unreachable!("session {conn} commits")
         };
-        let touched_bytes_max = touched_bytes_max.max(commit.bytes as usize);
-        let touched = (session.touched.serialized_size() <= touched_bytes_max).then(|| {
-            let mut bytes = Vec::with_capacity(session.touched.serialized_size());
-            session.touched.serialize_into(&mut bytes).expect("writing to memory");
-            Bytes::from(bytes)
-        });
+        let touched = session.touched_along(touched_bytes_max.max(commit.bytes as usize));
         out.push(SessionAction::Commit {
             id: commit.id,
             commit_id: self.commit_id(commit.id),

@@ -274,6 +274,9 @@ impl View for Shown<'_> {
     fn applied(&self) -> Seq {
         self.1
     }
+    fn tip(&self) -> Seq {
+        Seq(self.1.0 + self.2.len() as u64)
+    }
     fn ahead(&self) -> Option<Ahead> {
         let Shown(_, Seq(applied), ahead) = *self;
         let oids = ahead.iter().flat_map(|(_, records)| records.iter().map(|(oid, _)| oid.0));
@@ -387,6 +390,12 @@ impl Bank {
                     Verdict::Refused(why) => panic!("{why}"),
                 }
             }
+            // At once: whether others are held back meanwhile changes nothing of what is accepted.
+            SessionAction::Turn { id, .. } => {
+                let seq = Seq(self.chain.len() as u64);
+                asking.sessions.turn(id, seq, now, &shown, &mut out);
+            }
+            SessionAction::EndTurn { .. } => {}
             other => panic!("{other:?}"),
         }
         self.members[member].out.extend(out);

@@ -38,7 +38,9 @@ pub trait View {
     fn load(&self, oid: Oid) -> Result<Option<Bytes>, String>;
     /// Seq of the newest transaction that loads see.
     fn applied(&self) -> Seq;
-    /// What this node's file holds beyond that; None if that is nothing, or too much to tell.
+    /// Seq of the newest transaction in this node's file.
+    fn tip(&self) -> Seq;
+    /// What this node's file holds beyond what loads see; None if that is nothing, or too much to tell.
     fn ahead(&self) -> Option<Ahead>;
 }
 
@@ -91,6 +93,19 @@ pub enum SessionAction {
         session: u64,
         count: u32,
     },
+    /// Answer: [`Sessions::turn`].
+    Turn {
+        id: u64,
+        session: u64,
+        /// As with a commit; None: it is too large.
+        touched: Option<Bytes>,
+    },
+    /// No answer needed. The session needs the turn that it asked for no more, whether it has come or not.
+    EndTurn {
+        id: u64,
+        session: u64,
+        asked: u64,
+    },
     /// No answer needed. The session's unused oids are free.
     FreeSession {
         id: u64,
@@ -136,6 +151,12 @@ pub(super) enum Waiting {
     Sync(Reading),
     /// This node to show that seq.
     Visible(Seq, Reading),
+    /// Its turn to commit; then the answer to `C`.
+    Turn {
+        id: u64,
+    },
+    /// This node's file to hold that seq; then the answer to `C`.
+    InFile(Seq),
     /// Its turn to go on with a bulk load: so many of these are answered.
     Bulk(Vec<Oid>, usize),
     NewOids {
@@ -155,6 +176,15 @@ pub(super) struct Session {
     pub commit_base: Option<Seq>,
     /// And was told of what comes after that, up to the transaction of this epoch and seq.
     pub commit_ahead: Option<(Epoch, Seq)>,
+    /// When it was answered, and whether its client had something of what had changed.
+    pub commit_told: Now,
+    pub commit_news: bool,
+    /// It takes turns for so many commits more.
+    pub turns: u32,
+    /// The request for a turn that has not ended.
+    pub turn: Option<u64>,
+    /// Its data has come soon after the answer to `C`, the last time.
+    pub prompt: bool,
     /// The first reading command had its sync.
     pub fresh: bool,
     pub unseen: Unseen,
@@ -178,6 +208,10 @@ pub(super) struct Session {
     timer_us: Option<u64>,
 }
 
+/// Who has not been given its turn to commit by then goes on without.
+const TURN_WAIT_MS: u64 = 100;
+/// So many commits of a session are made in turn after one that came to nothing.
+const TURNS_AFTER_CONFLICT: u32 = 16;
 /// New oids in `touched` before its size is taken again.
 const TOUCHED_NOTED_MAX: u64 = 1 << 16;
 
@@ -189,6 +223,23 @@ impl Session {
             self.touched_noted = 0;
             self.touched_bytes = self.touched.serialized_size() as u64;
         }
+    }
+
+    /// Its commit came to nothing, for what others had changed.
+    pub fn contended(&mut self) {
+        if self.prompt {
+            self.turns = TURNS_AFTER_CONFLICT;
+        }
+    }
+
+    /// All that the client may have read, as it goes to the master; None if that would be more than so many bytes.
+    pub fn touched_along(&self, bytes_max: usize) -> Option<Bytes> {
+        let size = self.touched.serialized_size();
+        (size <= bytes_max).then(|| {
+            let mut bytes = Vec::with_capacity(size);
+            self.touched.serialize_into(&mut bytes).expect("writing to memory");
+            Bytes::from(bytes)
+        })
     }
 
     /// As a stock client does: at the first answer of a bulk load that is no record.
@@ -246,6 +297,8 @@ pub struct Sessions {
     pub(super) next_round: Vec<Waiter>,
     /// Sessions that go on once this node shows a seq.
     pub(super) visible: BTreeSet<(Seq, ConnId)>,
+    /// Sessions whose turn has come, once this node's file holds a seq.
+    pub(super) in_file: BTreeSet<(Seq, ConnId)>,
     /// Sessions in the middle of a bulk load, in turn; some may have left.
     pub(super) bulks: VecDeque<ConnId>,
     timers: BTreeSet<(u64, ConnId)>,
@@ -268,6 +321,7 @@ impl Sessions {
             round: None,
             next_round: Vec::new(),
             visible: BTreeSet::new(),
+            in_file: BTreeSet::new(),
             bulks: VecDeque::new(),
             timers: BTreeSet::new(),
             commit_bytes: 0,
@@ -290,6 +344,11 @@ impl Sessions {
             waiting_since: now,
             commit_base: None,
             commit_ahead: None,
+            commit_told: now,
+            commit_news: false,
+            turns: 0,
+            turn: None,
+            prompt: false,
             fresh: false,
             unseen: Unseen::new(&self.log),
             touched: RoaringTreemap::new(),
@@ -356,6 +415,11 @@ impl Sessions {
         !self.bulks.is_empty()
     }
 
+    /// Whether [`Sessions::poke`] has something to do although nothing new is shown: somebody goes on without its turn.
+    pub fn goes_on(&self) -> bool {
+        self.visible.first().is_some_and(|(seq, _)| *seq == Seq(0))
+    }
+
     /// Closes who stalled, and who waited too long.
     pub fn tick(&mut self, now: Now, out: &mut Vec<SessionAction>) {
         while let Some((at, conn)) = self.timers.first().copied() {
@@ -363,12 +427,16 @@ impl Sessions {
                 break;
             }
             let session = self.sessions.get(&conn).expect("a timer has a session");
+            if let Some(Waiting::Turn { .. } | Waiting::InFile(_)) = session.waiting {
+                self.do_without_turn(conn, now, out);
+                continue;
+            }
             let what = match &session.waiting {
                 None => None,
                 Some(Waiting::Commit(_)) => Some("a commit"),
                 Some(Waiting::NewOids { .. }) => Some("a request for oids"),
-                Some(Waiting::Sync(_) | Waiting::Visible(..)) => Some("a sync"),
                 Some(Waiting::Bulk(..)) => Some("a bulk load"),
+                Some(_) => Some("a sync"),
             };
             if what == Some("a commit") && mutants::broken(Mutant::UnknownSaidAsDone) {
                 let bytes = Bytes::from_static(&[super::wire::OKAY]);
@@ -384,12 +452,39 @@ impl Sessions {
         }
     }
 
+    /// Its turn has not come, or not with what its client is to be told of: it goes on at the next poke.
+    fn do_without_turn(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
+        let session = self.sessions.get_mut(&conn).expect("a timer has a session");
+        let then = Waiting::Visible(Seq(0), Reading::Commit);
+        match session.waiting.replace(then) {
+            Some(Waiting::Turn { id }) => _ = self.requests.remove(&id),
+            Some(Waiting::InFile(seq)) => _ = self.in_file.remove(&(seq, conn)),
+            other => unreachable!("session {conn} waited for its turn, now for {other:?}"),
+        }
+        session.waiting_since = now;
+        self.visible.insert((Seq(0), conn));
+        self.end_turn(conn, out);
+        self.retime(conn);
+    }
+
+    /// Others need not wait for the session's turn any more.
+    pub(super) fn end_turn(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        let session = self.sessions.get_mut(&conn).expect("a session has its turn");
+        if let Some(asked) = session.turn.take() {
+            let id = self.new_id();
+            out.push(SessionAction::EndTurn { id, session: conn.0, asked });
+        }
+    }
+
     /// Sets the session's only timer by what it is doing.
     pub(super) fn retime(&mut self, conn: ConnId) {
         let Some(session) = self.sessions.get_mut(&conn) else { return };
         let inside = session.commit_base.is_some() || !session.buffer.is_empty();
         let at = match (&session.waiting, inside) {
             _ if session.closed => None,
+            (Some(Waiting::Turn { .. } | Waiting::InFile(_)), _) => {
+                Some((session.waiting_since, TURN_WAIT_MS))
+            }
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
             (None, true) => Some((session.last_input, self.limits.command_max_ms)),
             (None, false) => None,
@@ -449,8 +544,12 @@ impl Sessions {
         let generation = session.unseen.generation();
         let unsettled = match &session.waiting {
             Some(Waiting::Commit(_)) => true,
-            Some(Waiting::NewOids { id, .. }) => {
+            Some(Waiting::NewOids { id, .. } | Waiting::Turn { id }) => {
                 self.requests.remove(id);
+                false
+            }
+            Some(Waiting::InFile(seq)) => {
+                self.in_file.remove(&(*seq, conn));
                 false
             }
             Some(Waiting::Visible(seq, _)) => {
@@ -459,6 +558,7 @@ impl Sessions {
             }
             Some(Waiting::Sync(_) | Waiting::Bulk(..)) | None => false,
         };
+        self.end_turn(conn, out);
         self.retime(conn);
         self.live -= 1;
         self.leave_generation(generation);

@@ -439,6 +439,7 @@ fn a_client_with_many_conflicts_may_go_on_and_one_that_only_takes_oids_may_not()
         let mut records = vec![(1, record(1, b"mine"))];
         records.extend(oids.iter().map(|oid| (*oid, record(*oid, b"new"))));
         node.send(A, b"C");
+        node.give_turn();
         node.send(A, &commit_data(&records));
         let (id, commit_id) = node.commit_id();
         (id, commit_id, records)

@@ -30,6 +30,10 @@ impl View for Store {
         self.applied
     }
 
+    fn tip(&self) -> Seq {
+        Seq(self.applied.0 + self.ahead.len() as u64)
+    }
+
     fn ahead(&self) -> Option<Ahead> {
         let seq = Seq(self.applied.0 + self.ahead.len() as u64);
         let oids = self.ahead.iter().flatten().copied().collect();
@@ -186,6 +190,17 @@ impl Node {
             SessionAction::Commit { id, commit_id, .. } => (id, commit_id),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// If somebody asks for its turn to commit, it has come.
+    pub fn give_turn(&mut self) {
+        if let [SessionAction::Turn { id, .. }] = self.asked()[..] {
+            self.turn(id, self.store.applied.0);
+        }
+    }
+
+    pub fn turn(&mut self, id: u64, seq: u64) {
+        self.sessions.turn(id, Seq(seq), self.now, &self.store, &mut self.out);
     }
 
     /// Answers syncs with the newest position until none is out.

@@ -5,6 +5,8 @@
 //! reading, finding the command's end, and writing: no bound that holds for every server (one that does not sleep saves
 //! the wake-ups), but a measure of how much there is to gain.
 
+pub mod replicated;
+
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -399,7 +399,7 @@ impl Node {
     fn asks(&mut self, from: u64, script: &mut Script<'_>) {
         let (epoch, boot) = (self.ground.epoch, 77 + from);
         let session = script.number();
-        let ask = match script.below(8) {
+        let ask = match script.below(10) {
             0 => {
                 let oids = (0..script.below(5)).map(|_| script.number()).collect();
                 let pools = vec![pb::SessionPool { session, oids }];
@@ -412,6 +412,12 @@ impl Node {
             3 => Ask::FreeSession(pb::FreeSession { session }),
             4 => Ask::Pack(pb::Pack {}),
             5 => Ask::Told(pb::Told { generation: script.number() }),
+            6 => Ask::Turn(pb::Turn {
+                session,
+                touched: Bytes::copy_from_slice(script.piece()),
+                has_touched: script.byte() & 1 != 0,
+            }),
+            7 => Ask::EndTurn(pb::EndTurn { session }),
             _ => Ask::Commit(pb::Commit {
                 commit_id: Bytes::copy_from_slice(&[script.byte(); 16]),
                 session,

@@ -5,9 +5,7 @@
 //! (`failover::election`), and the held commits are asked for again at the next master, as all are that were not answered.
 //! Held or not, an election in which the slave lacks something ends in the old generation, and the pack begins again.
 
-use super::serve::Asker;
-use super::{Action, Core, Role};
-use crate::proto::replication as pb;
+use super::{Core, Role};
 use crate::types::{NodeId, Now};
 
 /// Commits are held for so long at most; then they go on, and it is tried again a while later.
@@ -19,7 +17,6 @@ const HOLD_AGAIN_MS: u64 = 2000;
 pub(super) struct Handover {
     /// For whom, and since when.
     hold: Option<(NodeId, Now)>,
-    held: Vec<(Asker, pb::Commit)>,
     said: bool,
 }
 
@@ -35,20 +32,7 @@ impl Core {
         }
     }
 
-    /// Takes the commit until it is known who is to answer it. None: it was held.
-    pub(super) fn unless_held(&mut self, asker: Asker, commit: pb::Commit) -> Option<pb::Commit> {
-        let holding = self.holds_for().is_some();
-        let Some(master) = self.master().filter(|_| holding) else { return Some(commit) };
-        master.handover.held.push((asker, commit));
-        None
-    }
-
-    pub(super) fn is_held(&self, asker: &Asker) -> bool {
-        let Role::Master(master) = &self.role else { return false };
-        master.handover.held.iter().any(|(held, _)| held == asker)
-    }
-
-    fn holds_for(&self) -> Option<NodeId> {
+    pub(super) fn holds_for(&self) -> Option<NodeId> {
         let Role::Master(master) = &self.role else { return None };
         let holding = |(_, since): &(NodeId, Now)| self.now.since_ms(*since) < HOLD_MS;
         master.handover.hold.filter(holding).map(|(heir, _)| heir)
@@ -63,28 +47,22 @@ impl Core {
         (has_all && self.committed == tip.seq).then_some(heir)
     }
 
-    pub(super) fn drive_handover(&mut self, out: &mut Vec<Action>) {
+    /// False: commits are held.
+    pub(super) fn drive_handover(&mut self) -> bool {
         let (drained, holding) = (self.drained_for().is_some(), self.holds_for().is_some());
-        let Some(master) = self.master() else { return };
+        let Some(master) = self.master() else { return true };
         if drained && !std::mem::replace(&mut master.handover.said, drained) {
             self.beats.soon();
-            return;
+        } else if !holding {
+            master.handover.said = false;
         }
-        if holding {
-            return;
-        }
-        master.handover.said = false;
-        for (asker, commit) in std::mem::take(&mut master.handover.held) {
-            if let Err(why) = self.on_commit(asker, commit, out) {
-                slog::warn!(self.log, "a commit that was held can't be understood"; "why" => why);
-            }
-        }
+        !holding
     }
 
     /// When held commits go on, in microseconds of the monotonic clock.
     pub(super) fn handover_due_us(&self) -> Option<u64> {
         let Role::Master(master) = &self.role else { return None };
-        let (_, since) = master.handover.hold.filter(|_| !master.handover.held.is_empty())?;
+        let (_, since) = master.handover.hold.filter(|_| !master.held.is_empty())?;
         Some(since.mono_us + HOLD_MS * 1000)
     }
 }

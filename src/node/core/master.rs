@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::handover::Handover;
 use super::serve::{Asker, Registered, WantedOids};
 use super::{Action, Core, Role};
-use crate::durus::{BaseOids, OidPool};
+use crate::durus::{BaseOids, OidPool, Turns};
 use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
@@ -45,6 +45,9 @@ pub(super) struct Master {
     pub(super) oid_blocks: Vec<(Oid, Oid)>,
     pub(super) opened_at: Option<Now>,
     pub(super) handover: Handover,
+    pub(super) turns: Turns<Asker>,
+    /// Commits that are to be judged later: see `held`.
+    pub(super) held: Vec<(Asker, pb::Commit)>,
 }
 
 impl Master {
@@ -75,6 +78,8 @@ impl Master {
             oid_blocks: Vec::new(),
             opened_at: None,
             handover: Handover::default(),
+            turns: Turns::new(),
+            held: Vec::new(),
         }
     }
 }
@@ -114,7 +119,7 @@ impl Core {
         }
         self.drive_oid_block(out);
         self.drive_confirm(out);
-        self.drive_handover(out);
+        self.drive_held(out);
         self.stream(out);
     }
 

@@ -5,8 +5,8 @@
 //! trait; so the simulator runs this very code.
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
-//! `master` and `slave` (the data plane), `serve` (what clients ask of the master), `requests` (what our clients ask),
-//! `packing`, `follow`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old
+//! `master` and `slave` (the data plane), `serve` and `held` (what clients ask of the master), `requests` (what our clients
+//! ask), `packing`, `follow`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old
 //! ones), `beats`, `ladder`, `admin`.
 
 mod admin;
@@ -20,6 +20,7 @@ mod follow;
 mod generations;
 mod giving;
 mod handover;
+mod held;
 pub mod io;
 mod ladder;
 mod master;
@@ -281,6 +282,9 @@ impl Core {
         }
         if let Some(held) = self.handover_due_us() {
             due = due.min(held.max(self.now.mono_us + 1000));
+        }
+        if let Some(turn) = self.turn_due_us() {
+            due = due.min(turn.max(self.now.mono_us + 1000));
         }
         if let Some(fetch) = self.fetch_deadline_us() {
             due = due.min(fetch.max(self.now.mono_us + 5000));

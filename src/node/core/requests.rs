@@ -80,6 +80,10 @@ impl durus::View for ShelfView<'_> {
         self.applied
     }
 
+    fn tip(&self) -> Seq {
+        self.shelf.tip().seq
+    }
+
     fn ahead(&self) -> Option<Ahead> {
         let tip = self.shelf.tip();
         let oids = self.checker.changed_after(self.applied)?;
@@ -177,6 +181,12 @@ impl Core {
         with_view!(self, out, |sessions, now, view, actions| sessions.poke(now, view, actions));
     }
 
+    /// This node's file has grown.
+    pub(super) fn poke_file(&mut self, out: &mut Vec<Action>) {
+        with_view!(self, out, |sessions, now, view, actions| sessions
+            .poke_file(now, view, actions));
+    }
+
     /// Bulk loads go on when everything else had its turn.
     pub(super) fn read_on(&mut self, out: &mut Vec<Action>) {
         if self.serving {
@@ -226,6 +236,15 @@ impl Core {
                 SessionAction::NewOids { id, session, count } => {
                     (id, Ask::NewOids(pb::NewOids { session, count }))
                 }
+                SessionAction::Turn { id, session, touched } => {
+                    let has_touched = touched.is_some();
+                    let touched = touched.unwrap_or_default();
+                    (id, Ask::Turn(pb::Turn { session, touched, has_touched }))
+                }
+                SessionAction::EndTurn { id, session, asked } => {
+                    self.requests.open.remove(&asked);
+                    (id, Ask::EndTurn(pb::EndTurn { session }))
+                }
                 SessionAction::FreeSession { id, session } => {
                     (id, Ask::FreeSession(pb::FreeSession { session }))
                 }
@@ -247,6 +266,9 @@ impl Core {
         let mut actions = Vec::new();
         self.sessions.tick(self.now, &mut actions);
         self.on_session_actions(actions, out);
+        if self.sessions.goes_on() {
+            self.poke_sessions(out);
+        }
         let Some((epoch, master)) = self.master_to_ask() else { return };
         if self.requests.registered != Some(epoch) {
             self.send_register(epoch, master, out);
@@ -394,6 +416,11 @@ impl Core {
                 let seq = if mutants::broken(Mutant::SyncNotAwaited) { 0 } else { seq };
                 with_view!(core, out, |sessions, now, view, actions| {
                     sessions.synced(id, Seq(seq), now, view, actions)
+                });
+            }),
+            Answer::TurnSeq(seq) => self.answered(id, out, |core, out| {
+                with_view!(core, out, |sessions, now, view, actions| {
+                    sessions.turn(id, Seq(seq), now, view, actions)
                 });
             }),
             Answer::CommittedSeq(seq) => self.answered(id, out, |core, out| {

@@ -31,7 +31,7 @@ pub(super) struct Registered {
 }
 
 impl Master {
-    fn has_registered(&self, asker: &Asker) -> bool {
+    pub(super) fn has_registered(&self, asker: &Asker) -> bool {
         self.registered.get(&asker.node).is_some_and(|known| known.boot == asker.boot)
     }
 }
@@ -49,6 +49,12 @@ pub(super) struct WantedOids {
     asker: Asker,
     session: u64,
     count: u32,
+}
+
+impl Asker {
+    pub(super) fn session(&self, session: u64) -> SessionKey {
+        SessionKey { node: self.node, session }
+    }
 }
 
 impl Core {
@@ -87,6 +93,8 @@ impl Core {
                 return;
             }
         };
+        // What another process of that node asked for is nobody's.
+        master.turns.retain(|turn| turn.asker.node != from || turn.asker.boot == boot);
         let told = Generation(register.told_generation);
         master.registered.insert(from, Registered { boot, told });
         let reply =
@@ -135,9 +143,16 @@ impl Core {
                 self.grant_oids(WantedOids { asker, session, count }, out);
             }
             Ask::FreeSession(gone) => {
+                let session = asker.session(gone.session);
                 if let Some(master) = self.master() {
-                    master.oids.free(SessionKey { node: from, session: gone.session });
+                    master.oids.free(session);
                 }
+                self.end_turn(session);
+                self.answer(asker, Answer::Done(true), out);
+            }
+            Ask::Turn(turn) => return self.on_turn(asker, &turn),
+            Ask::EndTurn(turn) => {
+                self.end_turn(asker.session(turn.session));
                 self.answer(asker, Answer::Done(true), out);
             }
             Ask::Pack(_) => {
@@ -161,7 +176,7 @@ impl Core {
         Ok(())
     }
 
-    fn answer(&mut self, to: Asker, answer: Answer, out: &mut Vec<Action>) {
+    pub(super) fn answer(&mut self, to: Asker, answer: Answer, out: &mut Vec<Action>) {
         let Asker { node, boot, id } = to;
         let reply =
             pb::ClientReply { epoch: self.promised.0, boot: boot.0, id, answer: Some(answer) };
@@ -180,6 +195,7 @@ impl Core {
             return self.on_commit_again(asker, &commit, out);
         }
         let Some(commit) = self.unless_held(asker, commit) else { return Ok(()) };
+        let session = asker.session(commit.session);
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
         let touched = match commit.has_touched {
             true => {
@@ -192,13 +208,16 @@ impl Core {
         let ahead = self.known_ahead(Epoch(commit.ahead_epoch), Seq(commit.ahead_seq))?;
         let request = CommitRequest {
             commit_id,
-            session: SessionKey { node: asker.node, session: commit.session },
+            session,
             base: Seq(commit.base_seq),
             ahead,
             records: &records,
             touched: touched.as_ref(),
         };
         let verdict = self.judge_commit(&request)?;
+        if verdict != Verdict::SendTouched {
+            self.end_turn(session);
+        }
         let answer = match verdict {
             Verdict::Accept => {
                 self.append_commit(asker, &request, out);
@@ -371,7 +390,7 @@ impl Core {
 
     fn grant_oids(&mut self, wanted: WantedOids, out: &mut Vec<Action>) {
         let WantedOids { asker, session, count } = wanted;
-        let key = SessionKey { node: asker.node, session };
+        let key = asker.session(session);
         let shelf = &self.shelf;
         let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
         let Role::Master(master) = &mut self.role else { return };

@@ -129,7 +129,7 @@ fn what_is_held_for_an_heir_goes_on_by_itself() {
     says(&mut core, at(11), 2, asks(21, 2, commit));
     let mut seq_at = |ms| {
         core.now = at(ms);
-        core.drive_handover(&mut Vec::new());
+        core.drive_held(&mut Vec::new());
         (core.shelf.tip().seq, core.handover_due_us())
     };
     let due = at(310).mono_us;

@@ -151,6 +151,7 @@ impl Core {
             self.acknowledge(out);
         }
         self.apply_committed(out);
+        self.poke_file(out);
         outcome
     }
 

@@ -123,6 +123,7 @@ impl Ledger {
                 Some(pb::client_reply::Answer::SendTouched(_)) => {
                     "commit asked again with what it read"
                 }
+                Some(pb::client_reply::Answer::TurnSeq(_)) => "turn to commit",
                 Some(pb::client_reply::Answer::RegisterFirst(_)) => "request before registration",
                 _ => return,
             },
