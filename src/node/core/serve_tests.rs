@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use roaring::RoaringTreemap;
+
 use crate::node::core::master::Master;
 use crate::node::core::start::FIRST;
 use crate::node::core::testing::{carry_out, first_of, first_of_three, says};
@@ -135,6 +137,135 @@ fn what_is_held_for_an_heir_goes_on_by_itself() {
     let due = at(310).mono_us;
     assert_eq!(seq_at(309), (tip, Some(due)));
     assert_eq!(seq_at(310), (tip.next(), None));
+}
+
+/// What node `from` says, and what goes on then.
+fn hears(core: &mut Core, now: Now, from: u64, message: Message) -> Vec<Action> {
+    let mut out = says(core, now, from, message);
+    core.drive_held(&mut out);
+    out
+}
+
+/// Oids 0 and 1 are stored; sessions 3 and 4 of node 2 may have read both.
+fn two_sessions() -> Core {
+    let mut core = open_master();
+    hears(&mut core, at(1), 2, registers(21));
+    let oids = Ask::NewOids(pb::NewOids { session: 3, count: 2 });
+    hears(&mut core, at(1), 2, asks(21, 1, oids));
+    core.use_block(Oid(0), Oid(100), &mut Vec::new());
+    let base = core.shelf.tip().seq;
+    hears(&mut core, at(1), 2, stores(2, 3, &[0, 1], base));
+    core.committed = base.next();
+    core.shelf.index_to(base.next());
+    core
+}
+
+/// A commit of a client that was told of everything up to `base`.
+fn stores(id: u64, session: u64, oids: &[u64], base: Seq) -> Message {
+    let mut touched = Vec::new();
+    RoaringTreemap::from_iter([0, 1]).serialize_into(&mut touched).unwrap();
+    let record = |oid: &u64| pb::ObjectRecord {
+        oid: *oid,
+        record: crate::shelf::testing::record(*oid, b"it", &[]),
+    };
+    let commit = pb::Commit {
+        commit_id: vec![id as u8; 16].into(),
+        session,
+        base_seq: base.0,
+        records: oids.iter().map(record).collect(),
+        touched: touched.into(),
+        has_touched: true,
+        ..pb::Commit::default()
+    };
+    asks(21, id, Ask::Commit(commit))
+}
+
+fn turn(id: u64, session: u64, touched: Option<u64>) -> Message {
+    let mut bytes = Vec::new();
+    RoaringTreemap::from_iter(touched).serialize_into(&mut bytes).unwrap();
+    let has_touched = touched.is_some();
+    asks(21, id, Ask::Turn(pb::Turn { session, touched: bytes.into(), has_touched }))
+}
+
+/// The answers to node 2, by request.
+fn answers(actions: Vec<Action>) -> Vec<(u64, Answer)> {
+    let answer = |action| match action {
+        Action::Send { message, .. } => match message.kind {
+            Some(Message::ClientReply(reply)) => Some((reply.id, reply.answer.unwrap())),
+            _ => None,
+        },
+        _ => None,
+    };
+    actions.into_iter().filter_map(answer).collect()
+}
+
+#[test]
+fn in_its_turn_a_session_is_not_overtaken() {
+    let mut core = two_sessions();
+    let base = core.shelf.tip().seq;
+    let out = hears(&mut core, at(2), 2, turn(3, 3, Some(1)));
+    assert_eq!(answers(out), [(3, Answer::TurnSeq(base.0))]);
+    // The next one waits, and so does who would store what the first may have read, and nobody else.
+    assert_eq!(answers(hears(&mut core, at(3), 2, turn(4, 4, None))), []);
+    let (one, other) = (stores(5, 5, &[1], base), stores(6, 6, &[0], base));
+    assert_eq!(answers(hears(&mut core, at(4), 2, one)), []);
+    assert_eq!(core.shelf.tip().seq, base);
+    hears(&mut core, at(5), 2, other);
+    assert_eq!(core.shelf.tip().seq, base.next());
+    // Asked for again by its id alone, it is here.
+    let again = pb::Commit { commit_id: vec![5; 16].into(), again: true, ..pb::Commit::default() };
+    assert_eq!(answers(hears(&mut core, at(5), 2, asks(21, 5, Ask::Commit(again)))), []);
+    // The first one's commit ends its turn. What was held is judged then: it comes too late.
+    let out = hears(&mut core, at(6), 2, stores(7, 3, &[1], base.next()));
+    assert_eq!(core.shelf.tip().seq, base.next().next());
+    let [(5, Answer::Conflict(_)), (4, Answer::TurnSeq(seq))] = answers(out)[..] else { panic!() };
+    assert_eq!(Seq(seq), core.shelf.tip().seq, "the next one hears of all that");
+    // It gives up; nobody is held back any more.
+    let over = asks(21, 8, Ask::EndTurn(pb::EndTurn { session: 4 }));
+    assert_eq!(answers(hears(&mut core, at(7), 2, over)), [(8, Answer::Done(true))]);
+    let before = core.shelf.tip().seq;
+    hears(&mut core, at(8), 2, stores(9, 5, &[1], before));
+    assert_eq!(core.shelf.tip().seq, before.next());
+}
+
+#[test]
+fn a_turn_that_is_not_used_lapses() {
+    let mut core = two_sessions();
+    let base = core.shelf.tip().seq;
+    hears(&mut core, at(2), 2, turn(3, 3, None));
+    hears(&mut core, at(3), 2, stores(4, 4, &[1], base));
+    hears(&mut core, at(4), 2, turn(5, 5, None));
+    assert_eq!((core.shelf.tip().seq, core.turn_due_us()), (base, Some(at(32).mono_us)));
+    let mut tick = |ms| {
+        let mut out = Vec::new();
+        core.now = at(ms);
+        core.drive_held(&mut out);
+        (answers(out), core.shelf.tip().seq)
+    };
+    assert_eq!(tick(31), (vec![], base));
+    let (said, tip) = tick(32);
+    assert_eq!((said, tip), (vec![(5, Answer::TurnSeq(tip.0))], base.next()));
+}
+
+/// Found by reading: a commit was held, its node was started anew, and its oids were given to another session.
+#[test]
+fn what_is_held_of_a_gone_process_is_not_judged() {
+    let mut core = two_sessions();
+    let base = core.shelf.tip().seq;
+    hears(&mut core, at(2), 3, registers(31));
+    let turn = pb::Turn { session: 1, ..pb::Turn::default() };
+    hears(&mut core, at(2), 3, asks(31, 1, Ask::Turn(turn)));
+    hears(&mut core, at(3), 2, stores(4, 4, &[1], base));
+    hears(&mut core, at(4), 2, registers(22));
+    let over = asks(31, 2, Ask::EndTurn(pb::EndTurn { session: 1 }));
+    hears(&mut core, at(5), 3, over);
+    assert_eq!((core.shelf.tip().seq, core.master().unwrap().held.len()), (base, 0));
+    // Nor does it have its turn.
+    let turn = |session| Ask::Turn(pb::Turn { session, ..pb::Turn::default() });
+    hears(&mut core, at(6), 2, asks(22, 1, turn(7)));
+    hears(&mut core, at(7), 3, asks(31, 3, turn(1)));
+    let out = hears(&mut core, at(8), 2, registers(23));
+    assert_eq!(answered(&out), [(31, 3)]);
 }
 
 /// Found by reading: what a client asked of a master that leads Raft, too, went into the log unlooked at, and a pack began
