@@ -2,9 +2,10 @@
 //!
 //! The driver is `packmaster bench`, the same for both; a stock `durus -s` 4.3 and a cluster of three nodes on this machine
 //! take turns, so that whatever else the machine does hits both. Ours is durable on a majority (fdatasync) before a commit
-//! is answered; stock Durus never syncs. A third takes its turn: a server that only answers (`floor`), for what requests
-//! cost in any case, three of it and one alone. Then a file of a million objects: how soon a node serves it, and how much memory
-//! it takes. The last line of the output is everything as JSON.
+//! is answered; stock Durus never syncs. Others take their turns: a server that only answers (`floor`), for what requests
+//! cost in any case, three of it and one alone; and, for commits, three that only replicate (`floor::replicated`), for what it
+//! costs to have them on the disks of a majority. Then what loads from slaves cost each node, and a file of a million
+//! objects: how soon a node serves it, and how much memory it takes. The last line of the output is everything as JSON.
 
 mod floor;
 
@@ -86,10 +87,12 @@ fn main() {
     let fdatasync_ms = fdatasync_ms(dir.path());
     println!("fdatasync of 1.2 KB: median {fdatasync_ms:.2} ms");
     let rows = beside_stock(dir.path(), seconds, runs);
+    let reads = reads_at_slaves(seconds);
     let large = large_file(dir.path());
     println!(
         "{}",
-        json!({ "benchmark": "clients", "fdatasync_ms": fdatasync_ms, "rows": rows, "large_file": large })
+        json!({ "benchmark": "clients", "fdatasync_ms": fdatasync_ms, "rows": rows,
+            "reads_at_slaves": reads, "large_file": large })
     );
 }
 
@@ -116,15 +119,16 @@ fn beside_stock(dir: &Path, seconds: u64, runs: u64) -> Vec<Value> {
     let ports = Ports::reserve();
     let server = stock::Server::start(&dir.join("stock.durus"), ports.port(0));
     let floor: Vec<String> = all.iter().map(|_| floor::start().to_string()).collect();
-    let head = ("median of runs", "stock", "ours", "times", "only answers", "one alone");
+    let replicated = floor::replicated::start(dir);
+    let replicated: Vec<String> = replicated.iter().map(|it| it.to_string()).collect();
     println!(
-        "{:<42} {:>10} {:>10} {:>8} {:>13} {:>11}  target",
-        head.0, head.1, head.2, head.3, head.4, head.5
+        "{:<42} {:>10} {:>10} {:>8} {:>13} {:>11} {:>16}  target",
+        "median of runs", "stock", "ours", "times", "only answers", "one alone", "only replicates"
     );
     let mut rows = Vec::new();
     for row in &ROWS {
         let (mut theirs, mut ours) = (Vec::new(), Vec::new());
-        let (mut bare, mut alone) = (Vec::new(), Vec::new());
+        let (mut bare, mut alone, mut copies) = (Vec::new(), Vec::new(), Vec::new());
         let mut conflicts = 0;
         for _ in 0..runs {
             theirs.push(drive(row, &server.address.to_string(), seconds).0);
@@ -133,24 +137,63 @@ fn beside_stock(dir: &Path, seconds: u64, runs: u64) -> Vec<Value> {
             conflicts += refused;
             bare.push(drive(row, &floor.join(","), seconds).0);
             alone.push(drive(row, &floor[0], seconds).0);
+            if row.words.contains(&"commit") {
+                copies.push(drive(row, &replicated.join(","), seconds).0);
+            }
         }
         let (theirs, ours) = (median(theirs), median(ours));
         let (bare, alone) = (median(bare), median(alone));
+        let copies = (!copies.is_empty()).then(|| median(copies));
+        let shown = copies.map_or("-".to_string(), |figure| format!("{figure:.3}"));
         println!(
-            "{:<42} {theirs:>10.3} {ours:>10.3} {:>8.2} {bare:>13.3} {alone:>11.3}  {}",
+            "{:<42} {theirs:>10.3} {ours:>10.3} {:>8.2} {bare:>13.3} {alone:>11.3} {shown:>16}  {}",
             row.name,
             ours / theirs,
             row.target
         );
         rows.push(json!({
             "what": row.name, "stock": theirs, "ours": ours, "ratio": ours / theirs, "target": row.target,
-            "only_answers": bare, "only_answers_alone": alone,
+            "only_answers": bare, "only_answers_alone": alone, "only_replicates": copies,
             "conflicts": conflicts, "runs": runs, "seconds": seconds,
         }));
     }
     drop(server);
     cluster.finish();
     rows
+}
+
+/// What each node spends while clients load from the slaves alone. What the master does not spend is there for others: so
+/// much reading is added with each node.
+fn reads_at_slaves(seconds: u64) -> Value {
+    let cluster = Cluster::start();
+    let all = 0..cluster.nodes.len();
+    let master = cluster.master();
+    let slaves = all.clone().filter(|node| *node != master);
+    let addresses: Vec<_> = slaves.map(|node| cluster.nodes[node].durus.to_string()).collect();
+    let spent = || all.clone().map(|node| processor_s(&cluster, node)).collect::<Vec<_>>();
+    let row = &ROWS[0];
+    drive(row, &addresses.join(","), 1);
+    let before = spent();
+    let (per_second, _) = drive(row, &addresses.join(","), seconds);
+    let after = spent();
+    cluster.finish();
+    let of = |node: usize| after[node] - before[node];
+    let at_slaves: f64 = all.clone().filter(|node| *node != master).map(of).sum();
+    println!(
+        "16 clients load from the two slaves: {per_second:.0}/s; processor time of the slaves {at_slaves:.2} s, of the master {:.2} s",
+        of(master)
+    );
+    json!({ "loads_per_s": per_second, "slaves_processor_s": at_slaves, "master_processor_s": of(master) })
+}
+
+/// Time on a processor that the node has had, of all its threads.
+fn processor_s(cluster: &Cluster, node: usize) -> f64 {
+    let pid = cluster.nodes[node].pid().expect("it runs").as_raw_nonzero();
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("look at the node");
+    // After the name, which may have blanks in it: user and system time are the 14th and 15th of all fields.
+    let (_, fields) = text.rsplit_once(") ").expect("a name in parentheses");
+    let ticks = fields.split(' ').skip(11).take(2).map(|it| it.parse::<f64>().expect("a number"));
+    ticks.sum::<f64>() / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// The figure, and how many commits were refused as conflicts.

@@ -14,6 +14,7 @@
 //! appending is the caller's work, since it decides when a disk is synced.
 
 mod adopt;
+mod before;
 mod index;
 mod offset_map;
 mod oid_map;

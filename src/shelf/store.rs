@@ -15,6 +15,7 @@ use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use super::adopt::first_seal;
+use super::before::Before;
 use super::index::Index;
 use super::offset_map::{MapShape, OffsetMap};
 use super::oid_map::OidMap;
@@ -54,6 +55,8 @@ pub struct Shelf {
     time_us: u64,
     indexed: Seq,
     index: Index,
+    /// While somebody reads a state before `indexed`.
+    before: Option<Before>,
     /// Transactions above `indexed`, oldest first.
     unindexed: VecDeque<Unindexed>,
     /// Bytes at and after the first one's offset are not known to be in the file.
@@ -186,6 +189,7 @@ impl Shelf {
             time_us: parts.time_us,
             indexed: parts.tip.seq,
             index: parts.index,
+            before: None,
             unindexed: VecDeque::new(),
             pending: VecDeque::new(),
             recent: VecDeque::new(),
@@ -403,12 +407,25 @@ impl Shelf {
         end.is_some_and(|end| *end - offset <= len_max)
     }
 
+    /// From now on states from the present one on can be read (`load_before`), or none but the newest.
+    pub fn keep_before(&mut self, keep: bool) {
+        match keep {
+            true => _ = self.before.get_or_insert_with(|| Before::new(self.indexed)),
+            false => self.before = None,
+        }
+    }
+
     /// Makes everything up to `seq` visible to loads, and says what that was.
     pub fn index_to(&mut self, seq: Seq) -> Vec<Applied> {
         assert!(seq <= self.tip.seq, "index to seq {seq} with the tip at {}", self.tip);
         let mut applied = Vec::new();
         while self.unindexed.front().is_some_and(|tx| tx.meta.seq <= seq) {
             let Some(tx) = self.unindexed.pop_front() else { break };
+            for record in &tx.records {
+                if let Some(before) = &mut self.before {
+                    before.note(record.oid, tx.meta.seq, self.index.get(record.oid));
+                }
+            }
             self.index.add(tx.offset, &tx.records);
             let oids = tx.records.iter().map(|record| record.oid).collect();
             self.indexed = tx.meta.seq;
@@ -439,6 +456,7 @@ impl Shelf {
         if self.indexed > seq {
             self.reindex()?;
             self.indexed = seq;
+            self.before = None;
         }
         Ok(())
     }
@@ -472,7 +490,29 @@ impl Shelf {
 
     /// The record of `oid` as of `indexed`, beginning with its own oid; None if there is no such object.
     pub fn load(&self, oid: Oid) -> Result<Option<Bytes>, ShelfError> {
-        let Some(offset) = self.offset_of(oid)? else { return Ok(None) };
+        match self.offset_of(oid)? {
+            Some(offset) => self.load_at(oid, offset).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As it was after transaction `seq`; the outer None: that is not known any more.
+    pub fn load_before(&self, oid: Oid, seq: Seq) -> Result<Option<Option<Bytes>>, ShelfError> {
+        if seq == self.indexed {
+            return self.load(oid).map(Some);
+        }
+        let Some(before) = self.before.as_ref().filter(|before| before.knows(seq)) else {
+            return Ok(None);
+        };
+        let offset = match before.place(oid, seq) {
+            Some(Some(offset)) => Some(offset),
+            Some(None) => self.map.get(oid)?,
+            None => self.offset_of(oid)?,
+        };
+        Ok(Some(offset.map(|offset| self.load_at(oid, offset)).transpose()?))
+    }
+
+    fn load_at(&self, oid: Oid, offset: u64) -> Result<Bytes, ShelfError> {
         let limit = match self.pending.front() {
             Some(first) if offset < first.offset => first.offset,
             _ => self.tip.offset,
@@ -494,7 +534,7 @@ impl Shelf {
             && u64_at(&record, 0) == Some(oid.0)
             && fits_record(&record);
         match whole {
-            true => Ok(Some(record)),
+            true => Ok(record),
             false => wrong(&format!("the record of oid {oid} contradicts itself")),
         }
     }

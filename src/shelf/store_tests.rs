@@ -58,6 +58,28 @@ fn loads_see_what_is_indexed_and_no_more() {
 }
 
 #[test]
+fn an_earlier_state_can_be_read_while_it_is_kept() {
+    let disk = MemDisk::new();
+    let mut shelf = adopted(&disk);
+    let read = |shelf: &Shelf, oid, seq| shelf.load_before(Oid(oid), Seq(seq)).unwrap();
+    let (two, first) = (record(2, b"two", &[0]), record(2, b"first", &[]));
+    assert_eq!(read(&shelf, 2, 0), Some(Some(two.clone())), "the newest is there in any case");
+    shelf.keep_before(true);
+    commit(&mut shelf, &[(2, b"first", &[]), (7, b"seven", &[])]);
+    commit(&mut shelf, &[(2, b"second", &[])]);
+    shelf.keep_before(true);
+    assert_eq!(read(&shelf, 2, 0), Some(Some(two)), "of the base");
+    assert_eq!((read(&shelf, 7, 0), read(&shelf, 5, 0).is_some()), (Some(None), true));
+    assert_eq!(read(&shelf, 2, 1), Some(Some(first)));
+    assert_eq!(read(&shelf, 7, 1), Some(Some(record(7, b"seven", &[]))));
+    assert_eq!(read(&shelf, 2, 2), Some(Some(record(2, b"second", &[]))));
+    shelf.keep_before(false);
+    assert_eq!((read(&shelf, 2, 1), read(&shelf, 2, 2).is_some()), (None, true));
+    shelf.keep_before(true);
+    assert_eq!(read(&shelf, 2, 1), None, "it was not kept");
+}
+
+#[test]
 fn large_records_and_the_last_ones_are_loaded_whole() {
     let disk = MemDisk::new();
     let mut shelf = adopted(&disk);
