@@ -400,7 +400,7 @@ impl Sessions {
         self.live == 0
     }
 
-    /// Whether the answer to this Sync, Commit or NewOids still matters. A request that does not can be dropped.
+    /// Whether the answer to this Sync, Commit, NewOids or Turn still matters. A request that does not can be dropped.
     pub fn outstanding(&self, id: u64) -> bool {
         self.requests.contains_key(&id) || self.round.as_ref().is_some_and(|(out, _)| *out == id)
     }

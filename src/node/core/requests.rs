@@ -48,6 +48,15 @@ impl Requests {
     }
 }
 
+/// Whether somebody waits for the answer; what only tells the master something goes on until that has heard it. Oids that
+/// are asked for in vain would be a session's that is gone, if this master does not know that it is.
+fn is_wanted(id: u64, ask: &Ask, sessions: &durus::Sessions) -> bool {
+    match ask {
+        Ask::Sync(_) | Ask::Commit(_) | Ask::NewOids(_) | Ask::Turn(_) => sessions.outstanding(id),
+        Ask::FreeSession(_) | Ask::Told(_) | Ask::EndTurn(_) | Ask::Pack(_) => true,
+    }
+}
+
 /// The same question, once more to the same master. What was sent after the question is read after it, so a master that
 /// has not got it by then will not.
 fn asked_again(ask: &Ask, bytes_max: u64) -> Ask {
@@ -333,13 +342,16 @@ impl Core {
         let (now, applied_epoch) = (self.now, self.applied_epoch);
         let again_max = self.setup.sent_again_bytes_max;
         let mut due = Vec::new();
+        let mut unwanted = Vec::new();
         for (id, open) in &mut self.requests.open {
             let may = match open.sent {
                 None => true,
                 Some((to, at)) if to == epoch => now.since_ms(at) >= ASK_AGAIN_MS,
                 Some(_) => !matches!(open.ask, Ask::Commit(_)) || applied_epoch >= epoch,
             };
-            if may {
+            if may && !is_wanted(*id, &open.ask, &self.sessions) {
+                unwanted.push(*id);
+            } else if may {
                 let again = open.sent.is_some_and(|(to, _)| to == epoch);
                 open.sent = Some((epoch, now));
                 due.push((
@@ -348,6 +360,7 @@ impl Core {
                 ));
             }
         }
+        unwanted.iter().for_each(|id| _ = self.requests.open.remove(id));
         for (id, ask) in due {
             let request =
                 pb::ClientRequest { epoch: epoch.0, boot: self.setup.boot.0, id, ask: Some(ask) };

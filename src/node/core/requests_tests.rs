@@ -1,8 +1,63 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::node::core::testing::first_of_three;
+use crate::node::core::testing::{first_of_three, open_master, says};
 use crate::storage::mem::MemDisk;
+
+fn at(ms: u64) -> Now {
+    Now { mono_us: 1 + ms * 1000, wall_us: 1 }
+}
+
+const CLIENT: ConnId = ConnId(1);
+
+/// A node that serves, with a client.
+fn serving() -> Core {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
+    core.serving = true;
+    let opened = Input::ClientOpened { conn: CLIENT, address: String::new() };
+    core.on_client(opened, &mut Vec::new());
+    core
+}
+
+fn client_says(core: &mut Core, conn: ConnId, bytes: &[u8]) -> Vec<Action> {
+    let mut out = Vec::new();
+    core.on_client(Input::ClientData { conn, bytes: Bytes::copy_from_slice(bytes) }, &mut out);
+    out
+}
+
+/// The node, as number 2, sends the master of this epoch what is due, and hears the answers.
+fn asks(node: &mut Core, ms: u64, master: &mut Core) -> Vec<Action> {
+    let (epoch, mut due) = (master.promised, Vec::new());
+    node.now = at(ms);
+    node.send_open(epoch, NodeId(2), &mut due);
+    tells(node, ms, master, due)
+}
+
+fn nothing_is_held(epoch: u64) -> Kind {
+    Kind::Register(pb::Register { epoch, boot: 11, ..pb::Register::default() })
+}
+
+fn tells(node: &mut Core, ms: u64, master: &mut Core, due: Vec<Action>) -> Vec<Action> {
+    let kinds = |actions: Vec<Action>| {
+        actions.into_iter().filter_map(|action| match action {
+            Action::Send { to: NodeId(2), message } => message.kind,
+            _ => None,
+        })
+    };
+    let mut out = Vec::new();
+    for kind in kinds(due) {
+        for answer in kinds(says(master, at(ms), 2, kind)) {
+            match answer {
+                Kind::ClientReply(reply) => node.on_client_reply(reply, &mut out).unwrap(),
+                Kind::RegisterReply(reply) => {
+                    node.on_register_reply(NodeId(2), reply, &mut out).unwrap();
+                }
+                _ => {}
+            }
+        }
+    }
+    out
+}
 
 /// Found by the simulator (soak, seed 8099700): a master that had stood still answered after another was elected, and a
 /// node that had already told the new master what its sessions hold took oids of it. The new master gave them out too.
@@ -58,4 +113,27 @@ fn a_bulk_load_goes_on_at_once_and_not_in_the_past() {
     core.step(now, Input::Tick, &mut out);
     assert!(!core.sessions.reads_on());
     assert_eq!(answered(&out), 300, "a byte for each object that is not there");
+}
+
+/// Found by reading: a master that has heard that a session is gone says nothing of its oids, so they were asked for again
+/// and again. The next master gave them to the session that was gone, the root's oid among them: in an empty database
+/// nobody could ever store a root then.
+#[test]
+fn oids_for_a_client_that_has_left_are_asked_for_no_more() {
+    let mut node = serving();
+    client_says(&mut node, CLIENT, b"M\x02");
+    let mut second = open_master(4, at(0));
+    says(&mut second, at(1), 2, nothing_is_held(4));
+    asks(&mut node, 2, &mut second);
+    node.on_client(Input::ClientClosed { conn: CLIENT }, &mut Vec::new());
+    asks(&mut node, 3, &mut second);
+    second.use_block(Oid(0), Oid(100), &mut Vec::new());
+    assert_eq!(second.master().unwrap().oids.owner(Oid::ROOT), None, "it has heard of it");
+    let mut third = open_master(5, at(400));
+    says(&mut third, at(400), 2, nothing_is_held(5));
+    third.use_block(Oid(0), Oid(100), &mut Vec::new());
+    asks(&mut node, 401, &mut third);
+    assert_eq!(third.master().unwrap().oids.owner(Oid::ROOT), None);
+    let wanted = node.requests.open.values();
+    assert_eq!(wanted.filter(|open| matches!(open.ask, Ask::NewOids(_))).count(), 0);
 }

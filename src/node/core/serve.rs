@@ -440,7 +440,7 @@ impl Core {
         }
     }
 
-    fn use_block(&mut self, from: Oid, below: Oid, out: &mut Vec<Action>) {
+    pub(super) fn use_block(&mut self, from: Oid, below: Oid, out: &mut Vec<Action>) {
         let Some(master) = self.master() else { return };
         master.block_asked = None;
         if !master.open {

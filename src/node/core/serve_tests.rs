@@ -1,16 +1,14 @@
 use std::sync::Arc;
 
-use crate::node::core::master::Master;
 use crate::node::core::start::FIRST;
-use crate::node::core::testing::{carry_out, first_of, first_of_three, says};
-use crate::node::core::{Action, Core, Input, Role};
+use crate::node::core::testing::{carry_out, first_of, open_master, says};
+use crate::node::core::{Action, Core, Input};
 use crate::proto::control::Pause;
 use crate::proto::control::command::Kind as Command;
 use crate::proto::control::peer_message::Kind as Message;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
 use crate::proto::replication::client_request::Ask;
-use crate::replication::wire::Position;
 use crate::shelf::testing::commit;
 use crate::shelf::{Kind, Shelf};
 use crate::storage::mem::MemDisk;
@@ -41,19 +39,6 @@ fn at(ms: u64) -> Now {
     Now { mono_us: 1 + ms * 1000, wall_us: 1 }
 }
 
-/// Node 1 is the open master of epoch 0.
-fn open_master() -> Core {
-    let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
-    let tip = core.shelf.tip();
-    let (generation, base_hash) = (core.shelf.generation(), core.shelf.base_hash());
-    let floor = Position { generation, base_hash, tip };
-    let voters = vec![NodeId(1), NodeId(2), NodeId(3)];
-    let mut master = Master::new(NodeId(1), Epoch(0), voters, floor, NodeId(1), at(0));
-    master.open = true;
-    core.role = Role::Master(Box::new(master));
-    core
-}
-
 fn registers(boot: u64) -> Message {
     Message::Register(pb::Register { boot, ..pb::Register::default() })
 }
@@ -81,7 +66,7 @@ fn answered(actions: &[Action]) -> Vec<(u64, u64)> {
 /// session of the process that was gone got them, with the root's oid, which nobody could ever store then.
 #[test]
 fn what_a_gone_process_asked_for_is_given_to_nobody() {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     let oids = |session| Ask::NewOids(pb::NewOids { session, count: 2 });
     says(&mut core, at(1), 2, registers(21));
     says(&mut core, at(2), 2, asks(21, 1, oids(8)));
@@ -97,7 +82,7 @@ fn what_a_gone_process_asked_for_is_given_to_nobody() {
 /// requests from the beginning, and might take it for that of its own read, or of its own commit.
 #[test]
 fn an_answer_goes_to_the_process_that_asked() {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     says(&mut core, at(1), 2, registers(21));
     says(&mut core, at(2), 2, asks(21, 1, Ask::Sync(pb::Sync {})));
     core.drive_confirm(&mut Vec::new());
@@ -110,7 +95,7 @@ fn an_answer_goes_to_the_process_that_asked() {
 /// The heir may have died: what is held for it is no more than late.
 #[test]
 fn what_is_held_for_an_heir_goes_on_by_itself() {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     says(&mut core, at(1), 2, registers(21));
     let oids = Ask::NewOids(pb::NewOids { session: 3, count: 1 });
     says(&mut core, at(2), 2, asks(21, 1, oids));
