@@ -34,6 +34,8 @@ pub(super) struct Requests {
     register_sent: Option<(Epoch, Now)>,
     /// Something is open that was not looked at.
     fresh: bool,
+    /// The last request for a pack: one at a time is enough for all clients.
+    pack: Option<u64>,
 }
 
 impl Requests {
@@ -257,7 +259,14 @@ impl Core {
                 SessionAction::FreeSession { id, session } => {
                     (id, Ask::FreeSession(pb::FreeSession { session }))
                 }
-                SessionAction::Pack { id } => (id, Ask::Pack(pb::Pack {})),
+                SessionAction::Pack { id } => {
+                    let asked = self.requests.pack.filter(|id| self.requests.open.contains_key(id));
+                    if asked.is_some() {
+                        continue;
+                    }
+                    self.requests.pack = Some(id);
+                    (id, Ask::Pack(pb::Pack {}))
+                }
                 SessionAction::Told { id, generation } => {
                     (id, Ask::Told(pb::Told { generation: generation.0 }))
                 }

@@ -14,15 +14,29 @@ const CLIENT: ConnId = ConnId(1);
 fn serving() -> Core {
     let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
     core.serving = true;
-    let opened = Input::ClientOpened { conn: CLIENT, address: String::new() };
-    core.on_client(opened, &mut Vec::new());
+    opens(&mut core, CLIENT);
     core
+}
+
+fn opens(core: &mut Core, conn: ConnId) -> Vec<Action> {
+    let mut out = Vec::new();
+    core.on_client(Input::ClientOpened { conn, address: String::new() }, &mut out);
+    out
 }
 
 fn client_says(core: &mut Core, conn: ConnId, bytes: &[u8]) -> Vec<Action> {
     let mut out = Vec::new();
     core.on_client(Input::ClientData { conn, bytes: Bytes::copy_from_slice(bytes) }, &mut out);
     out
+}
+
+/// What clients are sent.
+fn sent(out: &[Action]) -> Vec<u8> {
+    let of = |action: &Action| match action {
+        Action::ClientSend { bytes, .. } => bytes.to_vec(),
+        _ => Vec::new(),
+    };
+    out.iter().flat_map(of).collect()
 }
 
 /// The node, as number 2, sends the master of this epoch what is due, and hears the answers.
@@ -113,6 +127,34 @@ fn a_bulk_load_goes_on_at_once_and_not_in_the_past() {
     core.step(now, Input::Tick, &mut out);
     assert!(!core.sessions.reads_on());
     assert_eq!(answered(&out), 300, "a byte for each object that is not there");
+}
+
+/// Found by reading: every `P` of one read, 131,072 of them, was a request of its own, and all of them waited for a master.
+#[test]
+fn a_pack_is_asked_for_once_until_that_is_answered() {
+    let mut core = serving();
+    let asked = |core: &Core| -> Vec<u64> {
+        let packs = core.requests.open.iter().filter(|(_, open)| matches!(open.ask, Ask::Pack(_)));
+        packs.map(|(id, _)| *id).collect()
+    };
+    let out = client_says(&mut core, CLIENT, b"PPP");
+    assert_eq!(sent(&out), b"OOO");
+    let [first] = asked(&core)[..] else { panic!("{:?}", asked(&core)) };
+    opens(&mut core, ConnId(2));
+    assert_eq!(sent(&client_says(&mut core, ConnId(2), b"P")), b"O");
+    // Across masters, too.
+    for epoch in [4, 5] {
+        core.send_open(Epoch(epoch), NodeId(2), &mut Vec::new());
+        client_says(&mut core, CLIENT, b"P");
+        assert_eq!(asked(&core), [first]);
+    }
+    let done = Some(Answer::Done(true));
+    let boot = core.setup.boot.0;
+    let reply = pb::ClientReply { epoch: 5, boot, id: first, answer: done };
+    core.on_client_reply(reply, &mut Vec::new()).unwrap();
+    assert!(asked(&core).is_empty());
+    client_says(&mut core, CLIENT, b"P");
+    assert!(matches!(asked(&core)[..], [next] if next > first));
 }
 
 /// Found by reading: a master that has heard that a session is gone says nothing of its oids, so they were asked for again

@@ -156,11 +156,7 @@ impl Core {
                 self.answer(asker, Answer::Done(true), out);
             }
             Ask::Pack(_) => {
-                let generation = self.shelf.generation().next().0;
-                let asked_by = format!("a client of node {from}");
-                if self.control.pack().is_none() {
-                    self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
-                }
+                self.propose_pack(from, out);
                 self.answer(asker, Answer::Done(true), out);
             }
             Ask::Told(told) => {
@@ -174,6 +170,20 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Proposed once, until the state has changed, or until it must have been lost: a client may ask again and again.
+    fn propose_pack(&mut self, from: NodeId, out: &mut Vec<Action>) {
+        let (now, packing) = (self.now, self.control.pack().is_some());
+        let Some(master) = self.master() else { return };
+        let asked = master.pack_asked.is_some_and(|at| now.since_ms(at) < ASK_AGAIN_MS);
+        if packing || asked {
+            return;
+        }
+        master.pack_asked = Some(now);
+        let generation = self.shelf.generation().next().0;
+        let asked_by = format!("a client of node {from}");
+        self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
     }
 
     pub(super) fn answer(&mut self, to: Asker, answer: Answer, out: &mut Vec<Action>) {
