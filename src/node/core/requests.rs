@@ -128,6 +128,7 @@ impl Core {
             return;
         }
         match input {
+            Input::ClientOpened { .. } if !self.suspect.is_empty() => self.turn_away(input, out),
             Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
             Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
             Input::ClientClosed { conn } => self.on_client_closed(conn, out),
@@ -135,7 +136,7 @@ impl Core {
         }
     }
 
-    /// A node that stands aside never comes to serve: its clients are to go elsewhere.
+    /// A node that stands aside never comes to serve, or takes nothing new any more: its clients are to go elsewhere.
     pub(super) fn turn_away(&mut self, input: Input, out: &mut Vec<Action>) {
         if let Input::ClientOpened { conn, .. } = input {
             let reason = format!("this node stands aside: {}", self.suspect);

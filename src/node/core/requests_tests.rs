@@ -39,6 +39,14 @@ fn sent(out: &[Action]) -> Vec<u8> {
     out.iter().flat_map(of).collect()
 }
 
+fn closed(out: &[Action]) -> Vec<ConnId> {
+    let of = |action: &Action| match action {
+        Action::ClientClose { conn, .. } => Some(*conn),
+        _ => None,
+    };
+    out.iter().filter_map(of).collect()
+}
+
 /// The node, as number 2, sends the master of this epoch what is due, and hears the answers.
 fn asks(node: &mut Core, ms: u64, master: &mut Core) -> Vec<Action> {
     let (epoch, mut due) = (master.promised, Vec::new());
@@ -178,4 +186,14 @@ fn oids_for_a_client_that_has_left_are_asked_for_no_more() {
     assert_eq!(third.master().unwrap().oids.owner(Oid::ROOT), None);
     let wanted = node.requests.open.values();
     assert_eq!(wanted.filter(|open| matches!(open.ask, Ask::NewOids(_))).count(), 0);
+}
+
+/// Found by reading: it went on to take clients, whose first read waited for what it takes from no master any more.
+#[test]
+fn who_comes_to_be_suspect_turns_new_clients_away() {
+    let mut core = serving();
+    core.suspect = "its disk was rolled back".into();
+    assert_eq!(closed(&opens(&mut core, ConnId(2))), [ConnId(2)]);
+    assert_eq!(sent(&client_says(&mut core, ConnId(2), b"P")), b"", "it is gone");
+    assert_eq!(sent(&client_says(&mut core, CLIENT, b"P")), b"O");
 }
