@@ -17,6 +17,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
 use crate::proto::replication::client_request::Ask;
+use crate::replication::wire;
 use crate::shelf::Shelf;
 use crate::types::{ConnId, Epoch, NodeId, Now, Oid, Seq};
 
@@ -317,14 +318,12 @@ impl Core {
             return;
         }
         self.requests.register_sent = Some((epoch, self.now));
-        let pool = |(session, oids): (u64, Vec<Oid>)| pb::SessionPool {
-            session,
-            oids: oids.into_iter().map(|oid| oid.0).collect(),
-        };
+        let pools = self.sessions.pools().into_iter();
+        let pools = pools.map(|(session, oids)| wire::put_pool(session, oids));
         let register = pb::Register {
             epoch: epoch.0,
             boot: self.setup.boot.0,
-            pools: self.sessions.pools().into_iter().map(pool).collect(),
+            pools: pools.collect(),
             told_generation: self.sessions.told_generation().0,
         };
         self.send(master, Kind::Register(register), out);
@@ -343,7 +342,8 @@ impl Core {
         self.requests.registered = Some(Epoch(reply.epoch));
         self.requests.fresh = true;
         let mut actions = Vec::new();
-        self.sessions.revoke(&reply.revoked_sessions, &mut actions);
+        let revoked: Vec<_> = reply.revoked.into_iter().map(wire::pool).collect();
+        self.sessions.revoke(&revoked, &mut actions);
         self.on_session_actions(actions, out);
         Ok(())
     }

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::node::core::testing::{first_of_three, open_master, says};
+use crate::node::core::testing::{
+    elect_second, first_of_three, make_open_master, open_master, own_generation, says,
+};
 use crate::storage::mem::MemDisk;
 
 fn at(ms: u64) -> Now {
@@ -52,6 +54,13 @@ fn asks(node: &mut Core, ms: u64, master: &mut Core) -> Vec<Action> {
     let (epoch, mut due) = (master.promised, Vec::new());
     node.now = at(ms);
     node.send_open(epoch, NodeId(2), &mut due);
+    tells(node, ms, master, due)
+}
+
+fn registers(node: &mut Core, ms: u64, master: &mut Core) -> Vec<Action> {
+    let (epoch, mut due) = (master.promised, Vec::new());
+    node.now = at(ms);
+    node.send_register(epoch, NodeId(2), &mut due);
     tells(node, ms, master, due)
 }
 
@@ -186,6 +195,48 @@ fn oids_for_a_client_that_has_left_are_asked_for_no_more() {
     assert_eq!(third.master().unwrap().oids.owner(Oid::ROOT), None);
     let wanted = node.requests.open.values();
     assert_eq!(wanted.filter(|open| matches!(open.ask, Ask::NewOids(_))).count(), 0);
+}
+
+/// The walk of it: what sessions do is in `durus::session_tests`.
+#[test]
+fn who_has_stored_the_root_by_a_master_that_died_is_acknowledged_by_the_next() {
+    let mut node = serving();
+    let mut master = open_master(4, at(0));
+    says(&mut master, at(1), 2, nothing_is_held(4));
+    master.use_block(Oid(0), Oid(100), &mut Vec::new());
+    client_says(&mut node, CLIENT, b"N");
+    assert_eq!(sent(&asks(&mut node, 2, &mut master)), [0; 8]);
+    client_says(&mut node, CLIENT, b"C");
+    let mut out = Vec::new();
+    for ms in [3, 4] {
+        asks(&mut node, ms, &mut master);
+        let is_sync = |open: &Open| matches!(open.ask, Ask::Sync(_));
+        let id = *node.requests.open.iter().find(|(_, open)| is_sync(open)).unwrap().0;
+        let (boot, answer) = (node.setup.boot.0, Some(Answer::SyncedSeq(0)));
+        let reply = pb::ClientReply { epoch: 4, boot, id, answer };
+        node.on_client_reply(reply, &mut out).unwrap();
+    }
+    assert_eq!(sent(&out), [0; 4], "nothing has changed");
+    let record = crate::shelf::testing::record(0, b"root", &[]);
+    let len = 8 + record.len() as u32;
+    let object = [&len.to_be_bytes()[..], &[0; 8], &record].concat();
+    let data = [&(object.len() as u32).to_be_bytes()[..], &object].concat();
+    client_says(&mut node, CLIENT, &data);
+    asks(&mut node, 5, &mut master);
+    // Its answer is not heard. The next one has everything.
+    let stored = master.shelf.tip().seq;
+    assert_eq!(stored, Seq(1));
+    master.shelf.written_to(master.shelf.tip().offset);
+    master.shelf.index_to(stored);
+    master.committed = stored;
+    make_open_master(&mut master, 5);
+    let generation = own_generation(&node);
+    elect_second(&mut node, 5, generation);
+    node.promised = Epoch(5);
+    assert_eq!(closed(&registers(&mut node, 10, &mut master)), []);
+    node.applied_epoch = Epoch(5);
+    assert_eq!(closed(&asks(&mut node, 11, &mut master)), []);
+    assert!(node.requests.open.is_empty(), "it was found by its id");
 }
 
 /// Found by reading: it went on to take clients, whose first read waited for what it takes from no master any more.

@@ -78,11 +78,7 @@ impl Core {
 
     pub(super) fn register(&mut self, from: NodeId, register: pb::Register, out: &mut Vec<Action>) {
         let boot = BootId(register.boot);
-        let pools: Vec<(u64, Vec<Oid>)> = register
-            .pools
-            .into_iter()
-            .map(|pool| (pool.session, pool.oids.into_iter().map(Oid).collect()))
-            .collect();
+        let pools: Vec<_> = register.pools.into_iter().map(wire::pool).collect();
         let shelf = &self.shelf;
         let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
         let Role::Master(master) = &mut self.role else { return };
@@ -97,8 +93,9 @@ impl Core {
         master.turns.retain(|turn| turn.asker.node != from || turn.asker.boot == boot);
         let told = Generation(register.told_generation);
         master.registered.insert(from, Registered { boot, told });
-        let reply =
-            pb::RegisterReply { epoch: master.epoch.0, boot: boot.0, revoked_sessions: revoked };
+        let revoked = revoked.into_iter().map(|(session, oids)| wire::put_pool(session, oids));
+        let (epoch, revoked) = (master.epoch.0, revoked.collect());
+        let reply = pb::RegisterReply { epoch, boot: boot.0, revoked };
         self.send(from, Kind::RegisterReply(reply), out);
         self.judge_holes();
     }
