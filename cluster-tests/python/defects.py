@@ -1,6 +1,7 @@
 """What stock clients and stock files come to, for the tests of stock's known defects.
 
-    defects.py bulk PORT         a bulk load with a missing object in it, and then, at its leisure, a load by the same client
+    defects.py missing PORT      a bulk load with a missing object in it, and then, at its leisure, a load by the same client
+    defects.py changed PORT      the same with an object that another client has changed
     defects.py torn FILE         a file cut inside its last record, opened by stock Durus, and opened again after a commit
     defects.py flipped FILE      a file with a flipped bit, read by stock Durus
     defects.py between FILE      a pack of FILE that ends between its two renames, and what the next start finds
@@ -50,7 +51,20 @@ def read(path, key):
         storage.close()
 
 
-def bulk(port):
+def missing(port):
+    return bulk(port, lambda root: int8_to_str(1 << 40), told=False)
+
+
+def changed(port):
+    def change(root):
+        other = Connection(ClientStorage(port=port))
+        other.get_root()['two'].text = 'changed'
+        other.commit()
+        return root['two']._p_oid
+    return bulk(port, change, told=True)
+
+
+def bulk(port, spoil, told):
     storage = ClientStorage(port=port)
     # Out of step, a stock client may wait for gigabytes.
     storage.s.settimeout(5)
@@ -58,13 +72,14 @@ def bulk(port):
     root = connection.get_root()
     root['one'], root['two'] = Persistent(), Persistent()
     connection.commit()
-    one, two = root['one']._p_oid, root['two']._p_oid
+    one, spoiled = root['one']._p_oid, spoil(root)
     wanted = storage.load(one)
-    raised = outcome(lambda: list(storage.bulk_load([one, int8_to_str(1 << 40), two])))
+    raised = outcome(lambda: list(storage.bulk_load([one, spoiled, root._p_oid])))
     time.sleep(0.3)
     after = outcome(lambda: storage.load(one))
     synced = outcome(lambda: [str_to_int8(oid) for oid in storage.sync()])
-    return {'raised': raised, 'in_step': after == wanted and synced == []}
+    news = [str_to_int8(spoiled)] if told else []
+    return {'raised': raised, 'in_step': after == wanted and synced == news}
 
 
 def torn(path):
@@ -121,8 +136,8 @@ def between(path):
 def main():
     verb, argument = sys.argv[1:]
     talk, sys.stdout = sys.stdout, sys.stderr
-    if verb == 'bulk':
-        said = bulk(int(argument))
+    if verb in ('missing', 'changed'):
+        said = {'missing': missing, 'changed': changed}[verb](int(argument))
     elif verb == 'greeting':
         said = {'greeting': outcome(lambda: read(argument, 'greeting'))}
     else:

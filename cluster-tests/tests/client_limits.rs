@@ -186,6 +186,41 @@ fn a_slow_reader_is_closed_and_takes_no_memory() {
     cluster.finish();
 }
 
+/// `P` is answered at once, and so a client can send it again and again.
+#[test]
+fn a_client_that_asks_for_packs_without_end_begins_a_few() {
+    const ASKED: usize = 128 << 10;
+    // The log has the commands that come to nothing.
+    let cluster = Builder::default().set("log.level=\"debug\"").start();
+    let to = cluster.nodes[cluster.master()].durus;
+    let mut bystander = connect(to);
+    fill(&mut bystander, 0, 10);
+    let mut asks = connect(to);
+    asks.send(&vec![b'P'; ASKED]).expect("send");
+    let since = Instant::now();
+    // The root: a pack drops what nothing refers to.
+    assert!(matches!(bystander.load(0).expect("load"), Loaded::Record(_)));
+    let records = [(0, record(0, b"y", &[]))];
+    assert_eq!(bystander.commit(&records).expect("commit"), Committed::Yes);
+    println!("a load and a commit beside {ASKED} P took {:?}", since.elapsed());
+    let answers = asks.receive::<ASKED>().expect("the answers");
+    assert!(answers.iter().all(|answer| *answer == b'O'));
+    cluster.wait_for("the packs to end", 30, |cluster| {
+        let status = cluster.try_status().ok()?;
+        (status.is_level() && status.pack.is_none()).then_some(())
+    });
+    let history = cluster.ctl(&["history"]).json();
+    let decisions = history["decisions"].as_array().expect("decisions");
+    let packs = decisions.iter().filter(|told| told["what"] == "pack start").count();
+    assert!((1..=5).contains(&packs), "{packs} packs");
+    for node in &cluster.nodes {
+        let refused = node.log_text().matches("command refused").count();
+        assert!(refused < 20, "{refused} commands came to nothing");
+    }
+    bystander.sync().expect("it goes on");
+    cluster.finish();
+}
+
 /// Two of three nodes are gone: a commit can neither be acknowledged nor refused.
 #[test]
 fn without_a_majority_a_client_waits_so_long_and_is_closed() {

@@ -295,14 +295,16 @@ fn d4_a_commit_whose_client_is_gone_is_told_to_the_others() {
 
 #[test]
 fn d5_a_stock_client_stays_in_step_after_a_miss_in_a_bulk_load() {
-    let theirs = Stock::new();
-    let said = python::run("defects.py", &["bulk", &theirs.ports.port(0).to_string()], 60);
-    assert_eq!(said["raised"], "DurusKeyError");
-    assert_eq!(said["in_step"], false, "with stock Durus: {said}");
     let cluster = Cluster::start();
-    for i in 0..cluster.nodes.len() {
-        let said = python::run("defects.py", &["bulk", &cluster.durus_ports(&[i])], 60);
-        assert_eq!((&said["raised"], &said["in_step"]), (&"DurusKeyError".into(), &true.into()));
+    for (spoiled, raised) in [("missing", "DurusKeyError"), ("changed", "ReadConflictError")] {
+        let theirs = Stock::new();
+        let said = python::run("defects.py", &[spoiled, &theirs.ports.port(0).to_string()], 60);
+        assert_eq!(said["raised"], raised);
+        assert_eq!(said["in_step"], false, "with stock Durus: {said}");
+        for i in 0..cluster.nodes.len() {
+            let said = python::run("defects.py", &[spoiled, &cluster.durus_ports(&[i])], 60);
+            assert_eq!((&said["raised"], &said["in_step"]), (&raised.into(), &true.into()));
+        }
     }
     unharmed(cluster);
 }

@@ -117,6 +117,7 @@ impl Sessions {
             Some(Waiting::Commit(commit)) => {
                 session.pool.stored(&commit.records);
                 self.settle(conn, commit, wire::OKAY, now, out);
+                self.judge_revoked(conn, out);
                 Ok(())
             }
             other => unreachable!("session {conn} waited to see something, now {other:?}"),
@@ -212,6 +213,7 @@ impl Sessions {
         session.unseen.add(dead);
         session.pool.refused(&commit.records);
         self.settle(conn, commit, wire::INVALID, now, out);
+        self.judge_revoked(conn, out);
         self.go_on(conn, Ok(()), now, view, out);
     }
 

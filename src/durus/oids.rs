@@ -161,14 +161,14 @@ impl OidPool {
     }
 
     /// What the node's sessions hold. May come again; then it adds to what is known. From another process of the
-    /// node it replaces what the process before held. Returns the sessions that hold what is another's.
+    /// node it replaces what the process before held. Returns which oids are another's, by the sessions that hold them.
     pub fn register(
         &mut self,
         node: NodeId,
         boot: BootId,
         pools: &[(u64, Vec<Oid>)],
         exists: Exists<'_>,
-    ) -> Result<Vec<u64>, String> {
+    ) -> Result<Vec<(u64, Vec<Oid>)>, String> {
         if !self.is_registered(node, boot) {
             let before = self.nodes.insert(node, Node { boot, ..Node::default() });
             for held in before.into_iter().flat_map(|node| node.held.into_values()) {
@@ -181,21 +181,25 @@ impl OidPool {
             if self.is_gone(key) {
                 continue;
             }
+            let mut others = Vec::new();
             for oid in oids {
                 match self.check(key, *oid, exists)? {
                     // The root's oid is offered again while a node that holds it is away. There is a root now: this
-                    // session must never store another object under its oid.
-                    OidUse::Existing if *oid == Oid::ROOT => revoked.push(*session),
+                    // session must never store another object under its oid. Whether it has stored that root, its node
+                    // knows.
+                    OidUse::Existing if *oid == Oid::ROOT => others.push(*oid),
                     // Its own commit, whose answer it has not seen yet.
                     OidUse::Existing => {}
                     OidUse::Own => {}
                     OidUse::Free | OidUse::Surprise if self.used.contains(oid.0) => {}
                     OidUse::Free | OidUse::Surprise => self.own(key, *oid),
-                    OidUse::Foreign => revoked.push(*session),
+                    OidUse::Foreign => others.push(*oid),
                 }
             }
+            if !others.is_empty() {
+                revoked.push((*session, others));
+            }
         }
-        revoked.dedup();
         Ok(revoked)
     }
 
@@ -489,8 +493,11 @@ mod tests {
         assert_eq!(pool.owner(Oid(granted[0])), Some(key(N1, 1)));
         // Somebody was away while his oid was given to another.
         let clash = [(8, vec![Oid(51), Oid(50)]), (9, vec![Oid(60)])];
-        assert_eq!(pool.register(N2, BOOT, &clash, &rooted), Ok(vec![8]));
+        let revoked = vec![(8, vec![Oid(51), Oid(50)])];
+        assert_eq!(pool.register(N2, BOOT, &clash, &rooted), Ok(revoked));
         assert_eq!(pool.owner(Oid(51)), Some(key(N1, 1)));
+        let late = [(5, vec![Oid(52), Oid::ROOT])];
+        assert_eq!(pool.register(N2, BOOT, &late, &rooted), Ok(vec![(5, vec![Oid::ROOT])]));
         assert_eq!(pool.owner(Oid(60)), Some(key(N2, 9)));
         // The process died: what its sessions held is free.
         assert_eq!(pool.register(N1, BootId(78), &[], &rooted), Ok(vec![]));

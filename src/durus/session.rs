@@ -201,6 +201,8 @@ pub(super) struct Session {
     pub pipelines: bool,
     /// Oids it was given and has not used.
     pub pool: UnusedOids,
+    /// Those of them that are somebody else's, as the master says; its commit under way may show that they are not.
+    pub revoked: Vec<Oid>,
     /// It may hold oids on the master.
     pub held_oids: bool,
     /// The connection is gone, the commit is not settled.
@@ -358,6 +360,7 @@ impl Sessions {
             greeted: false,
             pipelines: false,
             pool: UnusedOids::default(),
+            revoked: Vec::new(),
             held_oids: false,
             closed: false,
             timer_us: None,
@@ -374,10 +377,28 @@ impl Sessions {
         self.leave(conn, out);
     }
 
-    /// Closes sessions that hold oids which are somebody else's by now.
-    pub fn revoke(&mut self, sessions: &[u64], out: &mut Vec<SessionAction>) {
-        for session in sessions {
-            self.close(ConnId(*session), CloseReason::Revoked, out);
+    /// The master's newest word on what sessions hold: these, by session, are somebody else's by now. Who holds one is
+    /// closed.
+    pub fn revoke(&mut self, revoked: &[(u64, Vec<Oid>)], out: &mut Vec<SessionAction>) {
+        self.sessions.values_mut().for_each(|session| session.revoked.clear());
+        for (conn, oids) in revoked {
+            if let Some(session) = self.sessions.get_mut(&ConnId(*conn)) {
+                session.revoked.clone_from(oids);
+                self.judge_revoked(ConnId(*conn), out);
+            }
+        }
+    }
+
+    /// The commit that has made such an oid an object may be the session's own, and its answer on its way: then the outcome
+    /// tells.
+    pub(super) fn judge_revoked(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        session.revoked.retain(|oid| session.pool.holds(*oid));
+        let stores =
+            |commit: &Commit| commit.records.iter().any(|(oid, _)| session.revoked.contains(oid));
+        let is_open = matches!(&session.waiting, Some(Waiting::Commit(commit)) if stores(commit));
+        if !session.revoked.is_empty() && !is_open {
+            self.close(conn, CloseReason::Revoked, out);
         }
     }
 
@@ -400,7 +421,7 @@ impl Sessions {
         self.live == 0
     }
 
-    /// Whether the answer to this Sync, Commit or NewOids still matters. A request that does not can be dropped.
+    /// Whether the answer to this Sync, Commit, NewOids or Turn still matters. A request that does not can be dropped.
     pub fn outstanding(&self, id: u64) -> bool {
         self.requests.contains_key(&id) || self.round.as_ref().is_some_and(|(out, _)| *out == id)
     }

@@ -503,10 +503,76 @@ fn who_leaves_while_waiting_leaves_nothing_behind() {
 #[test]
 fn revoked_sessions_are_closed() {
     let mut node = Node::with_two();
-    node.sessions.revoke(&[2, 99], &mut node.out);
-    let SessionAction::Close { conn: B, reason: CloseReason::Revoked } = node.asked_one() else {
-        panic!()
+    node.send(B, b"N");
+    let SessionAction::NewOids { id, .. } = node.asked_one() else { panic!() };
+    node.sessions.oids(id, &[Oid(50)], node.now, &node.store, &mut node.out);
+    node.sent(B);
+    let revoked = [(2, vec![Oid(50)]), (99, vec![Oid(51)])];
+    node.sessions.revoke(&revoked, &mut node.out);
+    let closes = SessionAction::Close { conn: B, reason: CloseReason::Revoked };
+    assert_eq!(node.asked()[0], closes);
+}
+
+/// Found by reading: the master of a first root commit died before its answer. At the next one the root exists, by that very
+/// commit, so its session seemed to hold an oid of somebody else's object, and its client was disconnected.
+#[test]
+fn a_session_that_stores_the_oid_in_question_is_judged_by_the_outcome() {
+    let root = [(0, record(0, b"root"))];
+    let closed = |node: &mut Node| {
+        matches!(
+            node.asked()[..],
+            [SessionAction::Close { conn: A, reason: CloseReason::Revoked }, ..]
+        )
     };
+    // A holds 0 and 50, and stores 0.
+    let begin = || {
+        let mut node = Node::with_two();
+        node.send(A, b"M\x02");
+        let SessionAction::NewOids { id, .. } = node.asked_one() else { panic!() };
+        node.sessions.oids(id, &[Oid(0), Oid(50)], node.now, &node.store, &mut node.out);
+        node.send(A, b"C");
+        node.send(A, &commit_data(&root));
+        let (id, commit_id) = node.commit_id();
+        node.sent(A);
+        (node, id, commit_id)
+    };
+    let says = |node: &mut Node, oids: &[u64]| {
+        let oids = oids.iter().copied().map(Oid).collect();
+        node.sessions.revoke(&[(1, oids)], &mut node.out);
+    };
+    let (mut node, _, commit_id) = begin();
+    says(&mut node, &[0]);
+    assert_eq!(node.asked(), []);
+    node.apply(&root, commit_id);
+    assert_eq!((node.sent(A), node.asked()), (b"O".to_vec(), vec![]));
+    // Late, to what was said before the commit was shown.
+    says(&mut node, &[0]);
+    assert_eq!(node.asked(), []);
+    says(&mut node, &[50]);
+    assert!(closed(&mut node));
+
+    let (mut node, id, _) = begin();
+    says(&mut node, &[0]);
+    node.conflict(id, &[]);
+    assert_eq!(node.sent(A), b"I");
+    assert!(closed(&mut node));
+
+    // Its commit says nothing of 50.
+    let (mut node, ..) = begin();
+    says(&mut node, &[50]);
+    assert!(closed(&mut node));
+    let (mut node, _, commit_id) = begin();
+    says(&mut node, &[0, 50]);
+    node.apply(&root, commit_id);
+    assert_eq!(node.sent(A), b"O");
+    assert!(closed(&mut node));
+
+    // What another master says is the newer word.
+    let (mut node, id, _) = begin();
+    says(&mut node, &[0]);
+    says(&mut node, &[]);
+    node.conflict(id, &[]);
+    assert_eq!((node.sent(A), node.asked()), (b"I".to_vec(), vec![]));
 }
 
 /// Recorded from stock Durus 4.3's server on an empty file, oids apart.

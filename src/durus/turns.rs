@@ -34,11 +34,13 @@ pub struct Turns<A> {
     waiting: VecDeque<Turn<A>>,
 }
 
-impl<A: Copy> Turns<A> {
-    pub fn new() -> Turns<A> {
+impl<A> Default for Turns<A> {
+    fn default() -> Turns<A> {
         Turns { current: None, waiting: VecDeque::new() }
     }
+}
 
+impl<A: Copy> Turns<A> {
     /// Who has asked before asks for another one.
     pub fn ask(&mut self, turn: Turn<A>) {
         self.end(turn.session);
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn one_after_the_other_in_the_order_asked() {
-        let mut turns = Turns::new();
+        let mut turns = Turns::default();
         assert_eq!(turns.begin(at(0)), None);
         (1..=3).for_each(|of| turns.ask(turn(of, None)));
         assert_eq!((turns.begin(at(1)), turns.begin(at(2))), (Some(1), None));
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn who_stores_what_it_may_have_read_waits_and_nobody_else() {
-        let mut turns = Turns::new();
+        let mut turns = Turns::default();
         turns.ask(turn(1, Some(&[7, 8])));
         assert!(!held(&turns, 2, &[7], 0));
         turns.begin(at(0));
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_turn_lapses() {
-        let mut turns = Turns::new();
+        let mut turns = Turns::default();
         turns.ask(turn(1, None));
         turns.ask(turn(2, None));
         turns.begin(at(5));
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn so_many_wait_and_no_more() {
-        let mut turns = Turns::new();
+        let mut turns = Turns::default();
         (0..2 * WAITING_MAX as u64).for_each(|of| turns.waiting.push_back(turn(of, None)));
         let before = turns.waiting.len();
         turns.ask(turn(u64::MAX, None));

@@ -34,6 +34,10 @@ impl UnusedOids {
         self.held.is_empty()
     }
 
+    pub fn holds(&self, oid: Oid) -> bool {
+        self.held.contains(oid.0)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Oid> {
         self.held.iter().map(Oid)
     }

@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -76,8 +76,8 @@ struct Link {
 struct Gate {
     /// Do messages wait, or are they dropped?
     accepts: AtomicBool,
-    /// Messages of an earlier era are dropped instead of sent: they were meant for a connection that is lost, perhaps
-    /// for a process that is gone.
+    /// Messages of an earlier era are dropped instead of sent, unless they are begun: they were meant for a connection that
+    /// is lost, perhaps for a process that is gone.
     era: AtomicU64,
     queued_bytes: AtomicUsize,
     queued_bytes_max: usize,
@@ -101,9 +101,11 @@ struct Queued {
 
 enum Waits {
     Message(Box<PeerMessage>),
-    /// Of messages that are encoded; what a connection did not take of them begins in the middle of one, and is of no
-    /// use to the next connection.
+    /// Of messages that are encoded.
     Frames(Bytes),
+    /// What this connection has not taken of such: it may begin in the middle of a message, so it must come next there,
+    /// whatever its era, and is of no use to any other connection.
+    Rest(Weak<TcpStream>, Bytes),
 }
 
 struct Charge {
@@ -219,6 +221,7 @@ impl Link {
         }
         let mut frames = self.round.split().freeze();
         let gate = &self.gate;
+        let mut begun = None;
         // Nothing waits, and nothing is being written: only this thread adds, and what is written is taken off after it.
         if gate.queued_bytes.load(Ordering::Acquire) == 0
             && gate.era.load(Ordering::Acquire) == self.round_era
@@ -227,10 +230,15 @@ impl Link {
             // An error is for the link's task to find.
             let written = stream.try_write(&frames).unwrap_or(0);
             frames.advance(written);
+            begun = (written > 0).then(|| Arc::downgrade(stream));
         }
         if !frames.is_empty() {
             let bytes = frames.len();
-            self.enqueue(Waits::Frames(frames), bytes, self.round_era);
+            let waits = match begun {
+                Some(stream) => Waits::Rest(stream, frames),
+                None => Waits::Frames(frames),
+            };
+            self.enqueue(waits, bytes, self.round_era);
         }
     }
 
@@ -493,7 +501,7 @@ fn from_io(error: io::Error) -> Failure {
 async fn write_queued(
     queued: &mut UnboundedReceiver<Queued>,
     gate: &Gate,
-    stream: &TcpStream,
+    stream: &Arc<TcpStream>,
 ) -> End {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     let mut out = BytesMut::new();
@@ -506,10 +514,16 @@ async fn write_queued(
         }
         let mut rest = batch.drain(..).peekable();
         while let Some(next) = rest.next() {
-            if next.era == gate.era.load(Ordering::Acquire) {
+            let is_due = match &next.waits {
+                Waits::Rest(begun, _) => begun.as_ptr() == Arc::as_ptr(stream),
+                _ => next.era == gate.era.load(Ordering::Acquire),
+            };
+            if is_due {
                 match next.waits {
                     Waits::Message(message) => frame::encode(&*message, &mut out),
-                    Waits::Frames(frames) => out.extend_from_slice(&frames),
+                    Waits::Frames(frames) | Waits::Rest(_, frames) => {
+                        out.extend_from_slice(&frames)
+                    }
                 }
                 charges.push(next.charge);
             }
@@ -581,3 +595,7 @@ fn name(lane: Lane) -> &'static str {
         Lane::Bulk => "bulk",
     }
 }
+
+#[cfg(test)]
+#[path = "links_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::proto::replication as pb;
-use crate::types::{BlockRoot, Chain, CommitId, Epoch, Generation, Seq, Tip};
+use crate::types::{BlockRoot, Chain, CommitId, Epoch, Generation, Oid, Seq, Tip};
 
 /// A peer's message that says nothing sensible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +65,11 @@ pub fn position(what: &'static str, at: Option<&pb::Position>) -> Result<Positio
     })
 }
 
+/// A session, and oids of it.
+pub fn pool(pool: pb::SessionPool) -> (u64, Vec<Oid>) {
+    (pool.session, pool.oids.into_iter().map(Oid).collect())
+}
+
 pub fn put_chain(chain: Chain) -> Bytes {
     Bytes::copy_from_slice(&chain.0)
 }
@@ -88,4 +93,8 @@ pub fn put_position(at: &Position) -> pb::Position {
         base_hash: put_chain(at.base_hash),
         tip: Some(put_tip(&at.tip)),
     }
+}
+
+pub fn put_pool(session: u64, oids: Vec<Oid>) -> pb::SessionPool {
+    pb::SessionPool { session, oids: oids.into_iter().map(|oid| oid.0).collect() }
 }

@@ -295,6 +295,9 @@ impl Core {
         self.controller.on_state_changed();
         self.controller_due_us = 0;
         self.beats.soon();
+        if let Some(master) = self.master() {
+            master.pack_asked = None;
+        }
         if self.control.oid_limit() > before.oid_limit() {
             self.on_oid_block(self.control.epoch(), before.oid_limit(), out);
         }

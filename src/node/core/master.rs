@@ -43,6 +43,8 @@ pub(super) struct Master {
     pub(super) block_asked: Option<Now>,
     /// Blocks that came before we were open.
     pub(super) oid_blocks: Vec<(Oid, Oid)>,
+    /// A client's pack was proposed, and the state has not changed since.
+    pub(super) pack_asked: Option<Now>,
     pub(super) opened_at: Option<Now>,
     pub(super) handover: Handover,
     pub(super) turns: Turns<Asker>,
@@ -76,9 +78,10 @@ impl Master {
             oids_wanted: VecDeque::new(),
             block_asked: None,
             oid_blocks: Vec::new(),
+            pack_asked: None,
             opened_at: None,
             handover: Handover::default(),
-            turns: Turns::new(),
+            turns: Turns::default(),
             held: Vec::new(),
         }
     }

@@ -17,6 +17,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
 use crate::proto::replication::client_request::Ask;
+use crate::replication::wire;
 use crate::shelf::Shelf;
 use crate::types::{ConnId, Epoch, NodeId, Now, Oid, Seq};
 
@@ -34,6 +35,8 @@ pub(super) struct Requests {
     register_sent: Option<(Epoch, Now)>,
     /// Something is open that was not looked at.
     fresh: bool,
+    /// The last request for a pack: one at a time is enough for all clients.
+    pack: Option<u64>,
 }
 
 impl Requests {
@@ -45,6 +48,15 @@ impl Requests {
         let sent = self.open.values().filter_map(|open| open.sent).map(|(_, at)| at.mono_us).min();
         let register = self.register_sent.map(|(_, at)| at.mono_us);
         sent.into_iter().chain(register).min().map(|at| at + ASK_AGAIN_MS * 1000)
+    }
+}
+
+/// Whether somebody waits for the answer; what only tells the master something goes on until that has heard it. Oids that
+/// are asked for in vain would be a session's that is gone, if this master does not know that it is.
+fn is_wanted(id: u64, ask: &Ask, sessions: &durus::Sessions) -> bool {
+    match ask {
+        Ask::Sync(_) | Ask::Commit(_) | Ask::NewOids(_) | Ask::Turn(_) => sessions.outstanding(id),
+        Ask::FreeSession(_) | Ask::Told(_) | Ask::EndTurn(_) | Ask::Pack(_) => true,
     }
 }
 
@@ -117,6 +129,7 @@ impl Core {
             return;
         }
         match input {
+            Input::ClientOpened { .. } if !self.suspect.is_empty() => self.turn_away(input, out),
             Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
             Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
             Input::ClientClosed { conn } => self.on_client_closed(conn, out),
@@ -124,7 +137,7 @@ impl Core {
         }
     }
 
-    /// A node that stands aside never comes to serve: its clients are to go elsewhere.
+    /// A node that stands aside never comes to serve, or takes nothing new any more: its clients are to go elsewhere.
     pub(super) fn turn_away(&mut self, input: Input, out: &mut Vec<Action>) {
         if let Input::ClientOpened { conn, .. } = input {
             let reason = format!("this node stands aside: {}", self.suspect);
@@ -248,7 +261,14 @@ impl Core {
                 SessionAction::FreeSession { id, session } => {
                     (id, Ask::FreeSession(pb::FreeSession { session }))
                 }
-                SessionAction::Pack { id } => (id, Ask::Pack(pb::Pack {})),
+                SessionAction::Pack { id } => {
+                    let asked = self.requests.pack.filter(|id| self.requests.open.contains_key(id));
+                    if asked.is_some() {
+                        continue;
+                    }
+                    self.requests.pack = Some(id);
+                    (id, Ask::Pack(pb::Pack {}))
+                }
                 SessionAction::Told { id, generation } => {
                     (id, Ask::Told(pb::Told { generation: generation.0 }))
                 }
@@ -298,14 +318,12 @@ impl Core {
             return;
         }
         self.requests.register_sent = Some((epoch, self.now));
-        let pool = |(session, oids): (u64, Vec<Oid>)| pb::SessionPool {
-            session,
-            oids: oids.into_iter().map(|oid| oid.0).collect(),
-        };
+        let pools = self.sessions.pools().into_iter();
+        let pools = pools.map(|(session, oids)| wire::put_pool(session, oids));
         let register = pb::Register {
             epoch: epoch.0,
             boot: self.setup.boot.0,
-            pools: self.sessions.pools().into_iter().map(pool).collect(),
+            pools: pools.collect(),
             told_generation: self.sessions.told_generation().0,
         };
         self.send(master, Kind::Register(register), out);
@@ -324,7 +342,8 @@ impl Core {
         self.requests.registered = Some(Epoch(reply.epoch));
         self.requests.fresh = true;
         let mut actions = Vec::new();
-        self.sessions.revoke(&reply.revoked_sessions, &mut actions);
+        let revoked: Vec<_> = reply.revoked.into_iter().map(wire::pool).collect();
+        self.sessions.revoke(&revoked, &mut actions);
         self.on_session_actions(actions, out);
         Ok(())
     }
@@ -333,13 +352,16 @@ impl Core {
         let (now, applied_epoch) = (self.now, self.applied_epoch);
         let again_max = self.setup.sent_again_bytes_max;
         let mut due = Vec::new();
+        let mut unwanted = Vec::new();
         for (id, open) in &mut self.requests.open {
             let may = match open.sent {
                 None => true,
                 Some((to, at)) if to == epoch => now.since_ms(at) >= ASK_AGAIN_MS,
                 Some(_) => !matches!(open.ask, Ask::Commit(_)) || applied_epoch >= epoch,
             };
-            if may {
+            if may && !is_wanted(*id, &open.ask, &self.sessions) {
+                unwanted.push(*id);
+            } else if may {
                 let again = open.sent.is_some_and(|(to, _)| to == epoch);
                 open.sent = Some((epoch, now));
                 due.push((
@@ -348,6 +370,7 @@ impl Core {
                 ));
             }
         }
+        unwanted.iter().for_each(|id| _ = self.requests.open.remove(id));
         for (id, ask) in due {
             let request =
                 pb::ClientRequest { epoch: epoch.0, boot: self.setup.boot.0, id, ask: Some(ask) };

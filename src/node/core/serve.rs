@@ -78,11 +78,7 @@ impl Core {
 
     pub(super) fn register(&mut self, from: NodeId, register: pb::Register, out: &mut Vec<Action>) {
         let boot = BootId(register.boot);
-        let pools: Vec<(u64, Vec<Oid>)> = register
-            .pools
-            .into_iter()
-            .map(|pool| (pool.session, pool.oids.into_iter().map(Oid).collect()))
-            .collect();
+        let pools: Vec<_> = register.pools.into_iter().map(wire::pool).collect();
         let shelf = &self.shelf;
         let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
         let Role::Master(master) = &mut self.role else { return };
@@ -97,8 +93,9 @@ impl Core {
         master.turns.retain(|turn| turn.asker.node != from || turn.asker.boot == boot);
         let told = Generation(register.told_generation);
         master.registered.insert(from, Registered { boot, told });
-        let reply =
-            pb::RegisterReply { epoch: master.epoch.0, boot: boot.0, revoked_sessions: revoked };
+        let revoked = revoked.into_iter().map(|(session, oids)| wire::put_pool(session, oids));
+        let (epoch, revoked) = (master.epoch.0, revoked.collect());
+        let reply = pb::RegisterReply { epoch, boot: boot.0, revoked };
         self.send(from, Kind::RegisterReply(reply), out);
         self.judge_holes();
     }
@@ -156,11 +153,7 @@ impl Core {
                 self.answer(asker, Answer::Done(true), out);
             }
             Ask::Pack(_) => {
-                let generation = self.shelf.generation().next().0;
-                let asked_by = format!("a client of node {from}");
-                if self.control.pack().is_none() {
-                    self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
-                }
+                self.propose_pack(from, out);
                 self.answer(asker, Answer::Done(true), out);
             }
             Ask::Told(told) => {
@@ -174,6 +167,20 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Proposed once, until the state has changed, or until it must have been lost: a client may ask again and again.
+    fn propose_pack(&mut self, from: NodeId, out: &mut Vec<Action>) {
+        let (now, packing) = (self.now, self.control.pack().is_some());
+        let Some(master) = self.master() else { return };
+        let asked = master.pack_asked.is_some_and(|at| now.since_ms(at) < ASK_AGAIN_MS);
+        if packing || asked {
+            return;
+        }
+        master.pack_asked = Some(now);
+        let generation = self.shelf.generation().next().0;
+        let asked_by = format!("a client of node {from}");
+        self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
     }
 
     pub(super) fn answer(&mut self, to: Asker, answer: Answer, out: &mut Vec<Action>) {
@@ -440,7 +447,7 @@ impl Core {
         }
     }
 
-    fn use_block(&mut self, from: Oid, below: Oid, out: &mut Vec<Action>) {
+    pub(super) fn use_block(&mut self, from: Oid, below: Oid, out: &mut Vec<Action>) {
         let Some(master) = self.master() else { return };
         master.block_asked = None;
         if !master.open {

@@ -2,17 +2,15 @@ use std::sync::Arc;
 
 use roaring::RoaringTreemap;
 
-use crate::node::core::master::Master;
 use crate::node::core::start::FIRST;
-use crate::node::core::testing::{carry_out, first_of, first_of_three, says};
-use crate::node::core::{Action, Core, Input, Role};
-use crate::proto::control::Pause;
+use crate::node::core::testing::{carry_out, first_of, open_master, says};
+use crate::node::core::{Action, Core, Input};
 use crate::proto::control::command::Kind as Command;
 use crate::proto::control::peer_message::Kind as Message;
+use crate::proto::control::{PackCancel, Pause};
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
 use crate::proto::replication::client_request::Ask;
-use crate::replication::wire::Position;
 use crate::shelf::testing::commit;
 use crate::shelf::{Kind, Shelf};
 use crate::storage::mem::MemDisk;
@@ -43,19 +41,6 @@ fn at(ms: u64) -> Now {
     Now { mono_us: 1 + ms * 1000, wall_us: 1 }
 }
 
-/// Node 1 is the open master of epoch 0.
-fn open_master() -> Core {
-    let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
-    let tip = core.shelf.tip();
-    let (generation, base_hash) = (core.shelf.generation(), core.shelf.base_hash());
-    let floor = Position { generation, base_hash, tip };
-    let voters = vec![NodeId(1), NodeId(2), NodeId(3)];
-    let mut master = Master::new(NodeId(1), Epoch(0), voters, floor, NodeId(1), at(0));
-    master.open = true;
-    core.role = Role::Master(Box::new(master));
-    core
-}
-
 fn registers(boot: u64) -> Message {
     Message::Register(pb::Register { boot, ..pb::Register::default() })
 }
@@ -83,7 +68,7 @@ fn answered(actions: &[Action]) -> Vec<(u64, u64)> {
 /// session of the process that was gone got them, with the root's oid, which nobody could ever store then.
 #[test]
 fn what_a_gone_process_asked_for_is_given_to_nobody() {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     let oids = |session| Ask::NewOids(pb::NewOids { session, count: 2 });
     says(&mut core, at(1), 2, registers(21));
     says(&mut core, at(2), 2, asks(21, 1, oids(8)));
@@ -99,7 +84,7 @@ fn what_a_gone_process_asked_for_is_given_to_nobody() {
 /// requests from the beginning, and might take it for that of its own read, or of its own commit.
 #[test]
 fn an_answer_goes_to_the_process_that_asked() {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     says(&mut core, at(1), 2, registers(21));
     says(&mut core, at(2), 2, asks(21, 1, Ask::Sync(pb::Sync {})));
     core.drive_confirm(&mut Vec::new());
@@ -112,7 +97,7 @@ fn an_answer_goes_to_the_process_that_asked() {
 /// The heir may have died: what is held for it is no more than late.
 #[test]
 fn what_is_held_for_an_heir_goes_on_by_itself() {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     says(&mut core, at(1), 2, registers(21));
     let oids = Ask::NewOids(pb::NewOids { session: 3, count: 1 });
     says(&mut core, at(2), 2, asks(21, 1, oids));
@@ -148,7 +133,7 @@ fn hears(core: &mut Core, now: Now, from: u64, message: Message) -> Vec<Action> 
 
 /// Oids 0 and 1 are stored; sessions 3 and 4 of node 2 may have read both.
 fn two_sessions() -> Core {
-    let mut core = open_master();
+    let mut core = open_master(0, at(0));
     hears(&mut core, at(1), 2, registers(21));
     let oids = Ask::NewOids(pb::NewOids { session: 3, count: 2 });
     hears(&mut core, at(1), 2, asks(21, 1, oids));
@@ -268,41 +253,92 @@ fn what_is_held_of_a_gone_process_is_not_judged() {
     assert_eq!(answered(&out), [(31, 3)]);
 }
 
+/// A node alone, whose clients ask for packs.
+struct Alone {
+    core: Core,
+    ms: u64,
+    asked: u64,
+}
+
+impl Alone {
+    fn open() -> Alone {
+        let core = first_of(1, Arc::new(MemDisk::default()), at(0));
+        let mut alone = Alone { core, ms: 0, asked: 1000 };
+        alone.until("the first election", &|core| core.control.is_open());
+        alone
+    }
+
+    fn until(&mut self, what: &str, is_so: &dyn Fn(&Core) -> bool) {
+        let end = self.ms + 10_000;
+        while !is_so(&self.core) {
+            assert!(self.ms < end, "{what} takes too long");
+            self.ms += 10;
+            let mut out = Vec::new();
+            self.core.step(at(self.ms), Input::Tick, &mut out);
+            carry_out(&mut self.core, at(self.ms), out);
+        }
+    }
+
+    fn decide(&mut self, command: Command, what: &str, is_so: &dyn Fn(&Core) -> bool) {
+        self.core.propose(command, &mut Vec::new());
+        self.until(what, is_so);
+    }
+
+    /// What comes of it is still to be carried out.
+    fn ask(&mut self) -> Vec<Action> {
+        self.asked += 1;
+        let (epoch, boot) = (self.core.promised.0, self.core.setup.boot.0);
+        let ask = Some(Ask::Pack(pb::Pack {}));
+        let request = pb::ClientRequest { epoch, boot, id: self.asked, ask };
+        says(&mut self.core, at(self.ms), 1, Message::ClientRequest(request))
+    }
+
+    fn ask_once(&mut self) {
+        let out = self.ask();
+        carry_out(&mut self.core, at(self.ms), out);
+    }
+}
+
 /// Found by reading: what a client asked of a master that leads Raft, too, went into the log unlooked at, and a pack began
 /// while elections were paused, or where there was no room for it.
 #[test]
 fn a_client_s_pack_begins_only_if_anybody_s_could() {
-    let mut core = first_of(1, Arc::new(MemDisk::default()), at(0));
-    let mut ms = 0;
-    let mut until = |core: &mut Core, what: &str, is_so: &dyn Fn(&Core) -> bool| {
-        let end = ms + 10_000;
-        while !is_so(core) {
-            assert!(ms < end, "{what} takes too long");
-            ms += 10;
-            let mut out = Vec::new();
-            core.step(at(ms), Input::Tick, &mut out);
-            carry_out(core, at(ms), out);
-        }
-        at(ms)
-    };
-    let pause = |core: &mut Core, paused| {
-        let pause = Pause { paused, asked_by: "ann".into() };
-        core.propose(Command::Pause(pause), &mut Vec::new());
-    };
-    let ask = |core: &mut Core, now: Now, id: u64| {
-        let (epoch, boot) = (core.promised.0, core.setup.boot.0);
-        let ask = Some(Ask::Pack(pb::Pack {}));
-        let request = pb::ClientRequest { epoch, boot, id, ask };
-        let out = says(core, now, 1, Message::ClientRequest(request));
-        carry_out(core, now, out)
-    };
-    until(&mut core, "the first election", &|core| core.control.is_open());
-    pause(&mut core, true);
-    let now = until(&mut core, "a pause", &|core| core.control.paused());
-    ask(&mut core, now, 1001);
-    assert!(core.control.pack().is_none(), "elections are paused, and a pack ends in one");
-    pause(&mut core, false);
-    let now = until(&mut core, "its end", &|core| !core.control.paused());
-    ask(&mut core, now, 1002);
-    assert!(core.control.pack().is_some());
+    let mut alone = Alone::open();
+    let pause = |paused| Command::Pause(Pause { paused, asked_by: "ann".into() });
+    alone.decide(pause(true), "a pause", &|core| core.control.paused());
+    alone.ask_once();
+    assert!(alone.core.control.pack().is_none(), "elections are paused, and a pack ends in one");
+    alone.decide(pause(false), "its end", &|core| !core.control.paused());
+    alone.ask_once();
+    assert!(alone.core.control.pack().is_some());
+}
+
+/// Found by reading: each `P` was a command in the Raft log until the first of them was applied, 131,072 of one read.
+#[test]
+fn many_clients_packs_are_one_command() {
+    let mut alone = Alone::open();
+    let before = alone.core.control.applied();
+    let out: Vec<Action> = (0..100).flat_map(|_| alone.ask()).collect();
+    carry_out(&mut alone.core, at(alone.ms), out);
+    let pack = alone.core.control.pack().expect("it has begun").generation.0;
+    let commands = alone.core.control.applied() - before;
+    assert!(commands < 10, "{commands} commands");
+    // After its end, the next.
+    let cancel = PackCancel { generation: pack, why: "no".into(), asked_by: "ann".into() };
+    let cancel = Command::PackCancel(cancel);
+    alone.decide(cancel, "its end", &|core| core.control.pack().is_none());
+    alone.ask_once();
+    assert!(alone.core.control.pack().is_some());
+}
+
+/// What was proposed may be lost on its way to the leader.
+#[test]
+fn a_pack_of_which_nothing_came_can_be_asked_for_again() {
+    let mut core = open_master(0, at(0));
+    says(&mut core, at(1), 2, registers(21));
+    for (ms, proposed_ms) in [(2, 2), (301, 2), (302, 302)] {
+        let out = says(&mut core, at(ms), 2, asks(21, ms, Ask::Pack(pb::Pack {})));
+        assert_eq!(answered(&out), [(21, ms)]);
+        assert_eq!(core.master().unwrap().pack_asked, Some(at(proposed_ms)));
+    }
 }

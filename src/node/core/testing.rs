@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use slog::{Discard, Logger, o};
 
-use super::{Action, Core, Input, Setup, Timing, start};
+use super::master::Master;
+use super::{Action, Core, Input, Role, Setup, Timing, start};
 use crate::control::{self, Applied};
 use crate::durus::Limits;
 use crate::proto::control::peer_message::Kind;
@@ -12,8 +13,9 @@ use crate::proto::control::{
     Elect, FenceCommand, GenerationRecord, Member, PeerMessage, Reason, command,
 };
 use crate::replication::wire;
+use crate::storage::mem::MemDisk;
 use crate::storage::{Disk, task};
-use crate::types::{BootId, NodeId, Now};
+use crate::types::{BootId, Epoch, NodeId, Now};
 
 /// Node 1 of three, started on this disk.
 pub(super) fn first_of_three(disk: Arc<dyn Disk>, now: Now) -> Core {
@@ -48,6 +50,21 @@ pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
         log: Logger::root(Discard, o!()),
     };
     start(setup, now).expect("a good disk").0
+}
+
+/// Node 1 of three, the open master of this epoch.
+pub(super) fn open_master(epoch: u64, now: Now) -> Core {
+    let mut core = first_of_three(Arc::new(MemDisk::default()), now);
+    make_open_master(&mut core, epoch);
+    core
+}
+
+pub(super) fn make_open_master(core: &mut Core, epoch: u64) {
+    core.promised = Epoch(epoch);
+    let (floor, voters) = (core.position(), [1, 2, 3].map(NodeId).to_vec());
+    let mut master = Master::new(NodeId(1), Epoch(epoch), voters, floor, NodeId(1), core.now);
+    master.open = true;
+    core.role = Role::Master(Box::new(master));
 }
 
 pub(super) fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Action> {
