@@ -13,6 +13,9 @@
 //! **Syncs** of all sessions share one question at a time. A session only takes the answer to a question that was asked
 //! after its command came, so those who come while one is out wait for the next.
 //!
+//! **Turns.** Who asks for much at once, in one bulk load or in many commands sent ahead, is answered so much at a time,
+//! and then the other sessions and everything else of the node have their turn. Meanwhile no more is read of its client.
+//!
 //! **Bulk loads.** A stock client stops reading at the first answer that is not a record, and takes the rest for the
 //! answer to its next command, whenever that comes. So it is not sent the rest. A stock client greets with `V` and waits
 //! for each answer before its next command; one that has not greeted, or has ever sent a command sooner, is none, and gets
@@ -65,6 +68,11 @@ pub enum SessionAction {
     Close {
         conn: ConnId,
         reason: CloseReason,
+    },
+    /// Whether more of what the client sends is to be read: while it waits for its turn, what it has sent is enough.
+    Read {
+        conn: ConnId,
+        on: bool,
     },
     /// A client asked the server to stop, and may.
     Quit {
@@ -159,11 +167,35 @@ pub(super) enum Waiting {
     InFile(Seq),
     /// Its turn to go on with a bulk load: so many of these are answered.
     Bulk(Vec<Oid>, usize),
+    /// Its turn to go on with what is in its buffer.
+    Commands,
     NewOids {
         id: u64,
         count: u32,
     },
     Commit(Commit),
+}
+
+/// What was done for a session in one turn.
+#[derive(Default)]
+pub(super) struct Spent {
+    pub commands: usize,
+    pub oids: usize,
+    pub bytes: usize,
+}
+
+/// In one turn of a session, before others have theirs: each oid may be a read of the disk.
+const OIDS_AT_ONCE: usize = 256;
+const COMMANDS_AT_ONCE: usize = OIDS_AT_ONCE;
+const BYTES_AT_ONCE: usize = 4 << 20;
+
+impl Spent {
+    /// Its turn is over.
+    pub fn is_all(&self) -> bool {
+        self.commands >= COMMANDS_AT_ONCE
+            || self.oids >= OIDS_AT_ONCE
+            || self.bytes >= BYTES_AT_ONCE
+    }
 }
 
 pub(super) struct Session {
@@ -195,6 +227,10 @@ pub(super) struct Session {
     touched_noted: u64,
     /// Bytes of answers since its client last sent something.
     pub answered_bytes: u64,
+    /// In the turn that it has now; nothing between turns.
+    pub spent: Spent,
+    /// Nothing is read of its client for now.
+    pub unread: bool,
     /// It said which version it speaks.
     pub greeted: bool,
     /// It does not always wait for an answer before its next command.
@@ -245,6 +281,11 @@ impl Session {
     /// As a stock client does: at the first answer of a bulk load that is no record.
     pub fn stops_reading(&self) -> bool {
         self.greeted && !self.pipelines
+    }
+
+    /// Whether it waits for its turn and for nothing else.
+    pub fn waits_for_turn(&self) -> bool {
+        matches!(self.waiting, Some(Waiting::Bulk(..) | Waiting::Commands))
     }
 
     /// Judges all that is held for this client here, as `session_bytes_max` counts it.
@@ -299,8 +340,8 @@ pub struct Sessions {
     pub(super) visible: BTreeSet<(Seq, ConnId)>,
     /// Sessions whose turn has come, once this node's file holds a seq.
     pub(super) in_file: BTreeSet<(Seq, ConnId)>,
-    /// Sessions in the middle of a bulk load, in turn; some may have left.
-    pub(super) bulks: VecDeque<ConnId>,
+    /// Sessions that wait for their turn, in the order in which they have it; some may have left.
+    pub(super) in_turn: VecDeque<ConnId>,
     timers: BTreeSet<(u64, ConnId)>,
     pub(super) commit_bytes: u64,
 }
@@ -322,7 +363,7 @@ impl Sessions {
             next_round: Vec::new(),
             visible: BTreeSet::new(),
             in_file: BTreeSet::new(),
-            bulks: VecDeque::new(),
+            in_turn: VecDeque::new(),
             timers: BTreeSet::new(),
             commit_bytes: 0,
         }
@@ -355,6 +396,8 @@ impl Sessions {
             touched_bytes: 0,
             touched_noted: 0,
             answered_bytes: 0,
+            spent: Spent::default(),
+            unread: false,
             greeted: false,
             pipelines: false,
             pool: UnusedOids::default(),
@@ -412,7 +455,7 @@ impl Sessions {
 
     /// Whether [`Sessions::read_on`] has something to do.
     pub fn reads_on(&self) -> bool {
-        !self.bulks.is_empty()
+        !self.in_turn.is_empty()
     }
 
     /// Whether [`Sessions::poke`] has something to do although nothing new is shown: somebody goes on without its turn.
@@ -435,7 +478,6 @@ impl Sessions {
                 None => None,
                 Some(Waiting::Commit(_)) => Some("a commit"),
                 Some(Waiting::NewOids { .. }) => Some("a request for oids"),
-                Some(Waiting::Bulk(..)) => Some("a bulk load"),
                 Some(_) => Some("a sync"),
             };
             if what == Some("a commit") && mutants::broken(Mutant::UnknownSaidAsDone) {
@@ -485,6 +527,8 @@ impl Sessions {
             (Some(Waiting::Turn { .. } | Waiting::InFile(_)), _) => {
                 Some((session.waiting_since, TURN_WAIT_MS))
             }
+            // That is for us to see to.
+            _ if session.waits_for_turn() => None,
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
             (None, true) => Some((session.last_input, self.limits.command_max_ms)),
             (None, false) => None,
@@ -556,7 +600,7 @@ impl Sessions {
                 self.visible.remove(&(*seq, conn));
                 false
             }
-            Some(Waiting::Sync(_) | Waiting::Bulk(..)) | None => false,
+            Some(Waiting::Sync(_) | Waiting::Bulk(..) | Waiting::Commands) | None => false,
         };
         self.end_turn(conn, out);
         self.retime(conn);

@@ -1,7 +1,8 @@
 //! The Durus port: bytes in, bytes out; what they mean is the core's matter.
 //!
 //! Several addresses may be listened on; all of them serve the same sessions. The core's thread reads (`ears`), in turn, and
-//! nothing more of a connection to which too much waits to be sent: a client that asks without reading stops itself. One
+//! nothing more of a connection to which too much waits to be sent (a client that asks without reading stops itself), nor of
+//! one of which the core has enough. One
 //! task a connection writes what does not leave at once, and ends it. A client that takes nothing for as long as a
 //! command may stall is closed, and so is one for which more waits than a session may hold. `ClientClosed` is fed
 //! exactly once for every `ClientOpened`, after everything else of that connection.
@@ -21,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::bind::{Bound, Stream};
 use super::core::io::Input;
-use super::ears::{self, Attached, Feed, Heard, Source};
+use super::ears::{self, Attached, Feed, Heard, Source, SourceId};
 use super::limits::{self, Limits};
 use super::listener::ACCEPT_PAUSE;
 use super::sockets::StopSeen;
@@ -42,6 +43,9 @@ struct Client {
     queue: UnboundedSender<Outgoing>,
     unsent: Arc<Unsent>,
     stream: Arc<Stream>,
+    source: SourceId,
+    /// The core wants nothing more of it read for now.
+    unread: Arc<AtomicBool>,
 }
 
 /// Bytes that wait to be sent to one client.
@@ -128,14 +132,15 @@ impl Client {
 /// The core's answers: those of one round go out together.
 pub struct Replies {
     clients: Clients,
+    feed: Feed,
     /// In the order of their first answers.
     waiting: Vec<(ConnId, Vec<Bytes>)>,
     places: HashMap<ConnId, usize>,
 }
 
 impl Replies {
-    pub fn new(clients: Clients) -> Replies {
-        Replies { clients, waiting: Vec::new(), places: HashMap::new() }
+    pub fn new(clients: Clients, feed: Feed) -> Replies {
+        Replies { clients, feed, waiting: Vec::new(), places: HashMap::new() }
     }
 
     pub fn send(&mut self, conn: ConnId, bytes: Bytes) {
@@ -156,6 +161,16 @@ impl Replies {
         for (conn, parts) in self.waiting.drain(..) {
             if let Some(client) = table.get(&conn) {
                 client.send(parts);
+            }
+        }
+    }
+
+    /// Whether more of what the client sends is to be read.
+    pub fn read(&mut self, conn: ConnId, on: bool) {
+        if let Some(client) = self.clients.table().get(&conn) {
+            client.unread.store(!on, Ordering::Relaxed);
+            if on {
+                self.feed.resume(client.source);
             }
         }
     }
@@ -274,13 +289,25 @@ async fn converse(port: &DurusPort, conn: ConnId, stream: Stream, address: Strin
         full_why: OnceLock::new(),
     });
     let stream = Arc::new(stream);
-    let client = Client { queue, unsent: unsent.clone(), stream: stream.clone() };
+    let (source, unread) = (port.feed.number(), Arc::new(AtomicBool::new(false)));
+    let client = Client {
+        queue,
+        unsent: unsent.clone(),
+        stream: stream.clone(),
+        source,
+        unread: unread.clone(),
+    };
     port.clients.table().insert(conn, client);
     port.feed.put(Input::ClientOpened { conn, address });
     let (says_end, end_said) = oneshot::channel();
-    let heard =
-        Hearing { conn, stream: stream.clone(), unsent: unsent.clone(), says_end: Some(says_end) };
-    let attached = port.feed.attach(Box::new(heard));
+    let heard = Hearing {
+        conn,
+        stream: stream.clone(),
+        unsent: unsent.clone(),
+        unread,
+        says_end: Some(says_end),
+    };
+    let attached = port.feed.attach_as(source, Box::new(heard));
     let ended = tokio::select! {
         ended = write_all(port, queued, &stream, &unsent, &attached) => ended,
         ended = end_said => ended.unwrap_or(End::Left),
@@ -297,6 +324,7 @@ struct Hearing {
     conn: ConnId,
     stream: Arc<Stream>,
     unsent: Arc<Unsent>,
+    unread: Arc<AtomicBool>,
     /// Taken when the client has ended.
     says_end: Option<oneshot::Sender<End>>,
 }
@@ -307,7 +335,7 @@ impl Source for Hearing {
     }
 
     fn hear(&mut self, scratch: &mut [u8], ending: bool, out: &mut Vec<Input>) -> Heard {
-        if self.unsent.too_much() {
+        if self.unread.load(Ordering::Relaxed) || self.unsent.too_much() {
             return Heard::Enough;
         }
         let end = match ears::read(self.stream.as_fd(), scratch) {

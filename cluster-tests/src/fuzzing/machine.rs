@@ -205,6 +205,8 @@ impl Machine {
         match action {
             Action::Send { to, message } => self.sent.push_back((to.0, message)),
             Action::ClientSend { conn, bytes } => self.said.push_back((conn.0, Word::Bytes(bytes))),
+            // What comes is the script's, and little.
+            Action::ClientRead { .. } => {}
             Action::ClientClose { conn, reason, .. } => {
                 self.said.push_back((conn.0, Word::Closed(reason)));
             }

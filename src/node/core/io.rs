@@ -78,6 +78,11 @@ pub enum Action {
         conn: ConnId,
         bytes: Bytes,
     },
+    /// Whether more of what the client sends is to be read. What is read already may still come.
+    ClientRead {
+        conn: ConnId,
+        on: bool,
+    },
     ClientClose {
         conn: ConnId,
         reason: String,

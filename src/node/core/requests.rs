@@ -187,7 +187,7 @@ impl Core {
             .poke_file(now, view, actions));
     }
 
-    /// Bulk loads go on when everything else had its turn.
+    /// A session that has had its turn goes on when everything else had its own.
     pub(super) fn read_on(&mut self, out: &mut Vec<Action>) {
         if self.serving {
             with_view!(self, out, |sessions, now, view, actions| sessions
@@ -204,6 +204,10 @@ impl Core {
             let (id, ask) = match action {
                 SessionAction::Send { conn, bytes } => {
                     out.push(Action::ClientSend { conn, bytes });
+                    continue;
+                }
+                SessionAction::Read { conn, on } => {
+                    out.push(Action::ClientRead { conn, on });
                     continue;
                 }
                 SessionAction::Close { conn, reason } => {

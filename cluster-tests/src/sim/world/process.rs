@@ -298,6 +298,8 @@ impl World {
         match action {
             Action::Send { to, message } => self.send(node, to.0 as usize - 1, message),
             Action::ClientSend { conn, bytes } => self.client_send(node, conn, bytes),
+            // What clients send here is never so much.
+            Action::ClientRead { .. } => {}
             Action::ClientClose { conn, reason, .. } => {
                 let Some(client) = self.process(node).conns.remove(&conn.0) else { return };
                 self.trace.line(format_args!(

@@ -1,0 +1,139 @@
+//! How much is done for a client at a time, and how much is held for it.
+
+use super::testing::*;
+use super::*;
+use crate::types::Oid;
+
+fn loads(oids: impl Iterator<Item = u64>) -> Vec<u8> {
+    oids.flat_map(load).collect()
+}
+
+fn answers(oids: impl Iterator<Item = u64>) -> Vec<u8> {
+    oids.flat_map(|oid| found(&record(oid, b"old"))).collect()
+}
+
+/// Exactly these, and not too much to print.
+#[track_caller]
+fn is_sent(sent: &[u8], expected: &[u8]) {
+    assert!(sent == expected, "{} bytes were sent, {} expected", sent.len(), expected.len());
+}
+
+/// What is to be read of A from now on, if that was said.
+fn reads(node: &mut Node) -> Option<bool> {
+    match node.asked()[..] {
+        [SessionAction::Read { conn: A, on }] => Some(on),
+        [] => None,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+/// One read of a socket may hold 14,000 loads. All of them were done in one step.
+#[test]
+fn what_is_sent_ahead_is_done_in_turns_with_the_others() {
+    let mut node = Node::with_two();
+    node.send(A, &loads((0..600).map(|n| n % 5)));
+    is_sent(&node.sent(A), &answers((0..256).map(|n| n % 5)));
+    assert!(node.sessions.reads_on());
+    node.send(B, &loads((0..300).map(|n| n % 5)));
+    is_sent(&node.sent(B), &answers((0..256).map(|n| n % 5)));
+    // Who sends more meanwhile has no turn more.
+    node.send(A, &load(4));
+    assert_eq!(node.sent(A), b"");
+    node.read_on();
+    is_sent(&node.sent(A), &answers((256..512).map(|n| n % 5)));
+    is_sent(&node.sent(B), b"");
+    node.read_on();
+    is_sent(&node.sent(A), b"");
+    is_sent(&node.sent(B), &answers((256..300).map(|n| n % 5)));
+    node.others_change(&[3]);
+    node.read_on();
+    let changed = |oid| if oid == 3 { b"I".to_vec() } else { found(&record(oid, b"old")) };
+    let rest: Vec<u8> = (512..600).map(|n| n % 5).chain([4]).flat_map(changed).collect();
+    is_sent(&node.sent(A), &rest);
+    assert!(!node.sessions.reads_on());
+    assert_eq!((reads(&mut node), node.sessions.deadline()), (None, None));
+}
+
+#[test]
+fn a_turn_has_so_many_commands_and_bytes_of_any_kind() {
+    let long = record(3, &[b'x'; 1 << 20]);
+    let version = b"V\0\0\0\x01";
+    let cases = [
+        (bulk(&[1; 100]).repeat(5), 256 * found(&record(1, b"old")).len()),
+        (version.repeat(300), 256 * 4),
+        ([&b"M\0".repeat(255)[..], &version.repeat(2)].concat(), 4),
+        (b"C\0\0\0\0".repeat(300), 256 * 4),
+        (b"P".repeat(300), 256),
+        (load(3).repeat(6), 4 * found(&long).len()),
+        (
+            [bulk(&[1; 200]), bulk(&[3; 9])].concat(),
+            200 * found(&record(1, b"old")).len() + 4 * found(&long).len(),
+        ),
+    ];
+    for (bytes, first) in cases {
+        let mut node = Node::with_two();
+        node.store.records.insert(Oid(3), long.clone());
+        node.send(A, &bytes);
+        assert_eq!(node.sent(A).len(), first, "{:?}", bytes[0] as char);
+        assert!(node.sessions.reads_on());
+        while node.sessions.reads_on() {
+            node.read_on();
+            assert!(node.sent(A).len() > 0);
+        }
+    }
+}
+
+/// What a client has waited for and what it sends then do not make it one that does not wait.
+#[test]
+fn who_is_made_to_wait_for_its_turn_still_waits_for_answers() {
+    let mut node = Node::with_two();
+    node.send(A, b"V\0\0\0\x01");
+    node.send(A, &bulk(&[1; 600]));
+    (0..2).for_each(|_| node.read_on());
+    node.sent(A);
+    node.send(A, &bulk(&[1, 77, 3]));
+    assert_eq!(node.sent(A), [found(&record(1, b"old")), b"K".to_vec()].concat());
+    // Only who sends something before it has everything.
+    node.send(A, &bulk(&[1; 300]));
+    node.send(A, &bulk(&[1, 77, 3]));
+    node.read_on();
+    node.sent(A);
+    node.send(A, &bulk(&[77, 77]));
+    assert_eq!(node.sent(A), b"KK");
+}
+
+/// It would be taken for one that stalls, or for one that sends too much while it waits for the master.
+#[test]
+fn who_waits_for_its_turn_is_not_closed_and_not_read() {
+    let limits = Limits { input_buffered_bytes_max: 100, ..Limits::default() };
+    let mut node = Node::limited(limits);
+    node.open(A);
+    node.send(A, b"S");
+    node.sync_all();
+    node.sent(A);
+    node.send(A, &loads((0..600).map(|n| n % 5)));
+    assert_eq!(reads(&mut node), None);
+    node.later(3_600_000);
+    node.send(A, &loads((0..10_000).map(|n| n % 5)));
+    assert_eq!(reads(&mut node), Some(false));
+    node.later(3_600_000);
+    // Half a command at the end.
+    node.send(A, b"L\0\0");
+    let mut sent = node.sent(A);
+    while node.sessions.reads_on() {
+        node.read_on();
+        sent.extend(node.sent(A));
+    }
+    is_sent(&sent, &answers((0..600).chain(0..10_000).map(|n| n % 5)));
+    assert_eq!(reads(&mut node), Some(true));
+    // It has its time for the other half.
+    node.later(9_000);
+    node.send(A, &[0, 0, 0, 0, 0, 3]);
+    assert_eq!(node.sent(A), found(&record(3, b"old")));
+    // Who leaves has no turn any more, and who is closed has none.
+    node.send(A, &loads((0..600).map(|n| n % 5)));
+    node.sessions.closed(A, &mut node.out);
+    node.sent(A);
+    node.read_on();
+    assert_eq!((node.sent(A), node.sessions.reads_on()), (vec![], false));
+}
