@@ -38,7 +38,6 @@ impl Sessions {
         };
         session.buffer.extend_from_slice(bytes);
         session.last_input = now;
-        session.answered_bytes = 0;
         // Whether it has sent more than one command by its turn, is seen then: it may be the rest of one.
         session.pipelines |= !matches!(session.waiting, None | Some(Waiting::Commands));
         let ahead = session.buffer.len() as u64;
@@ -51,7 +50,7 @@ impl Sessions {
             };
             return self.close(conn, reason, out);
         }
-        if let Err(reason) = session.check_held(&self.limits) {
+        if let Err(reason) = session.check_held(0, &self.limits) {
             return self.close(conn, reason, out);
         }
         self.run(conn, now, view, out);
@@ -82,11 +81,30 @@ impl Sessions {
             return;
         };
         session.spent = Spent::default();
-        let unread = session.waits_for_turn() && session.buffer.len() > AHEAD_BYTES_MAX;
+        if session.draining.is_none() && session.must_drain(&self.limits) {
+            session.draining = Some(session.unsent);
+            out.push(SessionAction::Drain { conn });
+        }
+        let waits = session.waits_for_turn();
+        if waits && session.draining.is_none() && !session.queued {
+            session.queued = true;
+            self.in_turn.push_back(conn);
+        }
+        let unread = waits && session.buffer.len() > AHEAD_BYTES_MAX;
         if unread != session.unread {
             session.unread = unread;
             out.push(SessionAction::Read { conn, on: !unread });
         }
+    }
+
+    /// The client has taken all that was sent to it before this was asked.
+    pub fn drained(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        let Some(taken) = session.draining.take() else { return };
+        session.unsent -= taken;
+        session.last_input = now;
+        self.end_share(conn, out);
+        self.retime(conn);
     }
 
     /// Whether there was something to do.
@@ -102,9 +120,9 @@ impl Sessions {
         else {
             return Ok(false);
         };
-        if session.spent.is_all() && !session.buffer.is_empty() {
+        let held = session.draining.is_some() || session.must_drain(&self.limits);
+        if (held || session.spent.is_all()) && !session.buffer.is_empty() {
             session.waiting = Some(Waiting::Commands);
-            self.in_turn.push_back(conn);
             return Ok(false);
         }
         if session.commit_base.is_some() {
@@ -139,9 +157,10 @@ impl Sessions {
     ) -> Result<(), CloseReason> {
         match command {
             Command::Version(version) => {
-                self.sessions.get_mut(&conn).expect("an open session").greeted = true;
+                let session = self.sessions.get_mut(&conn).expect("an open session");
+                session.greeted = true;
                 let bytes = Bytes::copy_from_slice(&wire::PROTOCOL_VERSION.to_be_bytes());
-                out.push(SessionAction::Send { conn, bytes });
+                session.send(conn, bytes, out);
                 if version != wire::PROTOCOL_VERSION {
                     return Err(CloseReason::Version(version));
                 }
@@ -156,8 +175,8 @@ impl Sessions {
             Command::Pack => {
                 let id = self.new_id();
                 out.push(SessionAction::Pack { id });
-                let bytes = Bytes::from_static(&[wire::OKAY]);
-                out.push(SessionAction::Send { conn, bytes });
+                let session = self.sessions.get_mut(&conn).expect("an open session");
+                session.send(conn, Bytes::from_static(&[wire::OKAY]), out);
             }
             Command::Quit if self.limits.allow_quit => {
                 out.push(SessionAction::Quit { conn });
@@ -235,6 +254,10 @@ impl Sessions {
         let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
             return;
         };
+        session.queued = false;
+        if session.draining.is_some() {
+            return;
+        }
         session.last_input = now;
         let done = match session.waiting.take() {
             Some(Waiting::Bulk(oids, from)) => self.bulk(conn, oids, from, now, view, out),
@@ -260,7 +283,6 @@ impl Sessions {
         let next = from + done;
         if next < oids.len() {
             self.wait(conn, Waiting::Bulk(oids, next), now);
-            self.in_turn.push_back(conn);
         }
         Ok(())
     }
@@ -281,7 +303,7 @@ impl Sessions {
                     what: format!("{count} more oids with {} unused", session.pool.len()),
                 });
             };
-            out.push(SessionAction::Send { conn, bytes: wire::new_oids(&oids) });
+            session.send(conn, wire::new_oids(&oids), out);
             return Ok(());
         }
         session.held_oids = true;
@@ -424,7 +446,8 @@ fn load(
 ) -> Result<(Answers, usize), CloseReason> {
     let mut answers = Answers::default();
     for (done, oid) in oids.iter().enumerate() {
-        if done > 0 && session.spent.is_all() {
+        let over = session.spent.is_all() || session.must_drain(limits);
+        if done > 0 && over {
             return Ok((answers, done));
         }
         session.spent.oids += 1;
@@ -438,6 +461,7 @@ fn load(
         let record = match found {
             Ok(record) => record,
             Err(status) => {
+                session.answered(1);
                 answers.miss(status);
                 if session.stops_reading() {
                     break;
@@ -445,9 +469,8 @@ fn load(
                 continue;
             }
         };
-        session.spent.bytes += record.len();
-        session.answered_bytes += record.len() as u64;
-        session.check_held(limits)?;
+        session.answered(wire::RECORD_HEADER_BYTES + record.len());
+        session.check_held(session.unsent, limits)?;
         answers.record(record);
     }
     Ok((answers, oids.len()))

@@ -120,7 +120,7 @@ impl Sessions {
         let more = removed.map_or(0, RoaringTreemap::len);
         let first = wire::invalid_oids(&told.oids, more);
         let answers = once(first).chain(told.removal.map(|removal| removal.list()));
-        out.extend(answers.map(|bytes| SessionAction::Send { conn, bytes }));
+        answers.for_each(|bytes| session.send(conn, bytes, out));
         if before != after {
             self.leave_generation(before);
             *self.generations.entry(after).or_default() += 1;

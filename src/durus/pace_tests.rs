@@ -75,10 +75,12 @@ fn a_turn_has_so_many_commands_and_bytes_of_any_kind() {
         node.store.records.insert(Oid(3), long.clone());
         node.send(A, &bytes);
         assert_eq!(node.sent(A).len(), first, "{:?}", bytes[0] as char);
+        node.drain(A);
         assert!(node.sessions.reads_on());
         while node.sessions.reads_on() {
             node.read_on();
             assert!(node.sent(A).len() > 0);
+            node.drain(A);
         }
     }
 }
@@ -136,4 +138,94 @@ fn who_waits_for_its_turn_is_not_closed_and_not_read() {
     node.sent(A);
     node.read_on();
     assert_eq!((node.sent(A), node.sessions.reads_on()), (vec![], false));
+}
+
+/// One bulk load may be of more than a session may hold. It was closed, however quick it took what it was sent: only what it
+/// sent next was taken for a sign that it had.
+#[test]
+fn who_takes_its_answers_may_load_more_than_is_ever_held_for_it() {
+    let limits = Limits { session_bytes_max: 2000, record_bytes_max: 600, ..Limits::default() };
+    let long = record(3, &[b'x'; 400]);
+    for (bytes, wanted) in [(bulk(&[3; 200]), 200), (load(3).repeat(120), 120)] {
+        let mut node = Node::limited(limits.clone());
+        node.store.records.insert(Oid(3), long.clone());
+        node.open(A);
+        node.send(A, b"S");
+        node.sync_all();
+        node.sent(A);
+        node.send(A, &bytes);
+        let mut count = 0;
+        while node.drain(A) || node.sessions.reads_on() {
+            node.read_on();
+            let sent = node.sent(A).len();
+            assert!(sent <= 2000, "{sent} bytes at once");
+            count += sent / found(&long).len();
+        }
+        assert_eq!((count, node.asked()), (wanted, vec![]));
+    }
+}
+
+/// Turn after turn, up to what a session may hold, a gigabyte, was read and queued for a client that took nothing.
+#[test]
+fn who_does_not_take_its_answers_is_sent_a_few_megabytes() {
+    let long = found(&record(3, &[b'x'; 1 << 20]));
+    for bytes in [bulk(&[3; 10]), load(3).repeat(10)] {
+        let mut node = Node::with_two();
+        node.store.records.insert(Oid(3), record(3, &[b'x'; 1 << 20]));
+        node.send(A, &bytes);
+        is_sent(&node.sent(A), &long.repeat(4));
+        // No time is too long, and what it sends meanwhile is read up to a bound.
+        for read in [None, Some(false)] {
+            node.send(A, &b"V\0\0\0\x01".repeat(10_000));
+            node.later(3_600_000);
+            let drain = SessionAction::Drain { conn: A };
+            let said = node.out.iter().filter(|action| **action != drain).cloned();
+            let expected = read.map(|on| SessionAction::Read { conn: A, on });
+            assert_eq!(said.collect::<Vec<_>>(), Vec::from_iter(expected));
+            assert!(!node.sessions.reads_on());
+        }
+        // Others do not wait.
+        node.send(B, &load(1));
+        is_sent(&node.sent(B), &found(&record(1, b"old")));
+        for count in [4, 2] {
+            assert!(node.drain(A) && !node.drain(A));
+            node.read_on();
+            let sent = node.sent(A);
+            is_sent(&sent[..count * long.len()], &long.repeat(count));
+            assert!(sent.len() < (count + 1) * long.len());
+        }
+        // Who leaves in the middle leaves nothing.
+        node.sessions.closed(A, &mut node.out);
+        node.sessions.drained(A, node.now, &mut node.out);
+        (0..2).for_each(|_| node.read_on());
+        assert!(!node.sessions.reads_on() && node.sent(A).is_empty());
+    }
+}
+
+/// What was asked of the shell may be answered after the next command has come.
+#[test]
+fn who_has_to_take_its_answer_first_has_waited_for_it() {
+    let mut node = Node::with_two();
+    node.store.records.insert(Oid(3), record(3, &[b'x'; 5 << 20]));
+    node.send(A, b"V\0\0\0\x01");
+    node.send(A, &load(3));
+    assert!(node.sent(A).len() > 5 << 20);
+    let next = bulk(&[1, 77, 3]);
+    node.send(A, &next[..7]);
+    node.send(A, &next[7..]);
+    assert_eq!(node.sent(A), b"");
+    assert!(node.drain(A));
+    node.read_on();
+    assert_eq!(node.sent(A), [found(&record(1, b"old")), b"K".to_vec()].concat());
+    // It has time to take what it is told, and then as much as ever for its data.
+    let mut node = Node::with_two();
+    node.others_change(&Vec::from_iter(0..600_000));
+    node.send(A, b"C");
+    node.later(3_600_000);
+    assert_eq!(node.sent(A).len(), 4 + 8 * 600_000);
+    assert!(node.drain(A));
+    node.later(9_999);
+    assert_eq!(node.asked(), []);
+    node.later(1);
+    assert_eq!(node.closed_for(), CloseReason::Stalled(10_000));
 }

@@ -14,7 +14,9 @@
 //! after its command came, so those who come while one is out wait for the next.
 //!
 //! **Turns.** Who asks for much at once, in one bulk load or in many commands sent ahead, is answered so much at a time,
-//! and then the other sessions and everything else of the node have their turn. Meanwhile no more is read of its client.
+//! and then the other sessions and everything else of the node have their turn. Meanwhile no more is read of its client. Nor
+//! is a client answered on while it has not taken what it was sent, beyond a few megabytes: how much it may be is
+//! counted here, and the shell is asked now and then whether it is taken.
 //!
 //! **Bulk loads.** A stock client stops reading at the first answer that is not a record, and takes the rest for the
 //! answer to its next command, whenever that comes. So it is not sent the rest. A stock client greets with `V` and waits
@@ -73,6 +75,10 @@ pub enum SessionAction {
     Read {
         conn: ConnId,
         on: bool,
+    },
+    /// Answer, as soon as the client has taken all that was sent before: [`Sessions::drained`].
+    Drain {
+        conn: ConnId,
     },
     /// A client asked the server to stop, and may.
     Quit {
@@ -188,6 +194,8 @@ pub(super) struct Spent {
 const OIDS_AT_ONCE: usize = 256;
 const COMMANDS_AT_ONCE: usize = OIDS_AT_ONCE;
 const BYTES_AT_ONCE: usize = 4 << 20;
+/// Bytes that a client has not taken before it has to, or is answered no more.
+const UNSENT_BYTES_MAX: u64 = 4 << 20;
 
 impl Spent {
     /// Its turn is over.
@@ -225,12 +233,16 @@ pub(super) struct Session {
     /// Memory that `touched` takes, as of its size then.
     pub touched_bytes: u64,
     touched_noted: u64,
-    /// Bytes of answers since its client last sent something.
-    pub answered_bytes: u64,
+    /// Bytes that were sent to its client, and may not be taken yet.
+    pub unsent: u64,
+    /// So much of it was sent when it was asked to be told that all of that is taken.
+    pub draining: Option<u64>,
     /// In the turn that it has now; nothing between turns.
     pub spent: Spent,
     /// Nothing is read of its client for now.
     pub unread: bool,
+    /// It is among those who wait for their turn.
+    pub queued: bool,
     /// It said which version it speaks.
     pub greeted: bool,
     /// It does not always wait for an answer before its next command.
@@ -288,23 +300,46 @@ impl Session {
         matches!(self.waiting, Some(Waiting::Bulk(..) | Waiting::Commands))
     }
 
-    /// Judges all that is held for this client here, as `session_bytes_max` counts it.
-    pub fn check_held(&self, limits: &Limits) -> Result<(), CloseReason> {
+    pub fn send(&mut self, conn: ConnId, bytes: Bytes, out: &mut Vec<SessionAction>) {
+        self.answered(bytes.len());
+        out.push(SessionAction::Send { conn, bytes });
+    }
+
+    /// So much is sent, or will be in this step.
+    pub fn answered(&mut self, bytes: usize) {
+        self.unsent += bytes as u64;
+        self.spent.bytes += bytes;
+    }
+
+    /// Bytes that its client has sent and that are not done with.
+    fn input(&self) -> u64 {
         let commit = match &self.waiting {
             Some(Waiting::Commit(commit)) => commit.bytes,
             _ => 0,
         };
-        let sent = self.buffer.len() as u64 + commit;
-        let held = sent + self.answered_bytes + self.touched_bytes;
-        if held <= limits.session_bytes_max {
+        self.buffer.len() as u64 + commit
+    }
+
+    /// Whether its client has to take what it was sent before it is answered any more: there has to be room for one more
+    /// record.
+    pub fn must_drain(&self, limits: &Limits) -> bool {
+        let held = self.input() + self.unsent + self.touched_bytes;
+        self.unsent > UNSENT_BYTES_MAX
+            || self.unsent > 0 && held + limits.record_bytes_max > limits.session_bytes_max
+    }
+
+    /// Judges what is held for this client here, as `session_bytes_max` counts it: with so much for it, which may be taken
+    /// already.
+    pub fn check_held(&self, unsent: u64, limits: &Limits) -> Result<(), CloseReason> {
+        let (sent, touched) = (self.input(), self.touched_bytes);
+        if sent + unsent + touched <= limits.session_bytes_max {
             return Ok(());
         }
         Err(CloseReason::Limit {
             name: "session_bytes_max",
             limit: limits.session_bytes_max,
             what: format!(
-                "{sent} bytes from the client, {} for it, {} of what it may have read",
-                self.answered_bytes, self.touched_bytes
+                "{sent} bytes from the client, {unsent} for it, {touched} of what it may have read"
             ),
         })
     }
@@ -395,9 +430,11 @@ impl Sessions {
             touched: RoaringTreemap::new(),
             touched_bytes: 0,
             touched_noted: 0,
-            answered_bytes: 0,
+            unsent: 0,
+            draining: None,
             spent: Spent::default(),
             unread: false,
+            queued: false,
             greeted: false,
             pipelines: false,
             pool: UnusedOids::default(),
@@ -530,6 +567,8 @@ impl Sessions {
             // That is for us to see to.
             _ if session.waits_for_turn() => None,
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
+            // Not before it has all that it was sent: that it takes it is the shell's to see to.
+            (None, true) if session.draining.is_some() => None,
             (None, true) => Some((session.last_input, self.limits.command_max_ms)),
             (None, false) => None,
         };

@@ -130,12 +130,6 @@ pub struct Attached {
     feed: Feed,
 }
 
-impl Attached {
-    pub fn resume(&self) {
-        self.feed.resume(self.id);
-    }
-}
-
 impl Drop for Attached {
     fn drop(&mut self) {
         self.feed.send(Fed::Detach(self.id));

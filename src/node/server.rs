@@ -251,6 +251,7 @@ impl Outlet<Exit> for Outlets {
             Action::Send { to, message } => self.links.send(to, message, &self.log),
             Action::ClientSend { conn, bytes } => self.clients.send(conn, bytes),
             Action::ClientRead { conn, on } => self.clients.read(conn, on),
+            Action::ClientDrain { conn } => self.clients.drain(conn),
             Action::ClientClose { conn, reason, limit } => {
                 self.clients.close(conn, Closing { reason, limit });
             }

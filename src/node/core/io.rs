@@ -37,6 +37,10 @@ pub enum Input {
         conn: ConnId,
         bytes: Bytes,
     },
+    /// Answers `Action::ClientDrain`.
+    ClientDrained {
+        conn: ConnId,
+    },
     ClientClosed {
         conn: ConnId,
     },
@@ -82,6 +86,10 @@ pub enum Action {
     ClientRead {
         conn: ConnId,
         on: bool,
+    },
+    /// Answered by `ClientDrained` as soon as all is out that was sent to the client before, if it stays so long.
+    ClientDrain {
+        conn: ConnId,
     },
     ClientClose {
         conn: ConnId,

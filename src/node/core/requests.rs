@@ -119,6 +119,7 @@ impl Core {
         match input {
             Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
             Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
+            Input::ClientDrained { conn } => self.on_client_drained(conn, out),
             Input::ClientClosed { conn } => self.on_client_closed(conn, out),
             _ => unreachable!("only clients' inputs come here"),
         }
@@ -171,6 +172,12 @@ impl Core {
         });
     }
 
+    fn on_client_drained(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+        let mut actions = Vec::new();
+        self.sessions.drained(conn, self.now, &mut actions);
+        self.on_session_actions(actions, out);
+    }
+
     fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
         let mut actions = Vec::new();
         self.sessions.closed(conn, &mut actions);
@@ -208,6 +215,10 @@ impl Core {
                 }
                 SessionAction::Read { conn, on } => {
                     out.push(Action::ClientRead { conn, on });
+                    continue;
+                }
+                SessionAction::Drain { conn } => {
+                    out.push(Action::ClientDrain { conn });
                     continue;
                 }
                 SessionAction::Close { conn, reason } => {
