@@ -268,7 +268,8 @@ fn resident_bytes(cluster: &Cluster) -> u64 {
     kib << 10
 }
 
-/// Each has said hello, stored something once and read it: more than a connection that never said a word.
+/// Each has said hello and read something: more than a connection that never said a word. And while they are idle, somebody
+/// stores a million objects.
 #[test]
 fn five_thousand_idle_clients() {
     const MANY: usize = 5000;
@@ -292,6 +293,16 @@ fn five_thousand_idle_clients() {
         assert!(matches!(client.load(1).expect("load"), Loaded::Record(_)));
         all.push(client);
     }
+    let mut busy = connect(to);
+    for _ in 0..50 {
+        let oids = (0..80).flat_map(|_| busy.new_oids(250).expect("new oids"));
+        let records: Vec<_> = oids.map(|oid| (oid, record(oid, b"x", &[]))).collect();
+        assert_eq!(busy.commit(&records).expect("commit"), Committed::Yes);
+    }
+    drop(busy);
+    cluster.wait_for("the busy one to be gone", 5, |cluster| {
+        (cluster.wait_healthy().nodes[0].clients as usize == MANY).then_some(())
+    });
     let with = resident_bytes(&cluster);
     println!(
         "{MANY} idle clients: {} MiB resident, {} MiB without them, {} bytes each",

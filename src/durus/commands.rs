@@ -451,7 +451,7 @@ fn load(
             return Ok((answers, done));
         }
         session.spent.oids += 1;
-        let changed = session.unseen.contains(conn, *oid, log);
+        let changed = session.unseen.contains(conn, *oid, &session.touched, log);
         let found = if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
             Err(wire::INVALID)
         } else {

@@ -219,7 +219,7 @@ fn who_has_to_take_its_answer_first_has_waited_for_it() {
     assert_eq!(node.sent(A), [found(&record(1, b"old")), b"K".to_vec()].concat());
     // It has time to take what it is told, and then as much as ever for its data.
     let mut node = Node::with_two();
-    node.others_change(&Vec::from_iter(0..600_000));
+    node.store.ahead = vec![Vec::from_iter(0..600_000)];
     node.send(A, b"C");
     node.later(3_600_000);
     assert_eq!(node.sent(A).len(), 4 + 8 * 600_000);
@@ -228,4 +228,46 @@ fn who_has_to_take_its_answer_first_has_waited_for_it() {
     assert_eq!(node.asked(), []);
     node.later(1);
     assert_eq!(node.closed_for(), CloseReason::Stalled(10_000));
+}
+
+/// Every changed oid was kept for every idle session: 125 KB each after a million objects.
+#[test]
+fn what_changes_while_a_client_is_idle_takes_little_memory() {
+    let mut node = Node::with_two();
+    for conn in [A, B] {
+        node.send(conn, &[load(1), load(2)].concat());
+        node.sent(conn);
+    }
+    let changed = |n: u64| -> Vec<u64> { (0..1000).map(|k| 100 + 10 * (1000 * n + k)).collect() };
+    let mut news = vec![1];
+    node.others_change(&[1]);
+    for n in 0..200 {
+        node.others_change(&changed(n));
+        news.extend(changed(n));
+        // B is not idle.
+        node.send(B, &load(2));
+        assert_eq!(node.sent(B), found(&record(2, b"old")));
+    }
+    let bytes = |node: &Node, conn| node.sessions.sessions[&conn].unseen.bytes();
+    let bound = super::unseen::IDLE_BYTES_MAX;
+    assert!(bytes(&node, A) <= bound && bytes(&node, B) > 3 * bound);
+    // What it has and what it has not, if it has changed.
+    node.send(A, &[load(2), load(1), load(3), load(100)].concat());
+    let two = [found(&record(2, b"old")), b"I".to_vec()];
+    assert_eq!(node.sent(A), [&two.concat()[..], &found(&record(3, b"old")), b"I"].concat());
+    node.send(B, &load(3));
+    assert_eq!(node.sent(B), found(&record(3, b"old")));
+    [A, B].iter().for_each(|conn| node.send(*conn, b"S"));
+    node.sync_all();
+    is_sent(&node.sent(B), &told(&news));
+    let of_a: Vec<u64> =
+        node.sent(A)[4..].as_chunks().0.iter().map(|it| u64::from_be_bytes(*it)).collect();
+    assert!(of_a.contains(&1) && !of_a.contains(&2) && of_a.iter().all(|oid| news.contains(oid)));
+    node.send(A, &[load(1), load(100)].concat());
+    assert_eq!(node.sent(A), [found(&record(1, b"new")), found(&record(100, b"new"))].concat());
+    // Between C and its data nothing is forgotten: its client may store what it has never touched.
+    node.send(A, b"C");
+    node.sent(A);
+    (200..400).for_each(|n| node.others_change(&changed(n)));
+    assert!(bytes(&node, A) > 3 * bound);
 }

@@ -320,10 +320,15 @@ impl Session {
         self.buffer.len() as u64 + commit
     }
 
+    /// Memory for what its client may have read, and for what has changed that it was not told of.
+    fn known(&self) -> u64 {
+        self.touched_bytes + self.unseen.bytes()
+    }
+
     /// Whether its client has to take what it was sent before it is answered any more: there has to be room for one more
     /// record.
     pub fn must_drain(&self, limits: &Limits) -> bool {
-        let held = self.input() + self.unsent + self.touched_bytes;
+        let held = self.input() + self.unsent + self.known();
         self.unsent > UNSENT_BYTES_MAX
             || self.unsent > 0 && held + limits.record_bytes_max > limits.session_bytes_max
     }
@@ -331,15 +336,15 @@ impl Session {
     /// Judges what is held for this client here, as `session_bytes_max` counts it: with so much for it, which may be taken
     /// already.
     pub fn check_held(&self, unsent: u64, limits: &Limits) -> Result<(), CloseReason> {
-        let (sent, touched) = (self.input(), self.touched_bytes);
-        if sent + unsent + touched <= limits.session_bytes_max {
+        let (sent, known) = (self.input(), self.known());
+        if sent + unsent + known <= limits.session_bytes_max {
             return Ok(());
         }
         Err(CloseReason::Limit {
             name: "session_bytes_max",
             limit: limits.session_bytes_max,
             what: format!(
-                "{sent} bytes from the client, {unsent} for it, {touched} of what it may have read"
+                "{sent} bytes from the client, {unsent} for it, {known} of what it may have read and was not told"
             ),
         })
     }
