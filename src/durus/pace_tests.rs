@@ -79,7 +79,7 @@ fn a_turn_has_so_many_commands_and_bytes_of_any_kind() {
         assert!(node.sessions.reads_on());
         while node.sessions.reads_on() {
             node.read_on();
-            assert!(node.sent(A).len() > 0);
+            assert!(!node.sent(A).is_empty());
             node.drain(A);
         }
     }
