@@ -59,7 +59,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 72] = [
+const SOMETIMES: [&str; 73] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -115,6 +115,7 @@ const SOMETIMES: [&str; 72] = [
     "commit refused",
     "load of an invalid object",
     "load of a missing object",
+    "client that had to take its answers first",
     "stale master's append refused",
     "raft log copy mended",
     "damaged range repair",

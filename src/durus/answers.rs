@@ -155,7 +155,7 @@ impl Sessions {
         if session.closed {
             self.forget(conn, out);
         } else {
-            out.push(SessionAction::Send { conn, bytes: Bytes::copy_from_slice(&[status]) });
+            session.send(conn, Bytes::copy_from_slice(&[status]), out);
         }
     }
 
@@ -244,7 +244,7 @@ impl Sessions {
         session.last_input = now;
         let done = if oids.len() == count as usize {
             session.pool.given(oids);
-            out.push(SessionAction::Send { conn, bytes: wire::new_oids(oids) });
+            session.send(conn, wire::new_oids(oids), out);
             Ok(())
         } else {
             Err(CloseReason::Answer(format!("{} oids instead of {count}", oids.len())))

@@ -2,7 +2,7 @@
 
 use super::testing::*;
 use super::*;
-use crate::types::ConnId;
+use crate::types::{ConnId, Oid};
 
 #[test]
 fn malformed_commits_close_and_ask_nothing_of_the_master() {
@@ -95,22 +95,14 @@ fn every_limit_that_bites_is_named() {
 
 #[test]
 fn what_one_client_makes_us_hold_is_bounded() {
-    let tight = Limits { session_bytes_max: 40, ..Limits::default() };
-    // A record has 15 bytes. One after the other is fine: the client takes each before it asks again.
-    let mut node = Node::limited(tight.clone());
-    node.open(A);
-    node.send(A, b"S");
-    node.sync_all();
-    for _ in 0..9 {
-        node.send(A, &load(1));
-    }
-    assert_eq!(node.asked(), []);
-    let many = load(1).repeat(3);
-    for bytes in [bulk(&[1, 2, 3]), many, [b"C\0\0\0\xff", &[0; 50][..]].concat()] {
+    let tight = Limits { session_bytes_max: 60, record_bytes_max: 30, ..Limits::default() };
+    // What it sends, and what it asks for: longer than any that may be stored by now.
+    for bytes in [[b"C\0\0\0\xff", &[0; 60][..]].concat(), load(4)] {
         let mut node = Node::limited(tight.clone());
         node.open(A);
         node.send(A, b"S");
         node.sync_all();
+        node.store.records.insert(Oid(4), record(4, &[b'x'; 60]));
         node.send(A, &bytes);
         let reason = node.closed_for();
         assert_eq!(reason.limit(), Some("session_bytes_max"), "{reason}");

@@ -3,15 +3,16 @@
 use bytes::{Bytes, BytesMut};
 
 use super::close::{CloseReason, Limits};
-use super::session::{Commit, Reading, Session, SessionAction, Sessions, View, Waiter, Waiting};
+use super::session::{
+    Commit, Reading, Session, SessionAction, Sessions, Spent, View, Waiter, Waiting,
+};
 use super::unseen::ChangeLog;
 use super::wire::{self, Command};
 use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Now, Oid};
 
-/// Of a bulk load, before others have their turn: each oid may be a read of the disk.
-const BULK_OIDS_AT_ONCE: usize = 256;
-const BULK_BYTES_AT_ONCE: usize = 4 << 20;
+/// A client that waits for its turn and has sent so much is not read meanwhile.
+const AHEAD_BYTES_MAX: usize = 64 << 10;
 /// A record longer than this is sent as it is, not copied beside others.
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// What a client may have read goes along with its commit at once if it is not larger, or not larger than the commit itself;
@@ -37,10 +38,11 @@ impl Sessions {
         };
         session.buffer.extend_from_slice(bytes);
         session.last_input = now;
-        session.answered_bytes = 0;
-        session.pipelines |= session.waiting.is_some();
+        // Whether it has sent more than one command by its turn, is seen then: it may be the rest of one.
+        session.pipelines |= !matches!(session.waiting, None | Some(Waiting::Commands));
         let ahead = session.buffer.len() as u64;
-        if session.waiting.is_some() && ahead > self.limits.input_buffered_bytes_max {
+        let waits = session.waiting.is_some() && !session.waits_for_turn();
+        if waits && ahead > self.limits.input_buffered_bytes_max {
             let reason = CloseReason::Limit {
                 name: "input_buffered_bytes_max",
                 limit: self.limits.input_buffered_bytes_max,
@@ -48,13 +50,13 @@ impl Sessions {
             };
             return self.close(conn, reason, out);
         }
-        if let Err(reason) = session.check_held(&self.limits) {
+        if let Err(reason) = session.check_held(0, &self.limits) {
             return self.close(conn, reason, out);
         }
         self.run(conn, now, view, out);
     }
 
-    /// Does commands until one waits, is not all there, or ends the connection.
+    /// Does commands until one waits, is not all there, or ends the connection, or until it is time for others.
     pub(super) fn run(
         &mut self,
         conn: ConnId,
@@ -69,6 +71,39 @@ impl Sessions {
                 Err(reason) => return self.close(conn, reason, out),
             }
         }
+        self.end_share(conn, out);
+        self.retime(conn);
+    }
+
+    /// What the session does next is another turn's.
+    fn end_share(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
+        let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
+            return;
+        };
+        session.spent = Spent::default();
+        if session.draining.is_none() && session.must_drain(&self.limits) {
+            session.draining = Some(session.unsent);
+            out.push(SessionAction::Drain { conn });
+        }
+        let waits = session.waits_for_turn();
+        if waits && session.draining.is_none() && !session.queued {
+            session.queued = true;
+            self.in_turn.push_back(conn);
+        }
+        let unread = waits && session.buffer.len() > AHEAD_BYTES_MAX;
+        if unread != session.unread {
+            session.unread = unread;
+            out.push(SessionAction::Read { conn, on: !unread });
+        }
+    }
+
+    /// The client has taken all that was sent to it before this was asked.
+    pub fn drained(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        let Some(taken) = session.draining.take() else { return };
+        session.unsent -= taken;
+        session.last_input = now;
+        self.end_share(conn, out);
         self.retime(conn);
     }
 
@@ -85,6 +120,11 @@ impl Sessions {
         else {
             return Ok(false);
         };
+        let held = session.draining.is_some() || session.must_drain(&self.limits);
+        if (held || session.spent.is_all()) && !session.buffer.is_empty() {
+            session.waiting = Some(Waiting::Commands);
+            return Ok(false);
+        }
         if session.commit_base.is_some() {
             let Some(data) = wire::take_commit_data(&mut session.buffer, &self.limits)? else {
                 return Ok(false);
@@ -95,6 +135,7 @@ impl Sessions {
         match wire::take_command(&mut session.buffer, &self.limits)? {
             Some(command) => {
                 session.pipelines |= !session.buffer.is_empty();
+                session.spent.commands += 1;
                 self.execute(conn, command, now, view, out).map(|()| true)
             }
             None => {
@@ -116,9 +157,10 @@ impl Sessions {
     ) -> Result<(), CloseReason> {
         match command {
             Command::Version(version) => {
-                self.sessions.get_mut(&conn).expect("an open session").greeted = true;
+                let session = self.sessions.get_mut(&conn).expect("an open session");
+                session.greeted = true;
                 let bytes = Bytes::copy_from_slice(&wire::PROTOCOL_VERSION.to_be_bytes());
-                out.push(SessionAction::Send { conn, bytes });
+                session.send(conn, bytes, out);
                 if version != wire::PROTOCOL_VERSION {
                     return Err(CloseReason::Version(version));
                 }
@@ -133,8 +175,8 @@ impl Sessions {
             Command::Pack => {
                 let id = self.new_id();
                 out.push(SessionAction::Pack { id });
-                let bytes = Bytes::from_static(&[wire::OKAY]);
-                out.push(SessionAction::Send { conn, bytes });
+                let session = self.sessions.get_mut(&conn).expect("an open session");
+                session.send(conn, Bytes::from_static(&[wire::OKAY]), out);
             }
             Command::Quit if self.limits.allow_quit => {
                 out.push(SessionAction::Quit { conn });
@@ -205,17 +247,24 @@ impl Sessions {
         Ok(())
     }
 
-    /// Goes on with the bulk load of one session, if there is one: after each, others have their turn. Whatever has changed
-    /// since it began is answered as invalid, as with loads one by one.
+    /// The next session has its turn, if one waits for it: after each, others have theirs. Whatever has changed since a bulk
+    /// load began is answered as invalid, as with loads one by one.
     pub fn read_on(&mut self, now: Now, view: &dyn View, out: &mut Vec<SessionAction>) {
-        let Some(conn) = self.bulks.pop_front() else { return };
+        let Some(conn) = self.in_turn.pop_front() else { return };
         let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
             return;
         };
-        if let Some(Waiting::Bulk(oids, from)) = session.waiting.take() {
-            let done = self.bulk(conn, oids, from, now, view, out);
-            self.go_on(conn, done, now, view, out);
+        session.queued = false;
+        if session.draining.is_some() {
+            return;
         }
+        session.last_input = now;
+        let done = match session.waiting.take() {
+            Some(Waiting::Bulk(oids, from)) => self.bulk(conn, oids, from, now, view, out),
+            Some(Waiting::Commands) => Ok(()),
+            other => unreachable!("session {conn} waited for its turn, now for {other:?}"),
+        };
+        self.go_on(conn, done, now, view, out);
     }
 
     /// A bulk load from its oid number `from` on: as much as is done at a time, and the rest in later turns.
@@ -234,7 +283,6 @@ impl Sessions {
         let next = from + done;
         if next < oids.len() {
             self.wait(conn, Waiting::Bulk(oids, next), now);
-            self.bulks.push_back(conn);
         }
         Ok(())
     }
@@ -255,7 +303,7 @@ impl Sessions {
                     what: format!("{count} more oids with {} unused", session.pool.len()),
                 });
             };
-            out.push(SessionAction::Send { conn, bytes: wire::new_oids(&oids) });
+            session.send(conn, wire::new_oids(&oids), out);
             return Ok(());
         }
         session.held_oids = true;
@@ -387,8 +435,7 @@ impl Answers {
     }
 }
 
-/// What is not sent counts as not read.
-/// Answers, up to what is done at a time, and how many of the oids are done with.
+/// Answers, up to what is done at a time, and how many of the oids are done with. What is not sent counts as not read.
 fn load(
     session: &mut Session,
     log: &ChangeLog,
@@ -398,12 +445,13 @@ fn load(
     view: &dyn View,
 ) -> Result<(Answers, usize), CloseReason> {
     let mut answers = Answers::default();
-    let mut bytes = 0;
     for (done, oid) in oids.iter().enumerate() {
-        if done >= BULK_OIDS_AT_ONCE || bytes >= BULK_BYTES_AT_ONCE {
+        let over = session.spent.is_all() || session.must_drain(limits);
+        if done > 0 && over {
             return Ok((answers, done));
         }
-        let changed = session.unseen.contains(conn, *oid, log);
+        session.spent.oids += 1;
+        let changed = session.unseen.contains(conn, *oid, &session.touched, log);
         let found = if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
             Err(wire::INVALID)
         } else {
@@ -413,6 +461,7 @@ fn load(
         let record = match found {
             Ok(record) => record,
             Err(status) => {
+                session.answered(1);
                 answers.miss(status);
                 if session.stops_reading() {
                     break;
@@ -420,9 +469,8 @@ fn load(
                 continue;
             }
         };
-        bytes += record.len();
-        session.answered_bytes += record.len() as u64;
-        session.check_held(limits)?;
+        session.answered(wire::RECORD_HEADER_BYTES + record.len());
+        session.check_held(session.unsent, limits)?;
         answers.record(record);
     }
     Ok((answers, oids.len()))

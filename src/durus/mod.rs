@@ -32,6 +32,8 @@ mod close_tests;
 #[cfg(test)]
 mod commit_tests;
 #[cfg(test)]
+mod pace_tests;
+#[cfg(test)]
 mod session_tests;
 #[cfg(test)]
 mod testing;

@@ -10,6 +10,7 @@ use std::ops::Bound;
 use roaring::RoaringTreemap;
 
 use super::session::{Ahead, SessionAction, Sessions, Waiting};
+use super::unseen::IDLE_BYTES_MAX;
 use super::wire;
 use crate::types::{CommitId, ConnId, Generation, Oid, Seq};
 
@@ -44,7 +45,13 @@ impl Sessions {
         let mut live = rest.filter(|(_, session)| !session.closed);
         for _ in 0..turns {
             match live.next() {
-                Some((conn, session)) => self.log.bring_forward(*conn, &mut session.unseen),
+                Some((conn, session)) => {
+                    self.log.bring_forward(*conn, &mut session.unseen);
+                    // What it is about to store it may not have touched before.
+                    let takes_part = session.waiting.is_some() || session.commit_base.is_some();
+                    let (unseen, touched) = (&mut session.unseen, &session.touched);
+                    self.log.bound(unseen, takes_part, touched, IDLE_BYTES_MAX);
+                }
                 None => return self.log.end_round(),
             }
         }
@@ -120,7 +127,7 @@ impl Sessions {
         let more = removed.map_or(0, RoaringTreemap::len);
         let first = wire::invalid_oids(&told.oids, more);
         let answers = once(first).chain(told.removal.map(|removal| removal.list()));
-        out.extend(answers.map(|bytes| SessionAction::Send { conn, bytes }));
+        answers.for_each(|bytes| session.send(conn, bytes, out));
         if before != after {
             self.leave_generation(before);
             *self.generations.entry(after).or_default() += 1;

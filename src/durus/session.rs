@@ -13,6 +13,11 @@
 //! **Syncs** of all sessions share one question at a time. A session only takes the answer to a question that was asked
 //! after its command came, so those who come while one is out wait for the next.
 //!
+//! **Turns.** Who asks for much at once, in one bulk load or in many commands sent ahead, is answered so much at a time,
+//! and then the other sessions and everything else of the node have their turn. Meanwhile no more is read of its client. Nor
+//! is a client answered on while it has not taken what it was sent, beyond a few megabytes: how much it may be is
+//! counted here, and the shell is asked now and then whether it is taken.
+//!
 //! **Bulk loads.** A stock client stops reading at the first answer that is not a record, and takes the rest for the
 //! answer to its next command, whenever that comes. So it is not sent the rest. A stock client greets with `V` and waits
 //! for each answer before its next command; one that has not greeted, or has ever sent a command sooner, is none, and gets
@@ -65,6 +70,15 @@ pub enum SessionAction {
     Close {
         conn: ConnId,
         reason: CloseReason,
+    },
+    /// Whether more of what the client sends is to be read: while it waits for its turn, what it has sent is enough.
+    Read {
+        conn: ConnId,
+        on: bool,
+    },
+    /// Answer, as soon as the client has taken all that was sent before: [`Sessions::drained`].
+    Drain {
+        conn: ConnId,
     },
     /// A client asked the server to stop, and may.
     Quit {
@@ -159,11 +173,37 @@ pub(super) enum Waiting {
     InFile(Seq),
     /// Its turn to go on with a bulk load: so many of these are answered.
     Bulk(Vec<Oid>, usize),
+    /// Its turn to go on with what is in its buffer.
+    Commands,
     NewOids {
         id: u64,
         count: u32,
     },
     Commit(Commit),
+}
+
+/// What was done for a session in one turn.
+#[derive(Default)]
+pub(super) struct Spent {
+    pub commands: usize,
+    pub oids: usize,
+    pub bytes: usize,
+}
+
+/// In one turn of a session, before others have theirs: each oid may be a read of the disk.
+const OIDS_AT_ONCE: usize = 256;
+const COMMANDS_AT_ONCE: usize = OIDS_AT_ONCE;
+const BYTES_AT_ONCE: usize = 4 << 20;
+/// Bytes that a client has not taken before it has to, or is answered no more.
+const UNSENT_BYTES_MAX: u64 = 4 << 20;
+
+impl Spent {
+    /// Its turn is over.
+    pub fn is_all(&self) -> bool {
+        self.commands >= COMMANDS_AT_ONCE
+            || self.oids >= OIDS_AT_ONCE
+            || self.bytes >= BYTES_AT_ONCE
+    }
 }
 
 pub(super) struct Session {
@@ -193,8 +233,16 @@ pub(super) struct Session {
     /// Memory that `touched` takes, as of its size then.
     pub touched_bytes: u64,
     touched_noted: u64,
-    /// Bytes of answers since its client last sent something.
-    pub answered_bytes: u64,
+    /// Bytes that were sent to its client, and may not be taken yet.
+    pub unsent: u64,
+    /// So much of it was sent when it was asked to be told that all of that is taken.
+    pub draining: Option<u64>,
+    /// In the turn that it has now; nothing between turns.
+    pub spent: Spent,
+    /// Nothing is read of its client for now.
+    pub unread: bool,
+    /// It is among those who wait for their turn.
+    pub queued: bool,
     /// It said which version it speaks.
     pub greeted: bool,
     /// It does not always wait for an answer before its next command.
@@ -249,23 +297,56 @@ impl Session {
         self.greeted && !self.pipelines
     }
 
-    /// Judges all that is held for this client here, as `session_bytes_max` counts it.
-    pub fn check_held(&self, limits: &Limits) -> Result<(), CloseReason> {
+    /// Whether it waits for its turn and for nothing else.
+    pub fn waits_for_turn(&self) -> bool {
+        matches!(self.waiting, Some(Waiting::Bulk(..) | Waiting::Commands))
+    }
+
+    pub fn send(&mut self, conn: ConnId, bytes: Bytes, out: &mut Vec<SessionAction>) {
+        self.answered(bytes.len());
+        out.push(SessionAction::Send { conn, bytes });
+    }
+
+    /// So much is sent, or will be in this step.
+    pub fn answered(&mut self, bytes: usize) {
+        self.unsent += bytes as u64;
+        self.spent.bytes += bytes;
+    }
+
+    /// Bytes that its client has sent and that are not done with.
+    fn input(&self) -> u64 {
         let commit = match &self.waiting {
             Some(Waiting::Commit(commit)) => commit.bytes,
             _ => 0,
         };
-        let sent = self.buffer.len() as u64 + commit;
-        let held = sent + self.answered_bytes + self.touched_bytes;
-        if held <= limits.session_bytes_max {
+        self.buffer.len() as u64 + commit
+    }
+
+    /// Memory for what its client may have read, and for what has changed that it was not told of.
+    fn known(&self) -> u64 {
+        self.touched_bytes + self.unseen.bytes()
+    }
+
+    /// Whether its client has to take what it was sent before it is answered any more: there has to be room for one more
+    /// record.
+    pub fn must_drain(&self, limits: &Limits) -> bool {
+        let held = self.input() + self.unsent + self.known();
+        self.unsent > UNSENT_BYTES_MAX
+            || self.unsent > 0 && held + limits.record_bytes_max > limits.session_bytes_max
+    }
+
+    /// Judges what is held for this client here, as `session_bytes_max` counts it: with so much for it, which may be taken
+    /// already.
+    pub fn check_held(&self, unsent: u64, limits: &Limits) -> Result<(), CloseReason> {
+        let (sent, known) = (self.input(), self.known());
+        if sent + unsent + known <= limits.session_bytes_max {
             return Ok(());
         }
         Err(CloseReason::Limit {
             name: "session_bytes_max",
             limit: limits.session_bytes_max,
             what: format!(
-                "{sent} bytes from the client, {} for it, {} of what it may have read",
-                self.answered_bytes, self.touched_bytes
+                "{sent} bytes from the client, {unsent} for it, {known} of what it may have read and was not told"
             ),
         })
     }
@@ -301,8 +382,8 @@ pub struct Sessions {
     pub(super) visible: BTreeSet<(Seq, ConnId)>,
     /// Sessions whose turn has come, once this node's file holds a seq.
     pub(super) in_file: BTreeSet<(Seq, ConnId)>,
-    /// Sessions in the middle of a bulk load, in turn; some may have left.
-    pub(super) bulks: VecDeque<ConnId>,
+    /// Sessions that wait for their turn, in the order in which they have it; some may have left.
+    pub(super) in_turn: VecDeque<ConnId>,
     timers: BTreeSet<(u64, ConnId)>,
     pub(super) commit_bytes: u64,
 }
@@ -324,7 +405,7 @@ impl Sessions {
             next_round: Vec::new(),
             visible: BTreeSet::new(),
             in_file: BTreeSet::new(),
-            bulks: VecDeque::new(),
+            in_turn: VecDeque::new(),
             timers: BTreeSet::new(),
             commit_bytes: 0,
         }
@@ -356,7 +437,11 @@ impl Sessions {
             touched: RoaringTreemap::new(),
             touched_bytes: 0,
             touched_noted: 0,
-            answered_bytes: 0,
+            unsent: 0,
+            draining: None,
+            spent: Spent::default(),
+            unread: false,
+            queued: false,
             greeted: false,
             pipelines: false,
             pool: UnusedOids::default(),
@@ -433,7 +518,7 @@ impl Sessions {
 
     /// Whether [`Sessions::read_on`] has something to do.
     pub fn reads_on(&self) -> bool {
-        !self.bulks.is_empty()
+        !self.in_turn.is_empty()
     }
 
     /// Whether [`Sessions::poke`] has something to do although nothing new is shown: somebody goes on without its turn.
@@ -456,7 +541,6 @@ impl Sessions {
                 None => None,
                 Some(Waiting::Commit(_)) => Some("a commit"),
                 Some(Waiting::NewOids { .. }) => Some("a request for oids"),
-                Some(Waiting::Bulk(..)) => Some("a bulk load"),
                 Some(_) => Some("a sync"),
             };
             if what == Some("a commit") && mutants::broken(Mutant::UnknownSaidAsDone) {
@@ -506,7 +590,11 @@ impl Sessions {
             (Some(Waiting::Turn { .. } | Waiting::InFile(_)), _) => {
                 Some((session.waiting_since, TURN_WAIT_MS))
             }
+            // That is for us to see to.
+            _ if session.waits_for_turn() => None,
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
+            // Not before it has all that it was sent: that it takes it is the shell's to see to.
+            (None, true) if session.draining.is_some() => None,
             (None, true) => Some((session.last_input, self.limits.command_max_ms)),
             (None, false) => None,
         };
@@ -577,7 +665,7 @@ impl Sessions {
                 self.visible.remove(&(*seq, conn));
                 false
             }
-            Some(Waiting::Sync(_) | Waiting::Bulk(..)) | None => false,
+            Some(Waiting::Sync(_) | Waiting::Bulk(..) | Waiting::Commands) | None => false,
         };
         self.end_turn(conn, out);
         self.retime(conn);

@@ -123,6 +123,17 @@ impl Node {
         self.sessions.read_on(self.now, &self.store, &mut self.out);
     }
 
+    /// The client has taken what it was sent. False: nobody wants to know.
+    pub fn drain(&mut self, conn: ConnId) -> bool {
+        let before = self.out.len();
+        self.out.retain(|action| *action != SessionAction::Drain { conn });
+        let asked = before > self.out.len();
+        if asked {
+            self.sessions.drained(conn, self.now, &mut self.out);
+        }
+        asked
+    }
+
     pub fn synced(&mut self, id: u64, seq: u64) {
         self.sessions.synced(id, Seq(seq), self.now, &self.store, &mut self.out);
     }

@@ -6,6 +6,10 @@
 //! commit, so that nobody waits for all of it; and when all of them are there, that much of the log is dropped. What a pack
 //! removed is one set, shared by all that were not told yet.
 //!
+//! For a client that is idle, meanwhile any number of objects may change. Beyond a bound only those are kept that it may have
+//! in its cache: of the others it need not be told, and a load of one is answered as invalid until it was told. What is
+//! dropped so is in one set for all of them.
+//!
 //! A session's own commits are not news to it.
 //!
 //! A client that begins a commit is also told what this node has in its file and not committed yet: what it then
@@ -29,6 +33,9 @@ const LOG_TRANSACTIONS_MAX: usize = 1 << 12;
 /// What a transaction counts for, in oids, beside its own.
 const TRANSACTION_OIDS: usize = LOG_OIDS_MAX / LOG_TRANSACTIONS_MAX;
 
+/// Of what an idle client was not told, with all that it can't have in its cache: some 16,000 oids, if they are far apart.
+pub(super) const IDLE_BYTES_MAX: u64 = 32 << 10;
+
 struct Change {
     seq: Seq,
     /// The session of this node whose commit it was.
@@ -43,6 +50,8 @@ pub(super) struct ChangeLog {
     /// Newest transaction that is visible.
     last: Seq,
     round: Option<Round>,
+    /// All that was dropped of what idle sessions were not told, since there was none of which something was.
+    dropped: RoaringTreemap,
     /// Some session was not told of them; oldest first.
     removals: VecDeque<Arc<Removal>>,
     generation: Generation,
@@ -93,6 +102,8 @@ struct Round {
     after: Option<ConnId>,
     /// What has been pushed since and not yet been made up for, in oids times sessions.
     due: usize,
+    /// Some session is not told of all that was dropped.
+    dropped: bool,
 }
 
 impl ChangeLog {
@@ -102,6 +113,7 @@ impl ChangeLog {
             oids: 0,
             last: applied,
             round: None,
+            dropped: RoaringTreemap::new(),
             removals: VecDeque::new(),
             generation,
         }
@@ -149,7 +161,8 @@ impl ChangeLog {
             oids.extend(change.oids.iter().map(|oid| oid.0));
         }
         let (first, upto) = (first.seq, self.last);
-        self.round = Some(Round { first, upto, oids, after: None, due: 0 });
+        let round = Round { first, upto, oids, after: None, due: 0, dropped: false };
+        self.round = Some(round);
     }
 
     /// A session's turn.
@@ -166,9 +179,36 @@ impl ChangeLog {
         self.round = Some(round);
     }
 
+    /// After its turn. A session that takes no part, and has not since its last turn, keeps not more than so many bytes beside
+    /// what is `touched`.
+    pub fn bound(
+        &mut self,
+        unseen: &mut Unseen,
+        takes_part: bool,
+        touched: &RoaringTreemap,
+        bytes_max: u64,
+    ) {
+        let idle = !std::mem::take(&mut unseen.asked) && !takes_part;
+        unseen.bytes = unseen.oids.serialized_size() as u64;
+        if idle && unseen.bytes > bytes_max {
+            if !unseen.oids.is_subset(&self.dropped) {
+                self.dropped |= &unseen.oids;
+            }
+            unseen.oids &= touched;
+            unseen.dropped = true;
+            unseen.bytes = unseen.oids.serialized_size() as u64;
+        }
+        if let Some(round) = &mut self.round {
+            round.dropped |= unseen.dropped;
+        }
+    }
+
     /// Every session has had its turn.
     pub fn end_round(&mut self) {
         let Some(round) = self.round.take() else { return };
+        if !round.dropped {
+            self.dropped.clear();
+        }
         let read = self.changes.partition_point(|change| change.seq <= round.upto);
         let read = self.changes.drain(..read);
         self.oids -= read.map(|change| change.oids.len()).sum::<usize>();
@@ -179,6 +219,7 @@ impl ChangeLog {
         self.changes.clear();
         self.oids = 0;
         self.round = None;
+        self.dropped.clear();
     }
 
     /// Objects are at `to` without their changes having been seen one by one.
@@ -215,6 +256,12 @@ pub(super) struct Unseen {
     oids: RoaringTreemap,
     /// The client was told of the removals up to this generation.
     generation: Generation,
+    /// Memory that `oids` takes, as of the last time the session was brought forward.
+    bytes: u64,
+    /// Its client has loaded something since then.
+    asked: bool,
+    /// Of what its client has not touched, whatever was dropped may have changed.
+    dropped: bool,
     /// Anything may have changed.
     all: bool,
     /// Changes up to here were told before they were visible; 0: none were.
@@ -229,6 +276,9 @@ impl Unseen {
             own: Seq(0),
             oids: RoaringTreemap::new(),
             generation: log.generation,
+            bytes: 0,
+            asked: false,
+            dropped: false,
             all: false,
             ahead: Seq(0),
         }
@@ -242,7 +292,13 @@ impl Unseen {
     pub fn start_at(&mut self, seq: Seq) {
         self.cursor = self.cursor.max(seq);
         self.oids.clear();
+        self.bytes = 0;
+        self.dropped = false;
         self.all = false;
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The session's own commit was made visible.
@@ -289,9 +345,18 @@ impl Unseen {
         self.cursor = self.cursor.max(log.last);
     }
 
-    pub fn contains(&mut self, conn: ConnId, oid: Oid, log: &ChangeLog) -> bool {
+    /// Whether the object may have changed, for a load. `touched`: all that the client can have in its cache.
+    pub fn contains(
+        &mut self,
+        conn: ConnId,
+        oid: Oid,
+        touched: &RoaringTreemap,
+        log: &ChangeLog,
+    ) -> bool {
         self.read(conn, log);
+        self.asked = true;
         self.all
+            || self.dropped && !touched.contains(oid.0) && log.dropped.contains(oid.0)
             || self.oids.contains(oid.0)
             || self.removals(log).any(|removal| removal.oids.contains(oid.0))
     }
@@ -318,6 +383,8 @@ impl Unseen {
             self.oids |= touched;
         }
         let told = Told::new(std::mem::take(&mut self.oids), removal);
+        self.bytes = 0;
+        self.dropped = false;
         self.all = false;
         self.ahead = Seq(0);
         self.generation = log.generation;
@@ -355,6 +422,7 @@ mod tests {
 
     #[test]
     fn the_shared_log_says_what_a_set_for_everybody_would() {
+        let none = RoaringTreemap::new();
         for seed in 0..200 {
             let mut random = Lcg(seed);
             let mut log = ChangeLog::new(Seq(5), Generation(1));
@@ -408,7 +476,7 @@ mod tests {
                     }
                     _ => {
                         let oid = random.below(30);
-                        let invalid = real[who].contains(conn(who), Oid(oid), &log);
+                        let invalid = real[who].contains(conn(who), Oid(oid), &none, &log);
                         assert_eq!(invalid, naive[who].invalid.contains(&oid), "seed {seed}");
                     }
                 }
@@ -450,14 +518,71 @@ mod tests {
                 assert!(log.oids <= most && log.changes.len() <= 2 * LOG_TRANSACTIONS_MAX);
                 assert_eq!(log.oids, log.changes.len() * oids_each);
             }
+            let none = RoaringTreemap::new();
             for (n, unseen) in readers.iter_mut().enumerate() {
                 let conn = ConnId(n as u64);
                 let last = transactions - 1;
-                assert!([0, last].iter().all(|oid| unseen.contains(conn, Oid(*oid), &log)));
+                assert!([0, last].iter().all(|oid| unseen.contains(conn, Oid(*oid), &none, &log)));
                 let told = all(unseen.tell(conn, &log, &RoaringTreemap::new()));
                 assert_eq!(told.len(), last + oids_each as u64);
             }
         }
+    }
+
+    /// With no room at all: what is told and answered of objects that a client has touched is what it would be, and more is
+    /// called invalid only of others, that have changed once.
+    #[test]
+    fn an_idle_session_is_told_of_what_its_client_may_have() {
+        let (mut refused, mut ever) = (0, BTreeSet::new());
+        for seed in 0..200 {
+            let mut random = Lcg(seed);
+            let mut log = ChangeLog::new(Seq(5), Generation(1));
+            let (conn, mut unseen) = (ConnId(1), Unseen::new(&log));
+            let mut naive = Naive::default();
+            let mut touched = RoaringTreemap::new();
+            ever.clear();
+            for _ in 0..100 {
+                let oids: Vec<u64> = (0..random.below(4)).map(|_| random.below(30)).collect();
+                match random.below(10) {
+                    0..3 => {
+                        let oid_list: Vec<Oid> = oids.iter().map(|oid| Oid(*oid)).collect();
+                        log.push(log.last().next(), None, &oid_list, true);
+                        naive.invalid.extend(&oids);
+                        ever.extend(oids);
+                    }
+                    3 => {
+                        log.remove(log.generation().next(), &oids.iter().copied().collect());
+                        naive.invalid.extend(&oids);
+                    }
+                    4 | 5 => {
+                        log.begin_round();
+                        log.bring_forward(conn, &mut unseen);
+                        log.bound(&mut unseen, random.below(4) == 0, &touched, 0);
+                        log.end_round();
+                    }
+                    6 => {
+                        let told = all(unseen.tell(conn, &log, &touched));
+                        let invalid = std::mem::take(&mut naive.invalid);
+                        let due = invalid.iter().filter(|oid| touched.contains(**oid));
+                        assert!(due.into_iter().all(|oid| told.contains(*oid)), "seed {seed}");
+                        assert!(told.iter().all(|oid| invalid.contains(&oid)), "seed {seed}");
+                        touched -= told;
+                    }
+                    _ => {
+                        let oid = random.below(30);
+                        let invalid = unseen.contains(conn, Oid(oid), &touched, &log);
+                        let may_differ = invalid && !touched.contains(oid) && ever.contains(&oid);
+                        let expected = naive.invalid.contains(&oid);
+                        assert!(invalid == expected || may_differ, "seed {seed}");
+                        refused += u64::from(invalid && !expected);
+                        if !invalid {
+                            touched.insert(oid);
+                        }
+                    }
+                }
+            }
+        }
+        assert!(refused > 0, "nobody was idle");
     }
 
     /// What it will read is not older than 10.
@@ -470,8 +595,9 @@ mod tests {
         for _ in 1..=10 {
             push(&mut log, &many, &mut starting);
         }
-        assert!(log.changes.is_empty() && !starting[0].contains(ConnId(0), Oid(7), &log));
+        let none = RoaringTreemap::new();
+        assert!(log.changes.is_empty() && !starting[0].contains(ConnId(0), Oid(7), &none, &log));
         push(&mut log, &[Oid(7)], &mut starting);
-        assert!(starting[0].contains(ConnId(0), Oid(7), &log));
+        assert!(starting[0].contains(ConnId(0), Oid(7), &none, &log));
     }
 }

@@ -15,6 +15,9 @@ use crate::types::Oid;
 /// The only version there is.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// Before a record: the answer byte and its length.
+pub const RECORD_HEADER_BYTES: usize = 5;
+
 /// Answer byte: done, or a record follows.
 pub const OKAY: u8 = b'O';
 /// Answer byte: no such oid.

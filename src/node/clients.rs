@@ -1,7 +1,8 @@
 //! The Durus port: bytes in, bytes out; what they mean is the core's matter.
 //!
 //! Several addresses may be listened on; all of them serve the same sessions. The core's thread reads (`ears`), in turn, and
-//! nothing more of a connection to which too much waits to be sent: a client that asks without reading stops itself. One
+//! nothing more of a connection of which the core has enough. How much may wait to be sent is the core's matter, too: it
+//! asks to be told when all that it has sent is out. One
 //! task a connection writes what does not leave at once, and ends it. A client that takes nothing for as long as a
 //! command may stall is closed, and so is one for which more waits than a session may hold. `ClientClosed` is fed
 //! exactly once for every `ClientOpened`, after everything else of that connection.
@@ -21,14 +22,12 @@ use tokio::time::{sleep, timeout};
 
 use super::bind::{Bound, Stream};
 use super::core::io::Input;
-use super::ears::{self, Attached, Feed, Heard, Source};
+use super::ears::{self, Feed, Heard, Source, SourceId};
 use super::limits::{self, Limits};
 use super::listener::ACCEPT_PAUSE;
 use super::sockets::StopSeen;
 use crate::types::ConnId;
 
-/// Answers that may wait before nothing more is read from the client.
-const UNSENT_BYTES_PAUSE: usize = 4 << 20;
 /// Short answers are collected up to this and sent in one write.
 const COLLECT_BYTES: usize = 64 << 10;
 /// Short answers that are sent from where they are; more are copied together.
@@ -42,35 +41,26 @@ struct Client {
     queue: UnboundedSender<Outgoing>,
     unsent: Arc<Unsent>,
     stream: Arc<Stream>,
+    source: SourceId,
+    /// The core wants nothing more of it read for now.
+    unread: Arc<AtomicBool>,
 }
 
 /// Bytes that wait to be sent to one client.
 struct Unsent {
     bytes: AtomicUsize,
     bytes_max: usize,
-    /// Nothing is read from the client until there is less.
-    paused: AtomicBool,
+    /// The core wants to know when there is nothing more.
+    drain_asked: AtomicBool,
     /// More is held for this client than may be, and why: it is closed without what waits.
     full: Notify,
     full_why: OnceLock<String>,
 }
 
 impl Unsent {
-    /// Is nothing to be read for now? Then `may_resume` says when.
-    fn too_much(&self) -> bool {
-        let too_much = || self.bytes.load(Ordering::SeqCst) > UNSENT_BYTES_PAUSE;
-        if !too_much() {
-            return false;
-        }
-        self.paused.store(true, Ordering::SeqCst);
-        // It may have left in this very moment, and nobody would say so again.
-        too_much() || !self.paused.swap(false, Ordering::SeqCst)
-    }
-
-    /// After something was sent.
-    fn may_resume(&self) -> bool {
-        self.bytes.load(Ordering::SeqCst) <= UNSENT_BYTES_PAUSE
-            && self.paused.swap(false, Ordering::SeqCst)
+    /// After something was sent, and after it was asked: is the core to be told now? Once for each time it asks.
+    fn is_drained(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) == 0 && self.drain_asked.swap(false, Ordering::SeqCst)
     }
 
     fn overflow(&self, why: String) {
@@ -128,14 +118,15 @@ impl Client {
 /// The core's answers: those of one round go out together.
 pub struct Replies {
     clients: Clients,
+    feed: Feed,
     /// In the order of their first answers.
     waiting: Vec<(ConnId, Vec<Bytes>)>,
     places: HashMap<ConnId, usize>,
 }
 
 impl Replies {
-    pub fn new(clients: Clients) -> Replies {
-        Replies { clients, waiting: Vec::new(), places: HashMap::new() }
+    pub fn new(clients: Clients, feed: Feed) -> Replies {
+        Replies { clients, feed, waiting: Vec::new(), places: HashMap::new() }
     }
 
     pub fn send(&mut self, conn: ConnId, bytes: Bytes) {
@@ -156,6 +147,29 @@ impl Replies {
         for (conn, parts) in self.waiting.drain(..) {
             if let Some(client) = table.get(&conn) {
                 client.send(parts);
+            }
+        }
+    }
+
+    /// Whether more of what the client sends is to be read.
+    pub fn read(&mut self, conn: ConnId, on: bool) {
+        if let Some(client) = self.clients.table().get(&conn) {
+            client.unread.store(!on, Ordering::Relaxed);
+            if on {
+                self.feed.resume(client.source);
+            }
+        }
+    }
+
+    /// The core is told when all that was sent to this client before is out.
+    pub fn drain(&mut self, conn: ConnId) {
+        self.flush();
+        let table = self.clients.table();
+        if let Some(client) = table.get(&conn) {
+            client.unsent.drain_asked.store(true, Ordering::SeqCst);
+            if client.unsent.is_drained() {
+                // With the table locked, so that its end is fed after this.
+                self.feed.put(Input::ClientDrained { conn });
             }
         }
     }
@@ -269,20 +283,26 @@ async fn converse(port: &DurusPort, conn: ConnId, stream: Stream, address: Strin
     let unsent = Arc::new(Unsent {
         bytes: AtomicUsize::new(0),
         bytes_max: port.session_bytes_max,
-        paused: AtomicBool::new(false),
+        drain_asked: AtomicBool::new(false),
         full: Notify::new(),
         full_why: OnceLock::new(),
     });
     let stream = Arc::new(stream);
-    let client = Client { queue, unsent: unsent.clone(), stream: stream.clone() };
+    let (source, unread) = (port.feed.number(), Arc::new(AtomicBool::new(false)));
+    let client = Client {
+        queue,
+        unsent: unsent.clone(),
+        stream: stream.clone(),
+        source,
+        unread: unread.clone(),
+    };
     port.clients.table().insert(conn, client);
     port.feed.put(Input::ClientOpened { conn, address });
     let (says_end, end_said) = oneshot::channel();
-    let heard =
-        Hearing { conn, stream: stream.clone(), unsent: unsent.clone(), says_end: Some(says_end) };
-    let attached = port.feed.attach(Box::new(heard));
+    let heard = Hearing { conn, stream: stream.clone(), unread, says_end: Some(says_end) };
+    let attached = port.feed.attach_as(source, Box::new(heard));
     let ended = tokio::select! {
-        ended = write_all(port, queued, &stream, &unsent, &attached) => ended,
+        ended = write_all(port, conn, queued, &stream, &unsent) => ended,
         ended = end_said => ended.unwrap_or(End::Left),
         () = unsent.full.notified() => End::Full(unsent.full_why.get().cloned().unwrap_or_default()),
     };
@@ -296,7 +316,7 @@ async fn converse(port: &DurusPort, conn: ConnId, stream: Stream, address: Strin
 struct Hearing {
     conn: ConnId,
     stream: Arc<Stream>,
-    unsent: Arc<Unsent>,
+    unread: Arc<AtomicBool>,
     /// Taken when the client has ended.
     says_end: Option<oneshot::Sender<End>>,
 }
@@ -307,7 +327,7 @@ impl Source for Hearing {
     }
 
     fn hear(&mut self, scratch: &mut [u8], ending: bool, out: &mut Vec<Input>) -> Heard {
-        if self.unsent.too_much() {
+        if self.unread.load(Ordering::Relaxed) {
             return Heard::Enough;
         }
         let end = match ears::read(self.stream.as_fd(), scratch) {
@@ -342,12 +362,12 @@ enum End {
 
 async fn write_all(
     port: &DurusPort,
+    conn: ConnId,
     queued: UnboundedReceiver<Outgoing>,
     stream: &Stream,
     unsent: &Unsent,
-    attached: &Attached,
 ) -> End {
-    let end = match write_queued(port, queued, stream, unsent, attached).await {
+    let end = match write_queued(port, conn, queued, stream, unsent).await {
         Ok(end) => end,
         Err(end) => return end,
     };
@@ -358,10 +378,10 @@ async fn write_all(
 /// `Ok`: everything before the end was sent.
 async fn write_queued(
     port: &DurusPort,
+    conn: ConnId,
     mut queued: UnboundedReceiver<Outgoing>,
     stream: &Stream,
     unsent: &Unsent,
-    attached: &Attached,
 ) -> Result<End, End> {
     let mut collected = BytesMut::new();
     while let Some(first) = queued.recv().await {
@@ -369,20 +389,20 @@ async fn write_queued(
         while let Some(outgoing) = next {
             match outgoing {
                 Outgoing::Data(bytes) if collected.len() + bytes.len() > COLLECT_BYTES => {
-                    push(port, stream, &collected, unsent, attached).await?;
+                    push(port, conn, stream, &collected, unsent).await?;
                     collected.clear();
                     // What is long is sent as it is, not copied.
-                    push(port, stream, &bytes, unsent, attached).await?;
+                    push(port, conn, stream, &bytes, unsent).await?;
                 }
                 Outgoing::Data(bytes) => collected.extend_from_slice(&bytes),
                 Outgoing::Close(closing) => {
-                    push(port, stream, &collected, unsent, attached).await?;
+                    push(port, conn, stream, &collected, unsent).await?;
                     return Ok(End::Closed(closing));
                 }
             }
             next = queued.try_recv().ok();
         }
-        push(port, stream, &collected, unsent, attached).await?;
+        push(port, conn, stream, &collected, unsent).await?;
         // An idle client keeps nothing.
         collected = BytesMut::new();
     }
@@ -391,18 +411,18 @@ async fn write_queued(
 
 async fn push(
     port: &DurusPort,
+    conn: ConnId,
     stream: &Stream,
     mut bytes: &[u8],
     unsent: &Unsent,
-    attached: &Attached,
 ) -> Result<(), End> {
     while !bytes.is_empty() {
         let written = timeout(port.stalled, stream.write(bytes)).await.map_err(|_| End::Stalled)?;
         let written = written.map_err(|error| End::Lost(error.to_string()))?;
         bytes = &bytes[written..];
         unsent.bytes.fetch_sub(written, Ordering::SeqCst);
-        if unsent.may_resume() {
-            attached.resume();
+        if unsent.is_drained() {
+            port.feed.put(Input::ClientDrained { conn });
         }
     }
     Ok(())

@@ -37,7 +37,7 @@ pub trait Source: Send {
 pub enum Heard {
     /// There may be more.
     More,
-    /// All of it for now, or it is to be left alone until `Attached::resume`.
+    /// All of it for now, or it is to be left alone until `Feed::resume`.
     Enough,
     /// It is not asked again, and its owner knows.
     Ended,
@@ -93,9 +93,23 @@ impl Feed {
 
     /// From now on the source is heard, after everything that was put before.
     pub fn attach(&self, source: Box<dyn Source>) -> Attached {
-        let id = SourceId(self.sources.fetch_add(1, Ordering::Relaxed));
+        let id = self.number();
+        self.attach_as(id, source)
+    }
+
+    /// For a source that somebody has to know before it is heard.
+    pub fn number(&self) -> SourceId {
+        SourceId(self.sources.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn attach_as(&self, id: SourceId, source: Box<dyn Source>) -> Attached {
         self.send(Fed::Attach(id, source));
         Attached { id, feed: self.clone() }
+    }
+
+    /// After `Heard::Enough`: there may be more.
+    pub fn resume(&self, id: SourceId) {
+        self.send(Fed::Resume(id));
     }
 
     fn send(&self, fed: Fed) {
@@ -114,13 +128,6 @@ impl Feed {
 pub struct Attached {
     id: SourceId,
     feed: Feed,
-}
-
-impl Attached {
-    /// After `Heard::Enough`: there may be more.
-    pub fn resume(&self) {
-        self.feed.send(Fed::Resume(self.id));
-    }
 }
 
 impl Drop for Attached {

@@ -129,6 +129,7 @@ fn kind(input: &Input) -> &'static str {
         Input::PeerDown { .. } => "peer down",
         Input::ClientOpened { .. } => "client opened",
         Input::ClientData { .. } => "client data",
+        Input::ClientDrained { .. } => "client drained",
         Input::ClientClosed { .. } => "client closed",
         Input::Admin { .. } => "admin request",
         Input::DiskDone { .. } => "disk done",

@@ -228,8 +228,8 @@ impl Outlets {
         };
         tasks.spawn(listener::accept(Arc::new(peer_port), peer));
         tasks.spawn(serve_pages(pages(desk.clone()), http, stop.clone(), log.clone()));
+        let clients = Replies::new(clients, feed.clone());
         let jobs = Jobs::new(disk, feed, log.clone());
-        let clients = Replies::new(clients);
         Ok(Outlets { links, clients, desk, disk: disk_worker, raft, jobs, log })
     }
 
@@ -250,6 +250,8 @@ impl Outlet<Exit> for Outlets {
         match action {
             Action::Send { to, message } => self.links.send(to, message, &self.log),
             Action::ClientSend { conn, bytes } => self.clients.send(conn, bytes),
+            Action::ClientRead { conn, on } => self.clients.read(conn, on),
+            Action::ClientDrain { conn } => self.clients.drain(conn),
             Action::ClientClose { conn, reason, limit } => {
                 self.clients.close(conn, Closing { reason, limit });
             }

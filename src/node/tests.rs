@@ -37,7 +37,7 @@ enum Event {
     Closed(ConnId),
 }
 
-/// Echoes clients ("bye" is answered and closed), answers administrators, sends what `Feed` brings as jobs' progress.
+/// Echoes clients, and has no more read of them before they have it ("bye" is answered and closed); answers administrators, sends what `Feed` brings as jobs' progress.
 struct Echo {
     events: Sender<Event>,
 }
@@ -53,6 +53,8 @@ impl Machine for Echo {
             Input::ClientData { conn, bytes } => {
                 let bye = bytes.ends_with(b"bye");
                 out.push(Action::ClientSend { conn, bytes });
+                out.push(Action::ClientRead { conn, on: false });
+                out.push(Action::ClientDrain { conn });
                 if bye {
                     out.push(Action::ClientClose {
                         conn,
@@ -61,6 +63,9 @@ impl Machine for Echo {
                     });
                 }
                 return;
+            }
+            Input::ClientDrained { conn } => {
+                return out.push(Action::ClientRead { conn, on: true });
             }
             Input::Admin { request, message } => {
                 let reply =

@@ -60,6 +60,8 @@ pub struct Machine {
     tasks: Vec<(u64, DiskTask)>,
     records: VecDeque<(u64, RaftRecord)>,
     jobs: BTreeMap<u64, Job>,
+    /// Whose clients have taken what they were sent: the core wants to know.
+    drains: VecDeque<ConnId>,
     /// To clients, in order.
     pub said: VecDeque<(u64, Word)>,
     /// To peers, in order.
@@ -147,6 +149,7 @@ impl Machine {
             tasks: Vec::new(),
             records: VecDeque::new(),
             jobs: BTreeMap::new(),
+            drains: VecDeque::new(),
             said: VecDeque::new(),
             sent: VecDeque::new(),
             exit: None,
@@ -205,6 +208,9 @@ impl Machine {
         match action {
             Action::Send { to, message } => self.sent.push_back((to.0, message)),
             Action::ClientSend { conn, bytes } => self.said.push_back((conn.0, Word::Bytes(bytes))),
+            // What comes is the script's, and little.
+            Action::ClientRead { .. } => {}
+            Action::ClientDrain { conn } => self.drains.push_back(conn),
             Action::ClientClose { conn, reason, .. } => {
                 self.said.push_back((conn.0, Word::Closed(reason)));
             }
@@ -254,6 +260,14 @@ impl Machine {
         self.step(Input::RaftDone { number, result: Ok(()) });
     }
 
+    /// Clients take their answers, and have their turns.
+    fn work_sessions(&mut self) {
+        while let Some(conn) = self.drains.pop_front() {
+            self.step(Input::ClientDrained { conn });
+            self.step(Input::Tick);
+        }
+    }
+
     fn work_jobs(&mut self) {
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
             // The one before it may have called it off.
@@ -288,7 +302,10 @@ impl Machine {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.records.is_empty() && self.jobs.is_empty()
+        self.tasks.is_empty()
+            && self.records.is_empty()
+            && self.jobs.is_empty()
+            && self.drains.is_empty()
     }
 
     /// Everything that was asked for is done, and what follows from it.
@@ -300,6 +317,7 @@ impl Machine {
             self.work_disk();
             self.work_raft();
             self.work_jobs();
+            self.work_sessions();
         }
         panic!("node {} never comes to rest", self.id);
     }

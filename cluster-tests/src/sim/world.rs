@@ -58,6 +58,7 @@ enum Event {
     LinkReset { from: usize, to: usize, era: u64 },
     LaneAgain { from: usize, to: usize, era: u64, lane: usize },
     ToNode { node: usize, life: u64, conn: u64, bytes: Option<Vec<u8>> },
+    Drained { node: usize, life: u64, conn: u64 },
     ToClient { client: usize, conn: u64, bytes: Option<Bytes> },
     ClientTurn { client: usize, turn: u64 },
     Fault,
@@ -398,6 +399,7 @@ impl World {
             Event::ToNode { node, life, conn, bytes } => {
                 self.arrive_at_node(node, life, conn, bytes)
             }
+            Event::Drained { node, life, conn } => self.drained(node, life, conn),
             Event::ToClient { client, conn, bytes } => self.arrive_at_client(client, conn, bytes),
             Event::ClientTurn { client, turn } => {
                 if self.clients[client].turn == turn {

@@ -37,6 +37,10 @@ pub enum Input {
         conn: ConnId,
         bytes: Bytes,
     },
+    /// Answers `Action::ClientDrain`.
+    ClientDrained {
+        conn: ConnId,
+    },
     ClientClosed {
         conn: ConnId,
     },
@@ -77,6 +81,15 @@ pub enum Action {
     ClientSend {
         conn: ConnId,
         bytes: Bytes,
+    },
+    /// Whether more of what the client sends is to be read. What is read already may still come.
+    ClientRead {
+        conn: ConnId,
+        on: bool,
+    },
+    /// Answered by `ClientDrained` as soon as all is out that was sent to the client before, if it stays so long.
+    ClientDrain {
+        conn: ConnId,
     },
     ClientClose {
         conn: ConnId,

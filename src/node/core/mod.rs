@@ -207,9 +207,10 @@ impl Core {
             Input::Peer { from, from_disk, message } => self.on_peer(from, from_disk, message, out),
             Input::PeerUp { peer } => self.on_peer_up(peer),
             Input::PeerDown { peer, refused } => self.on_peer_down(peer, refused),
-            Input::ClientOpened { .. } | Input::ClientData { .. } | Input::ClientClosed { .. } => {
-                self.on_client(input, out);
-            }
+            Input::ClientOpened { .. }
+            | Input::ClientData { .. }
+            | Input::ClientDrained { .. }
+            | Input::ClientClosed { .. } => self.on_client(input, out),
             Input::Admin { request, message } => self.on_admin(request, message, out),
             Input::DiskDone { task, result } => self.on_disk_done(task, result, out),
             Input::RaftDone { number, result } => self.on_raft_done(number, result, out),

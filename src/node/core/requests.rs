@@ -132,6 +132,7 @@ impl Core {
             Input::ClientOpened { .. } if !self.suspect.is_empty() => self.turn_away(input, out),
             Input::ClientOpened { conn, .. } => self.on_client_opened(conn, out),
             Input::ClientData { conn, bytes } => self.on_client_data(conn, bytes, out),
+            Input::ClientDrained { conn } => self.on_client_drained(conn, out),
             Input::ClientClosed { conn } => self.on_client_closed(conn, out),
             _ => unreachable!("only clients' inputs come here"),
         }
@@ -184,6 +185,12 @@ impl Core {
         });
     }
 
+    fn on_client_drained(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+        let mut actions = Vec::new();
+        self.sessions.drained(conn, self.now, &mut actions);
+        self.on_session_actions(actions, out);
+    }
+
     fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
         let mut actions = Vec::new();
         self.sessions.closed(conn, &mut actions);
@@ -200,7 +207,7 @@ impl Core {
             .poke_file(now, view, actions));
     }
 
-    /// Bulk loads go on when everything else had its turn.
+    /// A session that has had its turn goes on when everything else had its own.
     pub(super) fn read_on(&mut self, out: &mut Vec<Action>) {
         if self.serving {
             with_view!(self, out, |sessions, now, view, actions| sessions
@@ -217,6 +224,14 @@ impl Core {
             let (id, ask) = match action {
                 SessionAction::Send { conn, bytes } => {
                     out.push(Action::ClientSend { conn, bytes });
+                    continue;
+                }
+                SessionAction::Read { conn, on } => {
+                    out.push(Action::ClientRead { conn, on });
+                    continue;
+                }
+                SessionAction::Drain { conn } => {
+                    out.push(Action::ClientDrain { conn });
                     continue;
                 }
                 SessionAction::Close { conn, reason } => {

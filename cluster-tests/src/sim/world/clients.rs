@@ -131,6 +131,14 @@ impl World {
         }
     }
 
+    /// The client has taken what its node has sent.
+    pub(super) fn drained(&mut self, node: usize, life: u64, conn: u64) {
+        let there = self.hosts[node].life == life && self.hosts[node].process.is_some();
+        if there && self.process(node).conns.contains_key(&conn) {
+            self.put(node, Input::ClientDrained { conn: ConnId(conn) });
+        }
+    }
+
     pub(super) fn client_send(&mut self, node: usize, conn: ConnId, bytes: Bytes) {
         let Some(&client) = self.process(node).conns.get(&conn.0) else { return };
         let current = self.clients[client].connection.as_ref().is_some_and(|c| c.conn == conn.0);

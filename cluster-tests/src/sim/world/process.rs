@@ -34,6 +34,7 @@ impl World {
         let disk = self.hosts[node].medium.mount();
         let disk = self.scripted_disk(disk);
         self.hosts[node].disk = Some(disk.clone());
+        let usual = Limits::default();
         Setup {
             id: NodeId(node as u64 + 1),
             boot: BootId(self.rng.number() | 1),
@@ -43,9 +44,14 @@ impl World {
             members,
             timing: Timing { pack_failed_ms: 2000, ..Timing::default() },
             limits: Limits {
+                // On every other node, room for one answer at a time.
+                session_bytes_max: match node % 2 {
+                    0 => usual.session_bytes_max,
+                    _ => usual.record_bytes_max + 1,
+                },
                 wait_max_ms: self.options.wait_max_ms,
                 command_max_ms: 4000,
-                ..Limits::default()
+                ..usual
             },
             keep_generations: self.keep_generations,
             block_bytes: self.block_bytes,
@@ -298,6 +304,13 @@ impl World {
         match action {
             Action::Send { to, message } => self.send(node, to.0 as usize - 1, message),
             Action::ClientSend { conn, bytes } => self.client_send(node, conn, bytes),
+            // What clients send here is never so much.
+            Action::ClientRead { .. } => {}
+            Action::ClientDrain { conn } => {
+                self.count("client that had to take its answers first");
+                let after = self.rng.delay(30, 3000);
+                self.at(after, Event::Drained { node, life, conn: conn.0 });
+            }
             Action::ClientClose { conn, reason, .. } => {
                 let Some(client) = self.process(node).conns.remove(&conn.0) else { return };
                 self.trace.line(format_args!(
