@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::close::{CloseReason, Limits};
 use super::session::{
-    Commit, Reading, Session, SessionAction, Sessions, Spent, View, Waiter, Waiting,
+    Bulk, Commit, Reading, Session, SessionAction, Sessions, Spent, View, Waiter, Waiting,
 };
 use super::unseen::ChangeLog;
 use super::wire::{self, Command};
@@ -233,7 +233,7 @@ impl Sessions {
             Reading::Load(oid) => {
                 load(session, &self.log, conn, &[oid], &self.limits, view)?.0.send(conn, out)
             }
-            Reading::Bulk(oids) => self.bulk(conn, oids, 0, now, view, out)?,
+            Reading::Bulk(oids) => self.bulk(conn, oids, now, view, out)?,
             Reading::Sync => self.tell(conn, None, out),
             Reading::Commit => {
                 session.commit_base = Some(shown);
@@ -247,8 +247,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// The next session has its turn, if one waits for it: after each, others have theirs. Whatever has changed since a bulk
-    /// load began is answered as invalid, as with loads one by one.
+    /// The next session has its turn, if one waits for it: after each, others have theirs.
     pub fn read_on(&mut self, now: Now, view: &dyn View, out: &mut Vec<SessionAction>) {
         let Some(conn) = self.in_turn.pop_front() else { return };
         let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
@@ -260,29 +259,72 @@ impl Sessions {
         }
         session.last_input = now;
         let done = match session.waiting.take() {
-            Some(Waiting::Bulk(oids, from)) => self.bulk(conn, oids, from, now, view, out),
+            Some(Waiting::Bulk(bulk)) => self.bulk_on(conn, bulk, now, view, out),
             Some(Waiting::Commands) => Ok(()),
             other => unreachable!("session {conn} waited for its turn, now for {other:?}"),
         };
         self.go_on(conn, done, now, view, out);
     }
 
-    /// A bulk load from its oid number `from` on: as much as is done at a time, and the rest in later turns.
+    /// A bulk load: as much as is done at a time, and the rest in later turns.
     fn bulk(
         &mut self,
         conn: ConnId,
         oids: Vec<Oid>,
-        from: usize,
         now: Now,
         view: &dyn View,
         out: &mut Vec<SessionAction>,
     ) -> Result<(), CloseReason> {
         let session = self.sessions.get_mut(&conn).expect("an open session");
-        let (answers, done) = load(session, &self.log, conn, &oids[from..], &self.limits, view)?;
+        let (answers, done) = load(session, &self.log, conn, &oids, &self.limits, view)?;
         answers.send(conn, out);
-        let next = from + done;
-        if next < oids.len() {
-            self.wait(conn, Waiting::Bulk(oids, next), now);
+        if done < oids.len() {
+            let rest = oids[done..].iter().copied();
+            let Session { unseen, touched, .. } = session;
+            let changed = |oid: &Oid| unseen.contains(conn, *oid, touched, &self.log);
+            let invalid = rest.filter(changed).map(|oid| oid.0).collect();
+            let (as_of, generation) = (view.applied(), self.log.generation());
+            let bulk = Bulk { oids, done, as_of, generation, invalid };
+            self.wait(conn, Waiting::Bulk(bulk), now);
+            self.in_bulk.insert(conn);
+        }
+        Ok(())
+    }
+
+    /// Its next turn. What has changed since it began is answered as it was then: its client hears of the change at its next
+    /// sync, as of any that came after the load.
+    fn bulk_on(
+        &mut self,
+        conn: ConnId,
+        mut bulk: Bulk,
+        now: Now,
+        view: &dyn View,
+        out: &mut Vec<SessionAction>,
+    ) -> Result<(), CloseReason> {
+        self.in_bulk.remove(&conn);
+        let session = self.sessions.get_mut(&conn).expect("an open session");
+        let log = &self.log;
+        // A pack's switch in between: what it has removed is in no file any more.
+        let same_file = bulk.generation == log.generation();
+        let (as_of, invalid) = (bulk.as_of, &bulk.invalid);
+        let mut find = |session: &mut Session, oid: Oid| {
+            if invalid.contains(oid.0) {
+                return Ok(Err(wire::INVALID));
+            }
+            let Session { unseen, touched, .. } = session;
+            if !unseen.contains(conn, oid, touched, log) {
+                return Ok(view.load(oid)?.ok_or(wire::KEY_ERROR));
+            }
+            let before = if same_file { view.load_before(oid, as_of)? } else { None };
+            Ok(before.map_or(Err(wire::INVALID), |found| found.ok_or(wire::KEY_ERROR)))
+        };
+        let rest = &bulk.oids[bulk.done..];
+        let (answers, done) = load_with(session, rest, &self.limits, &mut find)?;
+        answers.send(conn, out);
+        bulk.done += done;
+        if bulk.done < bulk.oids.len() {
+            self.wait(conn, Waiting::Bulk(bulk), now);
+            self.in_bulk.insert(conn);
         }
         Ok(())
     }
@@ -444,6 +486,25 @@ fn load(
     limits: &Limits,
     view: &dyn View,
 ) -> Result<(Answers, usize), CloseReason> {
+    let mut find = |session: &mut Session, oid: Oid| {
+        let Session { unseen, touched, .. } = session;
+        if unseen.contains(conn, oid, touched, log) && !mutants::broken(Mutant::ChangedIsLoaded) {
+            return Ok(Err(wire::INVALID));
+        }
+        Ok(view.load(oid)?.ok_or(wire::KEY_ERROR))
+    };
+    load_with(session, oids, limits, &mut find)
+}
+
+/// A record, or why there is none. The error is a read that failed.
+type Found = Result<Result<Bytes, u8>, String>;
+
+fn load_with(
+    session: &mut Session,
+    oids: &[Oid],
+    limits: &Limits,
+    find: &mut dyn FnMut(&mut Session, Oid) -> Found,
+) -> Result<(Answers, usize), CloseReason> {
     let mut answers = Answers::default();
     for (done, oid) in oids.iter().enumerate() {
         let over = session.spent.is_all() || session.must_drain(limits);
@@ -451,13 +512,10 @@ fn load(
             return Ok((answers, done));
         }
         session.spent.oids += 1;
-        let changed = session.unseen.contains(conn, *oid, &session.touched, log);
-        let found = if changed && !mutants::broken(Mutant::ChangedIsLoaded) {
-            Err(wire::INVALID)
-        } else {
+        let found = find(session, *oid).map_err(CloseReason::Read)?;
+        if found != Err(wire::INVALID) {
             session.touch(*oid);
-            view.load(*oid).map_err(CloseReason::Read)?.ok_or(wire::KEY_ERROR)
-        };
+        }
         let record = match found {
             Ok(record) => record,
             Err(status) => {

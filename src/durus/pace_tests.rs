@@ -47,6 +47,7 @@ fn what_is_sent_ahead_is_done_in_turns_with_the_others() {
     is_sent(&node.sent(B), &answers((256..300).map(|n| n % 5)));
     node.others_change(&[3]);
     node.read_on();
+    // Each load is one of its own.
     let changed = |oid| if oid == 3 { b"I".to_vec() } else { found(&record(oid, b"old")) };
     let rest: Vec<u8> = (512..600).map(|n| n % 5).chain([4]).flat_map(changed).collect();
     is_sent(&node.sent(A), &rest);

@@ -18,7 +18,8 @@
 //! is a client answered on while it has not taken what it was sent, beyond a few megabytes: how much it may be is
 //! counted here, and the shell is asked now and then whether it is taken.
 //!
-//! **Bulk loads.** A stock client stops reading at the first answer that is not a record, and takes the rest for the
+//! **Bulk loads** are answered as of one moment, however many turns they take: what is stored again meanwhile is still in the
+//! file. A stock client stops reading at the first answer that is not a record, and takes the rest for the
 //! answer to its next command, whenever that comes. So it is not sent the rest. A stock client greets with `V` and waits
 //! for each answer before its next command; one that has not greeted, or has ever sent a command sooner, is none, and gets
 //! every answer.
@@ -41,6 +42,8 @@ use crate::types::{BootId, CommitId, ConnId, Epoch, Generation, Now, Oid, Seq};
 pub trait View {
     /// The record of an object, as a client gets it; None if there is no such object.
     fn load(&self, oid: Oid) -> Result<Option<Bytes>, String>;
+    /// The same as it was after transaction `seq`, which loads saw once; the outer None: that is not known any more.
+    fn load_before(&self, oid: Oid, seq: Seq) -> Result<Option<Option<Bytes>>, String>;
     /// Seq of the newest transaction that loads see.
     fn applied(&self) -> Seq;
     /// Seq of the newest transaction in this node's file.
@@ -171,8 +174,8 @@ pub(super) enum Waiting {
     },
     /// This node's file to hold that seq; then the answer to `C`.
     InFile(Seq),
-    /// Its turn to go on with a bulk load: so many of these are answered.
-    Bulk(Vec<Oid>, usize),
+    /// Its turn to go on with a bulk load.
+    Bulk(Bulk),
     /// Its turn to go on with what is in its buffer.
     Commands,
     NewOids {
@@ -180,6 +183,19 @@ pub(super) enum Waiting {
         count: u32,
     },
     Commit(Commit),
+}
+
+/// A bulk load that takes more than one turn. All of it is answered as of one moment: no commit falls into it.
+#[derive(Debug)]
+pub(super) struct Bulk {
+    pub oids: Vec<Oid>,
+    /// So many of them are answered.
+    pub done: usize,
+    /// What was shown when it began, and of which generation's file.
+    pub as_of: Seq,
+    pub generation: Generation,
+    /// Those that its client could not load then.
+    pub invalid: RoaringTreemap,
 }
 
 /// What was done for a session in one turn.
@@ -384,6 +400,8 @@ pub struct Sessions {
     pub(super) in_file: BTreeSet<(Seq, ConnId)>,
     /// Sessions that wait for their turn, in the order in which they have it; some may have left.
     pub(super) in_turn: VecDeque<ConnId>,
+    /// Those that wait to go on with a bulk load.
+    pub(super) in_bulk: BTreeSet<ConnId>,
     timers: BTreeSet<(u64, ConnId)>,
     pub(super) commit_bytes: u64,
 }
@@ -406,6 +424,7 @@ impl Sessions {
             visible: BTreeSet::new(),
             in_file: BTreeSet::new(),
             in_turn: VecDeque::new(),
+            in_bulk: BTreeSet::new(),
             timers: BTreeSet::new(),
             commit_bytes: 0,
         }
@@ -514,6 +533,11 @@ impl Sessions {
     /// When [`Sessions::tick`] has something to do, in microseconds of the monotonic clock.
     pub fn deadline(&self) -> Option<u64> {
         self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Whether somebody goes on reading what was shown before ([`View::load_before`]).
+    pub fn reads_before(&self) -> bool {
+        !self.in_bulk.is_empty()
     }
 
     /// Whether [`Sessions::read_on`] has something to do.
@@ -667,6 +691,7 @@ impl Sessions {
             }
             Some(Waiting::Sync(_) | Waiting::Bulk(..) | Waiting::Commands) | None => false,
         };
+        self.in_bulk.remove(&conn);
         self.end_turn(conn, out);
         self.retime(conn);
         self.live -= 1;

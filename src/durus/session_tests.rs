@@ -52,12 +52,10 @@ fn a_long_bulk_load_is_done_in_turns_with_the_others() {
     node.send(A, b"S");
     node.read_on();
     node.read_on();
-    let changed = |oids: &[u64]| -> Vec<u8> {
-        oids.iter().flat_map(|oid| if *oid == 3 { b"I".to_vec() } else { old(*oid) }).collect()
-    };
-    assert_eq!(node.sent(B), changed(&oids[256..300]));
-    assert_eq!(node.sent(A), changed(&oids[512..]));
-    // What was sent ahead follows, and what was invalid is told.
+    // No commit falls into it.
+    assert_eq!(node.sent(B), answers(&oids[256..300]));
+    assert_eq!(node.sent(A), answers(&oids[512..]));
+    // What was sent ahead follows, and what has changed is told.
     node.sync_all();
     assert_eq!(node.sent(A), told(&[3]));
     node.send(B, &load(3));
@@ -69,6 +67,46 @@ fn a_long_bulk_load_is_done_in_turns_with_the_others() {
     node.sessions.closed(A, &mut node.out);
     node.read_on();
     assert!(!node.sessions.reads_on());
+}
+
+#[test]
+fn a_long_bulk_load_is_answered_as_of_its_beginning_or_not_at_all() {
+    let long: Vec<u64> = [vec![0; 256], vec![1, 2, 3, 4, 50]].concat();
+    let begun = || {
+        let mut node = Node::with_two();
+        node.others_change(&[1]);
+        node.send(A, &bulk(&long));
+        assert_eq!(node.sent(A), found(&record(0, b"old")).repeat(256));
+        assert!(node.sessions.reads_before());
+        // Stored again twice, and made since.
+        node.others_change(&[2, 50]);
+        node.others_change(&[2]);
+        node
+    };
+    let (invalid, old) = (b"I".to_vec(), |oid| found(&record(oid, b"old")));
+    let mut node = begun();
+    node.read_on();
+    assert_eq!(node.sent(A), [invalid.clone(), old(2), old(3), old(4), b"K".to_vec()].concat());
+    assert!(!node.sessions.reads_before());
+    node.send(A, &[load(2), b"S".to_vec(), load(2)].concat());
+    node.sync_all();
+    let new = found(&record(2, b"new"));
+    assert_eq!(node.sent(A), [invalid.clone(), told(&[1, 2, 50]), new].concat());
+    // That state is not known any more: what has changed is refused, the rest is the same in both.
+    let refused = [invalid.repeat(2), old(3), old(4), invalid.clone()].concat();
+    let mut node = begun();
+    node.store.before.clear();
+    node.read_on();
+    assert_eq!(node.sent(A), refused);
+    // A pack's switch: what it has removed is nowhere.
+    let mut node = begun();
+    node.sessions.removed(Generation(2), &[4].into_iter().collect(), &mut node.out);
+    node.read_on();
+    assert_eq!(node.sent(A), [invalid.repeat(2), old(3), invalid.repeat(2)].concat());
+    // Who leaves reads no more.
+    let mut node = begun();
+    node.sessions.closed(A, &mut node.out);
+    assert!(!node.sessions.reads_before());
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub const B: ConnId = ConnId(2);
 pub struct Store {
     pub records: BTreeMap<Oid, Bytes>,
     pub applied: Seq,
+    /// What was shown before, as far as it is kept.
+    pub before: BTreeMap<Seq, BTreeMap<Oid, Bytes>>,
     /// What the file holds besides: the next transactions, of epoch 7, by what they store.
     pub ahead: Vec<Vec<u64>>,
 }
@@ -24,6 +26,14 @@ impl View for Store {
             return Err("bad sector".to_string());
         }
         Ok(self.records.get(&oid).cloned())
+    }
+
+    fn load_before(&self, oid: Oid, seq: Seq) -> Result<Option<Option<Bytes>>, String> {
+        let records = match seq == self.applied {
+            true => Some(&self.records),
+            false => self.before.get(&seq),
+        };
+        Ok(records.map(|records| records.get(&oid).cloned()))
     }
 
     fn applied(&self) -> Seq {
@@ -148,6 +158,10 @@ impl Node {
 
     /// One transaction becomes visible.
     pub fn apply(&mut self, records: &[(u64, Bytes)], commit_id: CommitId) {
+        match self.sessions.reads_before() {
+            true => _ = self.store.before.insert(self.store.applied, self.store.records.clone()),
+            false => self.store.before.clear(),
+        }
         self.store.applied = self.store.applied.next();
         let oids: Vec<Oid> = records.iter().map(|(oid, _)| Oid(*oid)).collect();
         for (oid, record) in records {

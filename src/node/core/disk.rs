@@ -167,6 +167,7 @@ impl Core {
     pub(super) fn apply_committed(&mut self, out: &mut Vec<Action>) {
         let all = mutants::broken(Mutant::VisibleBeforeCommit);
         let visible = if all { self.shelf.tip().seq } else { self.committed };
+        self.shelf.keep_before(self.sessions.reads_before());
         let applied = self.shelf.index_to(visible);
         if !self.serving {
             self.serve_early(out);

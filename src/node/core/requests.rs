@@ -88,6 +88,10 @@ impl durus::View for ShelfView<'_> {
         self.shelf.load(oid).map_err(|error| error.to_string())
     }
 
+    fn load_before(&self, oid: Oid, seq: Seq) -> Result<Option<Option<Bytes>>, String> {
+        self.shelf.load_before(oid, seq).map_err(|error| error.to_string())
+    }
+
     fn applied(&self) -> Seq {
         self.applied
     }
