@@ -116,6 +116,9 @@ impl Sessions {
             }
             Some(Waiting::Commit(commit)) => {
                 session.pool.stored(&commit.records);
+                if !commit.in_turn {
+                    session.got_through();
+                }
                 self.settle(conn, commit, wire::OKAY, now, out);
                 self.judge_revoked(conn, out);
                 Ok(())
@@ -207,7 +210,7 @@ impl Sessions {
         let Some((conn, commit)) = self.take_commit(id) else { return };
         let session = self.sessions.get_mut(&conn).expect("a commit has a session");
         if dead.is_empty() {
-            session.contended();
+            session.overtaken();
         }
         session.unseen.forget_ahead(conn, &self.log);
         session.unseen.add(dead);

@@ -18,11 +18,11 @@ pub struct Limits {
     pub record_bytes_max: u64,
     /// Oids in one bulk load.
     pub bulk_oids_max: u32,
-    /// Bytes this node holds for one client: what it sent and is not done with, what it may have read, what has changed that it
-    /// was not told of, and answers that it has not taken. While those are more than a few megabytes, or leave no room for one more record, it is answered no
-    /// further.
+    /// Bytes this node holds for one client: what it sent and is not done with, what it may have read, what has changed that
+    /// it was not told of, and answers that it has not taken. While those are more than a few megabytes, or leave no room
+    /// for one more record, it is answered no further.
     pub session_bytes_max: u64,
-    /// Bytes a client may send ahead while an earlier command of it waits for the master. While one waits for its turn here,
+    /// Bytes a client may send ahead while an earlier command of it waits for the master. While one waits for its share here,
     /// no more is read of its client.
     pub input_buffered_bytes_max: u64,
     /// Bytes of all commits of this node that wait for the master.

@@ -11,7 +11,7 @@ use super::wire::{self, Command};
 use crate::mutants::{self, Mutant};
 use crate::types::{ConnId, Now, Oid};
 
-/// A client that waits for its turn and has sent so much is not read meanwhile.
+/// A client that waits for its next share and has sent so much is not read meanwhile.
 const AHEAD_BYTES_MAX: usize = 64 << 10;
 /// A record longer than this is sent as it is, not copied beside others.
 const COPY_BYTES_MAX: usize = 32 << 10;
@@ -38,10 +38,10 @@ impl Sessions {
         };
         session.buffer.extend_from_slice(bytes);
         session.last_input = now;
-        // Whether it has sent more than one command by its turn, is seen then: it may be the rest of one.
+        // Whether it has sent more than one command by its next share, is seen then: it may be the rest of one.
         session.pipelines |= !matches!(session.waiting, None | Some(Waiting::Commands));
         let ahead = session.buffer.len() as u64;
-        let waits = session.waiting.is_some() && !session.waits_for_turn();
+        let waits = session.waiting.is_some() && !session.waits_for_share();
         if waits && ahead > self.limits.input_buffered_bytes_max {
             let reason = CloseReason::Limit {
                 name: "input_buffered_bytes_max",
@@ -75,7 +75,7 @@ impl Sessions {
         self.retime(conn);
     }
 
-    /// What the session does next is another turn's.
+    /// What the session does next is another share's.
     fn end_share(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
         let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
             return;
@@ -85,10 +85,10 @@ impl Sessions {
             session.draining = Some(session.unsent);
             out.push(SessionAction::Drain { conn });
         }
-        let waits = session.waits_for_turn();
+        let waits = session.waits_for_share();
         if waits && session.draining.is_none() && !session.queued {
             session.queued = true;
-            self.in_turn.push_back(conn);
+            self.sharing.push_back(conn);
         }
         let unread = waits && session.buffer.len() > AHEAD_BYTES_MAX;
         if unread != session.unread {
@@ -238,18 +238,15 @@ impl Sessions {
             Reading::Commit => {
                 session.commit_base = Some(shown);
                 session.commit_told = now;
-                let touched = session.touched.len();
                 self.tell(conn, view.ahead(), out);
-                let session = self.sessions.get_mut(&conn).expect("an open session");
-                session.commit_news = session.touched.len() < touched;
             }
         }
         Ok(())
     }
 
-    /// The next session has its turn, if one waits for it: after each, others have theirs.
+    /// The next session has its share, if one waits for it: after each, others have theirs.
     pub fn read_on(&mut self, now: Now, view: &dyn View, out: &mut Vec<SessionAction>) {
-        let Some(conn) = self.in_turn.pop_front() else { return };
+        let Some(conn) = self.sharing.pop_front() else { return };
         let Some(session) = self.sessions.get_mut(&conn).filter(|session| !session.closed) else {
             return;
         };
@@ -261,12 +258,12 @@ impl Sessions {
         let done = match session.waiting.take() {
             Some(Waiting::Bulk(bulk)) => self.bulk_on(conn, bulk, now, view, out),
             Some(Waiting::Commands) => Ok(()),
-            other => unreachable!("session {conn} waited for its turn, now for {other:?}"),
+            other => unreachable!("session {conn} waited for its share, now for {other:?}"),
         };
         self.go_on(conn, done, now, view, out);
     }
 
-    /// A bulk load: as much as is done at a time, and the rest in later turns.
+    /// A bulk load: as much as is done at a time, and the rest in later shares.
     fn bulk(
         &mut self,
         conn: ConnId,
@@ -291,7 +288,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Its next turn. What has changed since it began is answered as it was then: its client hears of the change at its next
+    /// Its next share. What has changed since it began is answered as it was then: its client hears of the change at its next
     /// sync, as of any that came after the load.
     fn bulk_on(
         &mut self,
@@ -385,10 +382,6 @@ impl Sessions {
             session.turns = 0;
         }
         if data.is_empty() {
-            // Without its turn, or without news, it had nothing to store.
-            if session.turn.is_some() && session.commit_news {
-                session.contended();
-            }
             session.unseen.forget_ahead(conn, &self.log);
             self.end_turn(conn, out);
             return Ok(());
@@ -405,13 +398,13 @@ impl Sessions {
         records.iter().for_each(|(oid, _)| session.touch(*oid));
         session.pool.tried(&records);
         // Its commit ends its turn.
-        session.turn = None;
+        let in_turn = session.turn.take().is_some();
         self.commit_bytes += bytes;
         let id = self.new_id();
         self.requests.insert(id, conn);
         self.wait(
             conn,
-            Waiting::Commit(Commit { id, base, ahead, records, bytes, seq: None }),
+            Waiting::Commit(Commit { id, base, ahead, records, bytes, in_turn, seq: None }),
             now,
         );
         self.ask_commit(conn, TOUCHED_ALONG_BYTES_MAX, out);

@@ -13,12 +13,12 @@
 //! **Syncs** of all sessions share one question at a time. A session only takes the answer to a question that was asked
 //! after its command came, so those who come while one is out wait for the next.
 //!
-//! **Turns.** Who asks for much at once, in one bulk load or in many commands sent ahead, is answered so much at a time,
-//! and then the other sessions and everything else of the node have their turn. Meanwhile no more is read of its client. Nor
+//! **Shares.** Who asks for much at once, in one bulk load or in many commands sent ahead, is answered so much at a time,
+//! and then the other sessions and everything else of the node have theirs. Meanwhile no more is read of its client. Nor
 //! is a client answered on while it has not taken what it was sent, beyond a few megabytes: how much it may be is
 //! counted here, and the shell is asked now and then whether it is taken.
 //!
-//! **Bulk loads** are answered as of one moment, however many turns they take: what is stored again meanwhile is still in the
+//! **Bulk loads** are answered as of one moment, however many shares they take: what is stored again meanwhile is still in the
 //! file. A stock client stops reading at the first answer that is not a record, and takes the rest for the
 //! answer to its next command, whenever that comes. So it is not sent the rest. A stock client greets with `V` and waits
 //! for each answer before its next command; one that has not greeted, or has ever sent a command sooner, is none, and gets
@@ -74,7 +74,7 @@ pub enum SessionAction {
         conn: ConnId,
         reason: CloseReason,
     },
-    /// Whether more of what the client sends is to be read: while it waits for its turn, what it has sent is enough.
+    /// Whether more of what the client sends is to be read: while it waits for its next share, what it has sent is enough.
     Read {
         conn: ConnId,
         on: bool,
@@ -157,6 +157,7 @@ pub(super) struct Commit {
     pub records: Vec<(Oid, Bytes)>,
     /// Length of the data, as counted in `commits_waiting_bytes_max`.
     pub bytes: u64,
+    pub in_turn: bool,
     /// Known to be committed there.
     pub seq: Option<Seq>,
 }
@@ -174,9 +175,9 @@ pub(super) enum Waiting {
     },
     /// This node's file to hold that seq; then the answer to `C`.
     InFile(Seq),
-    /// Its turn to go on with a bulk load.
+    /// Its next share, to go on with a bulk load.
     Bulk(Bulk),
-    /// Its turn to go on with what is in its buffer.
+    /// Its next share, to go on with what is in its buffer.
     Commands,
     NewOids {
         id: u64,
@@ -185,7 +186,7 @@ pub(super) enum Waiting {
     Commit(Commit),
 }
 
-/// A bulk load that takes more than one turn. All of it is answered as of one moment: no commit falls into it.
+/// A bulk load that takes more than one share. All of it is answered as of one moment: no commit falls into it.
 #[derive(Debug)]
 pub(super) struct Bulk {
     pub oids: Vec<Oid>,
@@ -198,7 +199,7 @@ pub(super) struct Bulk {
     pub invalid: RoaringTreemap,
 }
 
-/// What was done for a session in one turn.
+/// What was done for a session in one share.
 #[derive(Default)]
 pub(super) struct Spent {
     pub commands: usize,
@@ -206,7 +207,7 @@ pub(super) struct Spent {
     pub bytes: usize,
 }
 
-/// In one turn of a session, before others have theirs: each oid may be a read of the disk.
+/// In one share of a session, before others have theirs: each oid may be a read of the disk.
 const OIDS_AT_ONCE: usize = 256;
 const COMMANDS_AT_ONCE: usize = OIDS_AT_ONCE;
 const BYTES_AT_ONCE: usize = 4 << 20;
@@ -214,7 +215,7 @@ const BYTES_AT_ONCE: usize = 4 << 20;
 const UNSENT_BYTES_MAX: u64 = 4 << 20;
 
 impl Spent {
-    /// Its turn is over.
+    /// Its share is spent.
     pub fn is_all(&self) -> bool {
         self.commands >= COMMANDS_AT_ONCE
             || self.oids >= OIDS_AT_ONCE
@@ -232,11 +233,11 @@ pub(super) struct Session {
     pub commit_base: Option<Seq>,
     /// And was told of what comes after that, up to the transaction of this epoch and seq.
     pub commit_ahead: Option<(Epoch, Seq)>,
-    /// When it was answered, and whether its client had something of what had changed.
+    /// When it was answered.
     pub commit_told: Now,
-    pub commit_news: bool,
-    /// It takes turns for so many commits more.
+    /// It takes turns for so many commits more, and for so many after the next one that is refused.
     pub turns: u32,
+    turns_next: u32,
     /// The request for a turn that has not ended.
     pub turn: Option<u64>,
     /// Its data has come soon after the answer to `C`, the last time.
@@ -253,11 +254,11 @@ pub(super) struct Session {
     pub unsent: u64,
     /// So much of it was sent when it was asked to be told that all of that is taken.
     pub draining: Option<u64>,
-    /// In the turn that it has now; nothing between turns.
+    /// In its present share; nothing between two.
     pub spent: Spent,
     /// Nothing is read of its client for now.
     pub unread: bool,
-    /// It is among those who wait for their turn.
+    /// It is among those who wait for their next share.
     pub queued: bool,
     /// It said which version it speaks.
     pub greeted: bool,
@@ -276,8 +277,10 @@ pub(super) struct Session {
 
 /// Who has not been given its turn to commit by then goes on without.
 const TURN_WAIT_MS: u64 = 100;
-/// So many commits of a session are made in turn after one that came to nothing.
-const TURNS_AFTER_CONFLICT: u32 = 16;
+/// So many commits of a session are made in turn after one that was refused: more, if more than about one in six is refused
+/// that is not made in turn, and fewer, if others get through, since a turn takes a question to the master.
+const TURNS_MIN: u32 = 2;
+const TURNS_MAX: u32 = 64;
 /// New oids in `touched` before its size is taken again.
 const TOUCHED_NOTED_MAX: u64 = 1 << 16;
 
@@ -291,11 +294,17 @@ impl Session {
         }
     }
 
-    /// Its commit came to nothing, for what others had changed.
-    pub fn contended(&mut self) {
+    /// Its commit was refused for what others had changed.
+    pub fn overtaken(&mut self) {
         if self.prompt {
-            self.turns = TURNS_AFTER_CONFLICT;
+            self.turns = self.turns_next;
+            self.turns_next = (2 * self.turns_next).min(TURNS_MAX);
         }
+    }
+
+    /// Its commit was not made in turn, and is stored.
+    pub fn got_through(&mut self) {
+        self.turns_next = (self.turns_next - self.turns_next.div_ceil(8)).max(TURNS_MIN);
     }
 
     /// All that the client may have read, as it goes to the master; None if that would be more than so many bytes.
@@ -313,8 +322,8 @@ impl Session {
         self.greeted && !self.pipelines
     }
 
-    /// Whether it waits for its turn and for nothing else.
-    pub fn waits_for_turn(&self) -> bool {
+    /// Whether it waits for its next share and for nothing else.
+    pub fn waits_for_share(&self) -> bool {
         matches!(self.waiting, Some(Waiting::Bulk(..) | Waiting::Commands))
     }
 
@@ -398,8 +407,8 @@ pub struct Sessions {
     pub(super) visible: BTreeSet<(Seq, ConnId)>,
     /// Sessions whose turn has come, once this node's file holds a seq.
     pub(super) in_file: BTreeSet<(Seq, ConnId)>,
-    /// Sessions that wait for their turn, in the order in which they have it; some may have left.
-    pub(super) in_turn: VecDeque<ConnId>,
+    /// Sessions that wait for their next share, in the order in which they have it; some may have left.
+    pub(super) sharing: VecDeque<ConnId>,
     /// Those that wait to go on with a bulk load.
     pub(super) in_bulk: BTreeSet<ConnId>,
     timers: BTreeSet<(u64, ConnId)>,
@@ -423,7 +432,7 @@ impl Sessions {
             next_round: Vec::new(),
             visible: BTreeSet::new(),
             in_file: BTreeSet::new(),
-            in_turn: VecDeque::new(),
+            sharing: VecDeque::new(),
             in_bulk: BTreeSet::new(),
             timers: BTreeSet::new(),
             commit_bytes: 0,
@@ -447,8 +456,8 @@ impl Sessions {
             commit_base: None,
             commit_ahead: None,
             commit_told: now,
-            commit_news: false,
             turns: 0,
+            turns_next: TURNS_MIN,
             turn: None,
             prompt: false,
             fresh: false,
@@ -542,7 +551,7 @@ impl Sessions {
 
     /// Whether [`Sessions::read_on`] has something to do.
     pub fn reads_on(&self) -> bool {
-        !self.in_turn.is_empty()
+        !self.sharing.is_empty()
     }
 
     /// Whether [`Sessions::poke`] has something to do although nothing new is shown: somebody goes on without its turn.
@@ -615,7 +624,7 @@ impl Sessions {
                 Some((session.waiting_since, TURN_WAIT_MS))
             }
             // That is for us to see to.
-            _ if session.waits_for_turn() => None,
+            _ if session.waits_for_share() => None,
             (Some(_), _) => Some((session.waiting_since, self.limits.wait_max_ms)),
             // Not before it has all that it was sent: that it takes it is the shell's to see to.
             (None, true) if session.draining.is_some() => None,

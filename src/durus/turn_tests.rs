@@ -121,30 +121,43 @@ fn who_waits_too_long_goes_on_without() {
 
 #[test]
 fn turns_are_for_those_who_are_refused_and_prompt() {
-    // So many, then as before.
-    let mut node = contended();
-    let mut turns = 0;
-    loop {
-        node.send(A, b"C");
-        match node.asked()[..] {
-            [SessionAction::Turn { id, .. }] => node.turn(id, 10),
-            ref other => break assert_eq!(other, []),
+    // So many, then as before; more when it is refused again at once, and fewer when it gets through.
+    let turns = |node: &mut Node| {
+        let mut turns = 0;
+        loop {
+            node.send(A, b"C");
+            match node.asked()[..] {
+                [SessionAction::Turn { id, .. }] => node.turn(id, 10),
+                ref other => break assert_eq!(other, []),
+            }
+            turns += 1;
+            node.send(A, &[0; 4]);
+            node.asked();
         }
-        turns += 1;
         node.send(A, &[0; 4]);
-        node.asked();
-    }
-    assert_eq!(turns, 16);
-    // Who gives up in its turn because of what it was told has met others again.
+        node.sent(A);
+        turns
+    };
     let mut node = contended();
-    for _ in 0..40 {
-        node.send(A, &load(1));
-        node.others_change(&[1]);
+    for expected in [2, 4, 8, 16, 32, 64, 64] {
+        assert_eq!(turns(&mut node), expected);
+        refuse(&mut node, 0);
+    }
+    let store = |node: &mut Node| {
+        let mine = [(1, record(1, b"mine"))];
         node.send(A, b"C");
-        let id = turn_id(&mut node);
-        node.turn(id, 10);
-        node.send(A, &[0; 4]);
-        ended(&mut node, id);
+        node.send(A, &commit_data(&mine));
+        let (id, commit_id) = node.commit_id();
+        node.apply(&mine, commit_id);
+        node.committed(id, node.store.applied.0);
+        node.sent(A);
+    };
+    for (stored, expected) in [(8, 20), (40, 2)] {
+        turns(&mut node);
+        (0..stored).for_each(|_| store(&mut node));
+        refuse(&mut node, 0);
+        assert_eq!(turns(&mut node), expected);
+        refuse(&mut node, 0);
     }
     // Whose data comes late keeps others waiting once, and no more.
     let mut node = contended();
