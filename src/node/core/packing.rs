@@ -45,6 +45,10 @@ enum Marking {
         job: u64,
         extensions: u32,
     },
+    /// The pack is to be called off; if it still is not after a while, it is tried again.
+    Failed {
+        at: Now,
+    },
     /// Dead objects are refused from here on.
     Done {
         marked: Marked,
@@ -87,6 +91,8 @@ enum Building {
 pub(super) struct PackRun {
     /// Which pack: the generation, and the epoch it was started in.
     of: Option<(Generation, Epoch)>,
+    /// What was committed when it began: whoever asked for it has been told of that.
+    from: Seq,
     marking: Marking,
     building: Building,
     my_turn: bool,
@@ -144,6 +150,7 @@ impl Core {
         }
         self.drop_pack(out);
         self.pack.of = of;
+        self.pack.from = self.committed;
     }
 
     fn drop_pack(&mut self, out: &mut Vec<Action>) {
@@ -215,6 +222,8 @@ impl Core {
             return;
         }
         match &self.pack.marking {
+            // Others may have it on their disks sooner than this node.
+            Marking::No if self.settled() < self.pack.from => {}
             Marking::No => {
                 let job = self.next_job();
                 let work = Job::Mark(Mark::new(self.shelf.name().to_string(), self.settled()));
@@ -224,6 +233,7 @@ impl Core {
                 self.pack.marking = Marking::Running { job, extensions: 0 };
                 self.beats.soon();
             }
+            Marking::Failed { at } if self.is_due(Some(*at)) => self.pack.marking = Marking::No,
             Marking::Done { proposed, .. } if self.is_due(Some(*proposed)) => {
                 self.propose_seal(out)
             }
@@ -527,7 +537,7 @@ impl Core {
         let why = error.to_string();
         match &self.pack.marking {
             Marking::Running { .. } => {
-                self.pack.marking = Marking::No;
+                self.pack.marking = Marking::Failed { at: self.now };
                 self.cancel_pack(&why, out);
             }
             _ => {

@@ -1,8 +1,11 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
 use crate::node::core::start::FIRST;
-use crate::node::core::testing::{carry_out, decide, elect_second, first_of_three, own_generation};
+use crate::node::core::testing::{
+    carry_out, decide, elect_second, first_of_three, make_open_master, own_generation,
+};
 use crate::node::core::{Action, Input};
 use crate::proto::control::{GenerationRecord, Opened, PackStart};
 use crate::shelf::Shelf;
@@ -146,4 +149,45 @@ fn elected_in_the_new_generation(core: &mut Core, base_hash: Chain) {
         decide(core, CommandKind::PackReady(PackReady { generation, node }));
     }
     elect_second(core, 6, record);
+}
+
+/// Found by stock's check_oid_reuse on a busy machine: two slaves had synced what the master itself had not yet, and a client
+/// that had just made its root asked for a pack. It was made of the state before, which had none, and called off.
+#[test]
+fn a_pack_is_of_all_that_was_committed_when_it_was_asked_for() {
+    let disk = Arc::new(MemDisk::default());
+    let mut shelf = Shelf::create(&*disk, FIRST).unwrap();
+    let written = commit(&mut shelf, &[(0, b"root", &[])]);
+    let mut core = first_of_three(disk, at(0));
+    make_open_master(&mut core, 5);
+    (core.durable, core.committed) = (core.shelf.tip_at(Seq(0)).unwrap().unwrap(), written);
+    let pack = Pack {
+        generation: Generation(2),
+        started_epoch: Epoch(5),
+        started_wall_us: 1,
+        asked_by: "a client".into(),
+        seal: None,
+        base_hash: None,
+        base_len: 0,
+        block_root: None,
+        ready: BTreeSet::new(),
+        sealed_wall_us: 0,
+        based_wall_us: 0,
+        readied_wall_us: 0,
+    };
+    core.pack.from = core.committed;
+    let marks = |core: &mut Core| {
+        let mut out = Vec::new();
+        core.drive_mark(&pack, &mut out);
+        out.iter().filter(|it| matches!(it, Action::Job { work: Job::Mark(_), .. })).count()
+    };
+    assert_eq!(marks(&mut core), 0);
+    core.durable = core.shelf.tip();
+    assert_eq!((marks(&mut core), marks(&mut core)), (1, 0));
+    // What fails calls the pack off once, until that must have been lost.
+    let failed = JobError::NoRoot { p: written };
+    core.on_pack_job_failed(failed, &mut Vec::new());
+    assert_eq!(marks(&mut core), 0);
+    core.now = at(10_000);
+    assert_eq!((marks(&mut core), marks(&mut core)), (0, 1));
 }
