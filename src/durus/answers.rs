@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::close::CloseReason;
-use super::session::{Commit, Reading, SessionAction, Sessions, View, Waiter, Waiting};
+use super::session::{Commit, SessionAction, Sessions, View, Waiter, Waiting};
 use super::wire;
 use crate::types::{ConnId, Now, Oid, Seq};
 
@@ -59,51 +59,6 @@ impl Sessions {
             self.shown(conn, now, view, out);
         }
         self.poke_file(now, view, out);
-    }
-
-    /// Lets sessions go on whose turn it is and that waited for what this node's file holds by now.
-    pub fn poke_file(&mut self, now: Now, view: &dyn View, out: &mut Vec<SessionAction>) {
-        let tip = view.tip();
-        while let Some((seq, conn)) = self.in_file.first().copied() {
-            if seq > tip {
-                break;
-            }
-            self.in_file.pop_first();
-            self.tell_in_turn(conn, now, view, out);
-        }
-    }
-
-    /// Answer to a Turn: it has come. Its client is to be told of everything up to `seq`, committed or not.
-    pub fn turn(
-        &mut self,
-        id: u64,
-        seq: Seq,
-        now: Now,
-        view: &dyn View,
-        out: &mut Vec<SessionAction>,
-    ) {
-        let Some(conn) = self.requests.get(&id).copied() else { return };
-        let session = self.sessions.get_mut(&conn).expect("requests are of sessions");
-        if !matches!(session.waiting, Some(Waiting::Turn { .. })) {
-            return;
-        }
-        self.requests.remove(&id);
-        session.waiting = Some(Waiting::InFile(seq));
-        self.in_file.insert((seq, conn));
-        self.poke_file(now, view, out);
-    }
-
-    fn tell_in_turn(
-        &mut self,
-        conn: ConnId,
-        now: Now,
-        view: &dyn View,
-        out: &mut Vec<SessionAction>,
-    ) {
-        let session = self.sessions.get_mut(&conn).expect("who leaves does not wait");
-        session.waiting = None;
-        let done = self.answer_reading(conn, Reading::Commit, now, view, out);
-        self.go_on(conn, done, now, view, out);
     }
 
     /// What the session waited for is visible.

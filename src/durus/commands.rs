@@ -17,7 +17,7 @@ const AHEAD_BYTES_MAX: usize = 64 << 10;
 const COPY_BYTES_MAX: usize = 32 << 10;
 /// What a client may have read goes along with its commit at once if it is not larger, or not larger than the commit itself;
 /// else only if the master asks, and then all of it is sent once more.
-const TOUCHED_ALONG_BYTES_MAX: usize = 4 << 10;
+pub(super) const TOUCHED_ALONG_BYTES_MAX: usize = 4 << 10;
 /// A client whose data comes later than this after the answer to `C` gets no turns: others would wait for it in vain.
 const PROMPT_MS: u64 = 10;
 /// A buffer that grew beyond this for one large command is given back after it.
@@ -210,7 +210,7 @@ impl Sessions {
         self.ask_position(Waiter::Command(conn), out);
     }
 
-    fn wait(&mut self, conn: ConnId, waiting: Waiting, now: Now) {
+    pub(super) fn wait(&mut self, conn: ConnId, waiting: Waiting, now: Now) {
         let session = self.sessions.get_mut(&conn).expect("an open session");
         session.waiting = Some(waiting);
         session.waiting_since = now;
@@ -351,18 +351,6 @@ impl Sessions {
         self.wait(conn, Waiting::NewOids { id, count }, now);
         out.push(SessionAction::NewOids { id, session: conn.0, count });
         Ok(())
-    }
-
-    /// Its commits were refused for what came between what its client was told and its data: nothing is to, this time.
-    fn ask_turn(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
-        let id = self.new_id();
-        self.requests.insert(id, conn);
-        self.wait(conn, Waiting::Turn { id }, now);
-        let session = self.sessions.get_mut(&conn).expect("an open session");
-        session.turns -= 1;
-        session.turn = Some(id);
-        let touched = session.touched_along(TOUCHED_ALONG_BYTES_MAX);
-        out.push(SessionAction::Turn { id, session: conn.0, touched });
     }
 
     /// The data after `C`: nothing happens if there is none.

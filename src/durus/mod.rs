@@ -22,6 +22,7 @@ mod commit;
 mod news;
 mod oids;
 mod session;
+mod taking_turns;
 mod turns;
 mod unseen;
 mod unused;

@@ -157,6 +157,7 @@ pub(super) struct Commit {
     pub records: Vec<(Oid, Bytes)>,
     /// Length of the data, as counted in `commits_waiting_bytes_max`.
     pub bytes: u64,
+    /// Its session had its turn when the data came.
     pub in_turn: bool,
     /// Known to be committed there.
     pub seq: Option<Seq>,
@@ -587,30 +588,6 @@ impl Sessions {
                 None => CloseReason::Stalled(now.since_ms(session.last_input)),
             };
             self.close(conn, reason, out);
-        }
-    }
-
-    /// Its turn has not come, or not with what its client is to be told of: it goes on at the next poke.
-    fn do_without_turn(&mut self, conn: ConnId, now: Now, out: &mut Vec<SessionAction>) {
-        let session = self.sessions.get_mut(&conn).expect("a timer has a session");
-        let then = Waiting::Visible(Seq(0), Reading::Commit);
-        match session.waiting.replace(then) {
-            Some(Waiting::Turn { id }) => _ = self.requests.remove(&id),
-            Some(Waiting::InFile(seq)) => _ = self.in_file.remove(&(seq, conn)),
-            other => unreachable!("session {conn} waited for its turn, now for {other:?}"),
-        }
-        session.waiting_since = now;
-        self.visible.insert((Seq(0), conn));
-        self.end_turn(conn, out);
-        self.retime(conn);
-    }
-
-    /// Others need not wait for the session's turn any more.
-    pub(super) fn end_turn(&mut self, conn: ConnId, out: &mut Vec<SessionAction>) {
-        let session = self.sessions.get_mut(&conn).expect("a session has its turn");
-        if let Some(asked) = session.turn.take() {
-            let id = self.new_id();
-            out.push(SessionAction::EndTurn { id, session: conn.0, asked });
         }
     }
 
