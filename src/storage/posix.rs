@@ -7,7 +7,8 @@
 //! Every file that is opened for writing is flocked, exclusively and without waiting, as stock Durus does it before it
 //! writes: while a node holds its data file, a Durus server started on it by mistake gets an error, and the other way
 //! round. An flock belongs to one open file description, so two openings of a file in this process must share one
-//! description: `open` looks up (device, inode) among the files that are open already.
+//! description: `open` looks up (device, inode) among the files that are open already. One that is being closed holds its
+//! lock until it is: who opens the same inode then waits for that moment.
 //!
 //! Nothing here retries, caches, or knows what a name means.
 
@@ -17,7 +18,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::behind::Behind;
 use super::{Disk, DiskError, DiskFile};
@@ -31,12 +32,25 @@ pub struct PosixDisk {
     read_only: bool,
     /// Whoever writes a file that is created does not wait for the disk.
     writes_behind: bool,
-    shared: Mutex<Shared>,
+    shared: Arc<Shared>,
+}
+
+/// What the threads that use a directory have in common.
+#[derive(Default)]
+struct Shared {
+    table: Mutex<Table>,
+    /// A file was closed that was in the table.
+    closed: Condvar,
+    /// Held while directories are synced, with what has failed in that: after that nothing is known about any of them.
+    syncing: Mutex<Option<String>>,
+    /// For tests that force an order of what threads do.
+    #[cfg(test)]
+    hook: std::sync::OnceLock<tests::Hook>,
 }
 
 #[derive(Default)]
-struct Shared {
-    /// Files that are open for writing, by device and inode.
+struct Table {
+    /// Files that are open, by device and inode, until they are closed.
     open: HashMap<(u64, u64), Weak<OpenFile>>,
     /// Directories below the root whose entries have changed since `sync_dir`.
     changed: BTreeSet<PathBuf>,
@@ -55,7 +69,7 @@ impl PosixDisk {
             root: root.into(),
             read_only: false,
             writes_behind: false,
-            shared: Mutex::default(),
+            shared: Arc::default(),
         }
     }
 
@@ -94,47 +108,52 @@ impl PosixDisk {
         Ok(self.root.join(name))
     }
 
-    /// For what changes the directory: refuses if read-only, makes the directories in `name`, notes them for `sync_dir`.
+    /// For what changes the directory: refuses if read-only, makes the directories in `name`. To be noted (`changed`) after
+    /// the change.
     fn path_to_change(&self, verb: &'static str, name: &str) -> Result<PathBuf, DiskError> {
         if self.read_only {
             let why = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "opened for looking only");
             return Err(failed(verb, name)(why));
         }
         let path = self.path(verb, name)?;
-        let parent = path.parent().filter(|parent| *parent != self.root);
-        if let Some(parent) = parent {
+        if let Some(parent) = path.parent().filter(|parent| *parent != self.root) {
             fs::create_dir_all(parent).map_err(failed(verb, name))?;
-            let below = parent.ancestors().take_while(|dir| *dir != self.root);
-            self.shared().changed.extend(below.map(Path::to_path_buf));
         }
         Ok(path)
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().expect("a thread panicked while it held the table of open files")
+    /// Notes for `sync_dir` what a change of `path` has changed. After the change, whether it went well or not: a note that
+    /// is there before can be taken by another thread's `sync_dir`, which then syncs what is not changed yet. One that
+    /// runs between the change and the note leaves the note to our own.
+    fn changed(&self, path: &Path) {
+        self.shared.reached(Moment::Changed, path);
+        let parents = path.ancestors().skip(1).take_while(|dir| *dir != self.root);
+        self.shared.table().changed.extend(parents.map(Path::to_path_buf));
     }
 
     /// The handle for a freshly opened description: the one that exists for the same inode, or this one, locked.
     fn handle(&self, name: &str, file: File, empty: bool) -> Result<Arc<dyn DiskFile>, DiskError> {
         let meta = file.metadata().map_err(failed("open", name))?;
         let key = (meta.dev(), meta.ino());
-        let mut shared = self.shared();
-        let known = shared.open.get(&key).and_then(Weak::upgrade);
-        let inner = match known {
-            Some(inner) => inner,
-            None => {
-                if !self.read_only {
-                    flock(&file, name, "another process has it open for writing")?;
+        let mut table = self.shared.table();
+        let inner = loop {
+            match table.open.get(&key).map(Weak::upgrade) {
+                Some(Some(inner)) => break inner,
+                // Its last handle is gone, and it is being closed: until then its lock looks like another process's.
+                Some(None) => table = self.shared.wait_closed(table),
+                None => {
+                    if !self.read_only {
+                        flock(&file, name, "another process has it open for writing")?;
+                    }
+                    let inner = Arc::new(OpenFile::new(file, key, self.shared.clone()));
+                    table.open.insert(key, Arc::downgrade(&inner));
+                    break inner;
                 }
-                let inner = Arc::new(OpenFile { file, failed: AtomicBool::new(false) });
-                shared.open.retain(|_, weak| weak.strong_count() > 0);
-                shared.open.insert(key, Arc::downgrade(&inner));
-                inner
             }
         };
-        drop(shared);
+        drop(table);
         if empty {
-            inner.file.set_len(0).map_err(failed("create", name))?;
+            inner.file().set_len(0).map_err(failed("create", name))?;
         }
         Ok(Arc::new(PosixFile { name: name.to_string(), inner }))
     }
@@ -171,14 +190,10 @@ impl Disk for PosixDisk {
     fn create(&self, name: &str) -> Result<Arc<dyn DiskFile>, DiskError> {
         let path = self.path_to_change("create", name)?;
         // What is there is emptied only once it is certain that no other process has it.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed("create", name))?;
-        let file = self.handle(name, file, true)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        self.changed(&path);
+        let file = self.handle(name, file.map_err(failed("create", name))?, true)?;
         Ok(if self.writes_behind { Arc::new(Behind::new(file)?) } else { file })
     }
 
@@ -189,12 +204,17 @@ impl Disk for PosixDisk {
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         let source = self.path_to_change("rename", from)?;
         let target = self.path_to_change("rename", to)?;
-        fs::rename(source, target).map_err(failed("rename", from))
+        let renamed = fs::rename(&source, &target);
+        self.changed(&source);
+        self.changed(&target);
+        renamed.map_err(failed("rename", from))
     }
 
     fn remove(&self, name: &str) -> Result<(), DiskError> {
         let path = self.path_to_change("remove", name)?;
-        fs::remove_file(path).map_err(failed("remove", name))
+        let removed = fs::remove_file(&path);
+        self.changed(&path);
+        removed.map_err(failed("remove", name))
     }
 
     fn list(&self) -> Result<Vec<String>, DiskError> {
@@ -204,11 +224,24 @@ impl Disk for PosixDisk {
         Ok(names)
     }
 
+    /// One thread at a time: who finds nothing noted relies on what another one has taken, so that must be done. And once
+    /// it has failed for one it fails for all: what was noted then is nobody's any more.
     fn sync_dir(&self) -> Result<(), DiskError> {
-        let changed = std::mem::take(&mut self.shared().changed);
+        let mut syncing = self.shared.syncing();
+        if let Some(why) = &*syncing {
+            let why = io::Error::other(format!("an earlier sync of a directory failed: {why}"));
+            return Err(failed("sync directory", "data directory")(why));
+        }
+        let changed = std::mem::take(&mut self.shared.table().changed);
         for dir in changed.iter().chain([&self.root]) {
-            let synced = File::open(dir).and_then(|dir| dir.sync_all());
-            synced.map_err(failed("sync directory", &dir.to_string_lossy()))?;
+            self.shared.reached(Moment::Syncing, dir);
+            if let Err((is_lost, error)) = sync_one_dir(dir) {
+                match is_lost {
+                    true => *syncing = Some(error.to_string()),
+                    false => self.shared.table().changed.extend(changed.iter().cloned()),
+                }
+                return Err(failed("sync directory", &dir.to_string_lossy())(error));
+            }
         }
         Ok(())
     }
@@ -222,8 +255,10 @@ impl Disk for PosixDisk {
             }
             _ => {}
         }
-        std::os::unix::fs::symlink(target, &fresh).map_err(failed("link", name))?;
-        fs::rename(fresh, path).map_err(failed("link", name))
+        let linked =
+            std::os::unix::fs::symlink(target, &fresh).and_then(|()| fs::rename(&fresh, &path));
+        self.changed(&path);
+        linked.map_err(failed("link", name))
     }
 
     fn read_link(&self, name: &str) -> Result<Option<String>, DiskError> {
@@ -241,11 +276,68 @@ impl Disk for PosixDisk {
     }
 }
 
+/// What a test may want to come between.
+enum Moment {
+    /// Something in the directory has changed, and it is not noted yet.
+    Changed,
+    /// The directory is about to be synced.
+    Syncing,
+    /// The last handle of a file is gone, and it is about to be closed.
+    Closing,
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("a thread panicked while it held the table of open files")
+    }
+
+    fn wait_closed<'a>(&self, table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
+        self.closed.wait(table).expect("a thread panicked while it held the table of open files")
+    }
+
+    fn syncing(&self) -> MutexGuard<'_, Option<String>> {
+        self.syncing.lock().expect("a thread panicked while it synced a directory")
+    }
+
+    #[cfg(test)]
+    fn reached(&self, moment: Moment, path: &Path) {
+        if let Some(hook) = self.hook.get() {
+            hook(moment, path);
+        }
+    }
+
+    #[cfg(not(test))]
+    fn reached(&self, _: Moment, _: &Path) {}
+}
+
 /// One open file description, however many handles there are.
 struct OpenFile {
-    file: File,
+    /// None: it is being dropped, and is closed. That comes before it leaves the table.
+    file: Option<File>,
+    key: (u64, u64),
+    shared: Arc<Shared>,
     /// A sync has failed: nothing is known about this file any more.
     failed: AtomicBool,
+}
+
+impl OpenFile {
+    fn new(file: File, key: (u64, u64), shared: Arc<Shared>) -> OpenFile {
+        OpenFile { file: Some(file), key, shared, failed: AtomicBool::new(false) }
+    }
+
+    fn file(&self) -> &File {
+        self.file.as_ref().expect("nobody uses a file that is being dropped")
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.shared.reached(Moment::Closing, Path::new(""));
+        drop(self.file.take());
+        let mut table = self.shared.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.open.remove(&self.key);
+        self.shared.closed.notify_all();
+    }
 }
 
 struct PosixFile {
@@ -269,11 +361,11 @@ impl DiskFile for PosixFile {
     }
 
     fn len(&self) -> Result<u64, DiskError> {
-        Ok(self.inner.file.metadata().map_err(failed("measure", &self.name))?.len())
+        Ok(self.inner.file().metadata().map_err(failed("measure", &self.name))?.len())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-        self.inner.file.read_exact_at(buf, offset).map_err(|error| match error.kind() {
+        self.inner.file().read_exact_at(buf, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 DiskError::Short { name: self.name.clone(), offset, wanted: buf.len() as u64 }
             }
@@ -283,21 +375,27 @@ impl DiskFile for PosixFile {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         self.not_failed("write")?;
-        self.inner.file.write_all_at(data, offset).map_err(failed("write", &self.name))
+        self.inner.file().write_all_at(data, offset).map_err(failed("write", &self.name))
     }
 
     fn truncate(&self, len: u64) -> Result<(), DiskError> {
         self.not_failed("truncate")?;
-        self.inner.file.set_len(len).map_err(failed("truncate", &self.name))
+        self.inner.file().set_len(len).map_err(failed("truncate", &self.name))
     }
 
     fn sync(&self) -> Result<(), DiskError> {
         self.not_failed("sync")?;
-        self.inner.file.sync_data().map_err(|error| {
+        self.inner.file().sync_data().map_err(|error| {
             self.inner.failed.store(true, Ordering::Release);
             failed("sync", &self.name)(error)
         })
     }
+}
+
+/// An error, and whether something may be lost by it: not if the directory could not even be opened.
+fn sync_one_dir(dir: &Path) -> Result<(), (bool, io::Error)> {
+    let dir = File::open(dir).map_err(|error| (false, error))?;
+    dir.sync_all().map_err(|error| (true, error))
 }
 
 fn flock(file: &File, name: &str, held: &'static str) -> Result<(), DiskError> {
@@ -318,127 +416,5 @@ fn failed(verb: &'static str, name: &str) -> impl FnOnce(io::Error) -> DiskError
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::task::{DiskTask, TaskDone, perform};
-    use bytes::Bytes;
-
-    fn disk() -> (tempfile::TempDir, PosixDisk) {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = PosixDisk::new(dir.path());
-        (dir, disk)
-    }
-
-    fn content(file: &dyn DiskFile) -> Vec<u8> {
-        let mut bytes = vec![0; file.len().unwrap() as usize];
-        file.read_at(0, &mut bytes).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn a_handle_survives_rename_replacement_and_removal() {
-        let (_dir, disk) = disk();
-        let old = disk.create("a.durus").unwrap();
-        old.write_at(0, b"old").unwrap();
-        let fresh = disk.create("b.durus").unwrap();
-        fresh.write_at(0, b"fresh").unwrap();
-        disk.rename("b.durus", "a.durus").unwrap();
-        assert_eq!(content(&*old), b"old");
-        assert_eq!(content(&*disk.open("a.durus").unwrap()), b"fresh");
-        disk.remove("a.durus").unwrap();
-        assert_eq!(content(&*fresh), b"fresh");
-        assert!(matches!(disk.open("a.durus"), Err(DiskError::Missing { .. })));
-    }
-
-    #[test]
-    fn reading_past_the_end_is_short_and_never_zeros() {
-        let (_dir, disk) = disk();
-        let file = disk.create("x").unwrap();
-        file.write_at(0, b"12345").unwrap();
-        let error = file.read_at(3, &mut [0; 3]).unwrap_err();
-        assert!(matches!(error, DiskError::Short { offset: 3, wanted: 3, .. }), "{error}");
-    }
-
-    #[test]
-    fn a_file_in_use_is_locked_against_others_but_not_against_ourselves() {
-        let (dir, disk) = disk();
-        let first = disk.create("a.durus").unwrap();
-        first.write_at(0, b"x").unwrap();
-        let second = disk.open("a.durus").unwrap();
-        drop(first);
-        // Another description, as another process would have it; flock does not tell the two cases apart.
-        let other = PosixDisk::new(dir.path());
-        let error = other.open("a.durus").err().unwrap();
-        assert!(error.to_string().contains("another process"), "{error}");
-        assert_eq!(other.create("a.durus").err().unwrap().to_string(), error.to_string());
-        assert_eq!(content(&*second), b"x", "a refused creation must not have emptied it");
-        assert_eq!(content(&*PosixDisk::read_only(dir.path()).open("a.durus").unwrap()), b"x");
-        drop(second);
-        other.open("a.durus").unwrap();
-    }
-
-    #[test]
-    fn looking_changes_nothing() {
-        let (dir, disk) = disk();
-        disk.create("a").unwrap();
-        let looking = PosixDisk::read_only(dir.path());
-        looking.create("b").err().unwrap();
-        looking.remove("a").unwrap_err();
-        looking.open("a").unwrap().write_at(0, b"x").unwrap_err();
-        assert_eq!(looking.list().unwrap(), ["a"]);
-    }
-
-    #[test]
-    fn one_process_a_directory() {
-        let (dir, disk) = disk();
-        let held = disk.lock().unwrap();
-        assert!(PosixDisk::new(dir.path()).lock().is_err());
-        drop(held);
-        let _held = PosixDisk::new(dir.path()).lock().unwrap();
-        assert!(disk.list().unwrap().is_empty());
-    }
-
-    #[test]
-    fn names_in_directories_and_links() {
-        let (_dir, disk) = disk();
-        disk.create("orphans/deep/one").unwrap();
-        disk.create("g1").unwrap();
-        assert_eq!(disk.read_link("current").unwrap(), None);
-        disk.set_link("current", "g1").unwrap();
-        disk.set_link("current", "g2").unwrap();
-        assert_eq!(disk.read_link("current").unwrap().as_deref(), Some("g2"));
-        assert!(!disk.exists("current").unwrap(), "g2 is not there");
-        assert_eq!(disk.list().unwrap(), ["current", "g1", "orphans/deep/one"]);
-        disk.sync_dir().unwrap();
-        for name in ["../x", "/etc/passwd", "", "a/../../b"] {
-            assert!(disk.create(name).is_err(), "{name}");
-        }
-        assert!(disk.free_bytes().unwrap() > 0);
-    }
-
-    #[test]
-    fn a_batch_of_appends_is_written_in_order_and_a_failure_ends_it() {
-        let (_dir, disk) = disk();
-        let file = disk.create("g").unwrap();
-        let append = |offset, bytes: &'static [u8]| DiskTask::Append {
-            file: file.clone(),
-            offset,
-            bytes: Bytes::from_static(bytes),
-        };
-        let create = |name: &str| DiskTask::Create { name: name.into() };
-        let tasks = vec![
-            (1, append(0, b"ab")),
-            (2, append(2, b"cd")),
-            (3, create("next")),
-            (4, append(4, b"ef")),
-            (5, create("../out")),
-            (6, append(6, b"gh")),
-        ];
-        let results = perform(&disk, tasks);
-        let numbers: Vec<u64> = results.iter().map(|(number, _)| *number).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
-        assert!(matches!(results[2].1, Ok(TaskDone::Created(_))));
-        assert!(results[3].1.is_ok() && results[4].1.is_err() && results[5].1.is_err());
-        assert_eq!(content(&*file), b"abcdef");
-    }
-}
+#[path = "posix_tests.rs"]
+mod tests;
