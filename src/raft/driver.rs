@@ -204,6 +204,13 @@ impl Driver {
         self.node.step(message).map_err(|error| refused(error.to_string()))
     }
 
+    /// Does somebody want to lead?
+    pub fn asks_for_vote(message: &RaftMessage) -> bool {
+        [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote]
+            .iter()
+            .any(|kind| *kind as u32 == message.msg_type)
+    }
+
     /// Does the message ask for a vote, or to campaign for some?
     pub fn is_about_votes(message: &RaftMessage) -> bool {
         [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote, MessageType::MsgTimeoutNow]

@@ -37,6 +37,7 @@ impl Core {
         if !self.suspect.is_empty() || (self.is_unproved() && Driver::is_about_votes(&message)) {
             return Ok(());
         }
+        self.leave_dead_leader(&message);
         match self.raft.step(&message) {
             Err(DriverError::Amnesia { from, why }) => {
                 self.suspect =
@@ -47,6 +48,22 @@ impl Core {
                 Ok(())
             }
             result => result.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// A follower that has a leader ignores who asks for its vote, and forgets the leader only when a majority is known to
+    /// find its port closed. The request can be faster than the beat in which the asker says what it finds; but who asks
+    /// has no leader, and we know ourselves that the port is closed. So the vote is judged as any other.
+    fn leave_dead_leader(&mut self, message: &RaftMessage) {
+        if !Driver::asks_for_vote(message) {
+            return;
+        }
+        let silence_ms = self.setup.timing.silence_ms;
+        let is_dead = |id: &NodeId| self.health.look(*id, silence_ms, self.now) == Look::Refused;
+        if self.raft.leader().filter(is_dead).is_some() {
+            self.raft.forget_leader();
+            // Its log may be too old, and ours is then wanted.
+            self.plan_campaign(1);
         }
     }
 
@@ -113,9 +130,7 @@ impl Core {
                 return;
             }
             self.raft.forget_leader();
-            let alive = |id: &&NodeId| self.health.look(**id, silence_ms, self.now) == Look::Alive;
-            let rank = voters.iter().filter(|id| **id < me).filter(alive).count() as u64;
-            self.raft_campaign_due_us = Some(self.now.mono_us + rank * CAMPAIGN_STEP_MS * 1000);
+            self.plan_campaign(0);
         } else if self.raft.is_leader() {
             self.raft_campaign_due_us = None;
         }
@@ -128,6 +143,16 @@ impl Core {
             let again = CAMPAIGN_STEP_MS * 1000 * (voters.len() as u64 + 1);
             self.raft_campaign_due_us = Some(self.now.mono_us + again);
         }
+    }
+
+    /// Those with lower ids go first; at least so many steps from now.
+    fn plan_campaign(&mut self, steps_min: u64) {
+        let (me, silence_ms) = (self.setup.id, self.setup.timing.silence_ms);
+        let alive = |id: &NodeId| self.health.look(*id, silence_ms, self.now) == Look::Alive;
+        let others = self.control.members().map(|member| member.id);
+        let rank = others.filter(|id| *id < me).filter(alive).count() as u64;
+        let wait_us = rank.max(steps_min) * CAMPAIGN_STEP_MS * 1000;
+        self.raft_campaign_due_us = Some(self.now.mono_us + wait_us);
     }
 
     /// A leader whose disk is stuck goes on to beat, so nobody replaces it, and applies nothing, so nothing it decides is
@@ -452,3 +477,7 @@ impl Core {
         self.send(voter, Kind::FenceRequest(FenceRequest { epoch: epoch.0 }), out);
     }
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;
