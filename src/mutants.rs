@@ -62,6 +62,7 @@ mutants! {
     CutToCommitted: "a file is cut only where histories are proved to part", "KIP-101, KIP-279";
     LateCutTaken: "a cut is computed anew from what the file holds now", "neon safekeeper";
     CutLeftOut: "after a cut nothing is left of what was cut", "neon PR 9685";
+    ForkMatches: "who says that it is in step has a prefix of its master's file", "design 4";
     OrphanNotKept: "what is cut is kept", "litefs #282, postgresql-operator #1153";
     TimeGoesBack: "time never goes back along the chain", "design 2";
     // Elections.

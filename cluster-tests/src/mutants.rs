@@ -78,6 +78,12 @@ impl Hunt {
                 favour: vec![(weight::CUT, 40), (weight::LOSSY, 20), (weight::STALL, 20)],
                 ..usual
             },
+            M::ForkMatches => Options {
+                clients: 8,
+                every_us: Some(150_000),
+                favour: vec![(weight::CUT, 40), (weight::CRASH, 20), (weight::LAGGY, 20)],
+                ..usual
+            },
             M::FenceWithoutMajority => Options {
                 every_us: Some(200_000),
                 favour: vec![(weight::SLOW_DISK, 40), (weight::CUT, 20), (weight::PROMOTE, 20)],

@@ -20,6 +20,7 @@
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | InStep: who says so has its master's file | at every beat | `in_step` |
 //! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
 //! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
 //! | OidUnique | at the end | `oids` |
@@ -27,6 +28,7 @@
 //! A node's own committed position may be ahead of its own durable one: others made it committed.
 
 mod file;
+mod in_step;
 mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,6 +88,8 @@ pub struct Ledger {
     /// Objects of a generation's base, by the seal's chain.
     pub bases: BTreeMap<Hash, BTreeMap<u64, Object>>,
     masters: BTreeMap<u64, (u64, u64)>,
+    /// What the master of an epoch has sent of its file.
+    sent: BTreeMap<u64, in_step::Sent>,
     /// Committed, by somebody's word: data hash by seq; generation independent.
     committed: BTreeMap<u64, Hash>,
     committed_ids: BTreeMap<[u8; 16], u64>,

@@ -184,7 +184,9 @@ impl Core {
         }
         match &self.role {
             Role::Master(master) => master.open,
-            Role::Slave(slave) => slave.matched && slave.epoch == self.control.epoch(),
+            Role::Slave(slave) => {
+                slave.is_prefix(self.shelf.tip().seq) && slave.epoch == self.control.epoch()
+            }
             Role::None => false,
         }
     }
@@ -205,11 +207,12 @@ impl Core {
         if self.cutting {
             return "cutting back".into();
         }
+        let tip = self.shelf.tip().seq;
         match &self.role {
             Role::Master(master) if master.open => "open".into(),
             Role::Master(_) if self.pull.is_some() => "elected, fetching what it lacks".into(),
             Role::Master(_) => "elected, opening".into(),
-            Role::Slave(slave) if !slave.matched => "connecting to the master".into(),
+            Role::Slave(slave) if !slave.is_prefix(tip) => "connecting to the master".into(),
             Role::Slave(slave) if slave.announced.seq > self.durable.seq => "catching up".into(),
             Role::Slave(_) => "in step".into(),
             Role::None => "waiting for an election".into(),

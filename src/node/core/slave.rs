@@ -19,8 +19,10 @@ pub(super) struct Slave {
     pub(super) epoch: Epoch,
     pub(super) master: NodeId,
     pub(super) boot: BootId,
-    /// An append of this epoch fitted: our file is a prefix of the master's.
+    /// An append of this epoch fitted.
     pub(super) matched: bool,
+    /// Up to here our file is proved to be the master's, by appends of this epoch.
+    pub(super) proved: Seq,
     /// The master's newest committed position, as it said last; for the lag people see.
     pub(super) announced: Tip,
 }
@@ -48,6 +50,13 @@ fn checked(append: pb::Append) -> Result<Checked, wire::WireError> {
         transactions: append.transactions,
         want_reply: append.want_reply,
     })
+}
+
+impl Slave {
+    /// Is our file, which ends at `tip`, proved to be a prefix of the master's?
+    pub(super) fn is_prefix(&self, tip: Seq) -> bool {
+        self.matched && (self.proved >= tip || mutants::broken(Mutant::ForkMatches))
+    }
 }
 
 impl Core {
@@ -101,8 +110,8 @@ impl Core {
     }
 
     pub(super) fn follow(&mut self, epoch: Epoch, master: NodeId, boot: BootId) {
-        self.role =
-            Role::Slave(Slave { epoch, master, boot, matched: false, announced: Tip::default() });
+        let (proved, announced) = (Seq(0), Tip::default());
+        self.role = Role::Slave(Slave { epoch, master, boot, matched: false, proved, announced });
         self.beats.soon();
     }
 
@@ -122,6 +131,7 @@ impl Core {
         let offset = tip.offset;
         let mut taken = Vec::new();
         let mut proved = append.prev.seq;
+        let mut forks = false;
         let mut outcome = Ok(());
         for tx in shelf::split_transactions(&append.transactions) {
             let took = tx
@@ -135,6 +145,7 @@ impl Core {
                 Ok(Took::Known(seq)) => proved = seq,
                 Ok(Took::Fork) => {
                     self.refuse_append(from, append.boot, out);
+                    forks = true;
                     break;
                 }
                 Err(why) => {
@@ -144,10 +155,10 @@ impl Core {
             }
         }
         // What was taken is in the file whatever came after it in the message.
-        self.matched(append.commit, proved);
+        self.matched(append.commit, proved, forks, tip.seq);
         if !taken.is_empty() {
             self.write_appended(offset, join(taken), out);
-        } else if append.want_reply && outcome.is_ok() {
+        } else if append.want_reply && outcome.is_ok() && !forks {
             self.acknowledge(out);
         }
         self.apply_committed(out);
@@ -179,11 +190,15 @@ impl Core {
     }
 
     /// The master's word on what is committed counts only now, when our file is proved to be a prefix of its file.
-    /// `proved`: up to here our file is known to be the master's, by this very append.
-    fn matched(&mut self, commit: Tip, proved: Seq) {
+    /// `proved`: up to here our file is known to be the master's, by this very append. `forks`: and not further.
+    /// `before`: where our file ended before it.
+    fn matched(&mut self, commit: Tip, proved: Seq, forks: bool, before: Seq) {
+        let tip = self.shelf.tip().seq;
         let Role::Slave(slave) = &mut self.role else { return };
-        if !slave.matched {
-            slave.matched = true;
+        let was_prefix = slave.is_prefix(before);
+        slave.matched |= !forks || mutants::broken(Mutant::ForkMatches);
+        slave.proved = slave.proved.max(proved);
+        if slave.is_prefix(tip) != was_prefix {
             self.beats.soon();
         }
         if commit.seq >= slave.announced.seq {

@@ -72,6 +72,9 @@ impl Ledger {
             "violated Frontiers: node {} calls seq {durable} durable, which is not on its disk",
             from + 1
         );
+        if beat.in_step && !beat.open {
+            self.is_in_step(from, beat);
+        }
         assert!(
             beat.promise_durable <= self.disks[from].promise,
             "violated PromiseMonotone: node {} calls epoch {} promised durably; its disk has {}",
@@ -140,6 +143,7 @@ impl Ledger {
             "violated EpochUnique: two masters (node, boot) in epoch {}",
             append.epoch
         );
+        self.note_sent(append);
         let commit = append.commit.as_ref().expect("a commit position");
         if commit.chain.len() == 20 && commit.seq > 0 {
             let chain: Hash = commit.chain[..].try_into().expect("20 bytes");
