@@ -20,15 +20,15 @@ use super::server::{
 };
 use crate::config::{Config, ConfigError, Member, RawTiming};
 use crate::failover::controller::Timing;
-use crate::node::core::io::{Action, Input};
+use crate::node::core::io::{Action, Input, SMALL_COMMIT_BYTES_MAX};
 use crate::proto::control;
 use crate::raft::{RaftLog, RaftLogError};
 use crate::storage::DiskError;
 use crate::telemetry::{self, TelemetryError};
 use crate::types::{BootId, Now};
 
-/// Records of a commit that is sent again whole; a longer one is asked for by its id first.
-const SENT_AGAIN_BYTES_MAX: u64 = 64 << 10;
+/// Records of a commit that is sent again whole; a longer one is asked for by its id first, on the lane it was sent on.
+const SENT_AGAIN_BYTES_MAX: u64 = SMALL_COMMIT_BYTES_MAX;
 /// How long a panic's line has to reach the log.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 

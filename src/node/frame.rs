@@ -41,7 +41,8 @@ pub enum FrameError {
 /// Longest frame on a lane.
 pub fn bytes_max(lane: Lane) -> u32 {
     match lane {
-        Lane::Live => LIVE_BYTES_MAX,
+        // A registration names the oids that all sessions of a node hold.
+        Lane::Live | Lane::Requests => LIVE_BYTES_MAX,
         Lane::Control | Lane::Bulk => BYTES_MAX,
     }
 }

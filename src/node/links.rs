@@ -1,4 +1,4 @@
-//! Our connections to the other nodes: three to each, one a lane, for our messages only; theirs come by their own.
+//! Our connections to the other nodes: one for each lane, for our messages only; theirs come by their own.
 //!
 //! A link is dialled at once when it closes, then in growing intervals. While it has never failed since it was last
 //! open, messages wait for it; once dialling has failed they are dropped, and so is everything that waited: whoever
@@ -30,7 +30,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::core::io::{Input, lane};
+use super::core::io::{Input, LANES, SMALL_COMMIT_BYTES_MAX, lane};
 use super::ears::Feed;
 use super::frame::{self, FrameReader, HELLO_BYTES_MAX};
 use super::hello::Me;
@@ -39,8 +39,6 @@ use super::sockets::{StopSeen, tune};
 use crate::config::{Config, Member};
 use crate::proto::control::{Hello, Lane, PeerMessage};
 use crate::types::NodeId;
-
-const LANES: [Lane; 3] = [Lane::Control, Lane::Live, Lane::Bulk];
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -58,7 +56,7 @@ const ROUND_BYTES: usize = 64 << 10;
 
 /// All our links; the core's thread sends through it. Dropping it lets every link send what waits and close.
 pub struct Links {
-    links: BTreeMap<NodeId, [Link; 3]>,
+    links: BTreeMap<NodeId, [Link; LANES.len()]>,
 }
 
 struct Link {
@@ -153,7 +151,7 @@ impl Links {
         let mut links = BTreeMap::new();
         let mut bells = BTreeMap::new();
         for peer in config.members.iter().filter(|member| member.id != me.node) {
-            let gates: [Arc<Gate>; 3] =
+            let gates: [Arc<Gate>; LANES.len()] =
                 std::array::from_fn(|_| Arc::new(Gate::new(config.limits.peer_queue_bytes_max)));
             let of_peer = LANES.map(|lane| {
                 let (queue, queued) = unbounded_channel();
@@ -188,7 +186,7 @@ impl Links {
             debug!(log, "a message to a node that is no member is dropped"; "node" => to.0);
             return;
         };
-        links[lane(&message) as usize].send(message);
+        links[lane(&message, SMALL_COMMIT_BYTES_MAX) as usize].send(message);
     }
 
     /// Sends what this round has brought.
@@ -413,7 +411,7 @@ impl Dialler {
         }
     }
 
-    /// The three lanes mostly come and go together: the control lane speaks for them.
+    /// The lanes mostly come and go together: the control lane speaks for them.
     fn tell(&self, what: &str, why: &str) {
         let (log, address) = (&self.log, &self.peer.peer);
         match self.lane {
@@ -593,6 +591,7 @@ fn name(lane: Lane) -> &'static str {
         Lane::Control => "control",
         Lane::Live => "live",
         Lane::Bulk => "bulk",
+        Lane::Requests => "requests",
     }
 }
 

@@ -34,7 +34,7 @@ use crate::proto::control::{Hello, Lane, PeerMessage};
 use crate::types::NodeId;
 
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
-/// Connections on the peer port at a time; members need three each.
+/// Connections on the peer port at a time; members need one for each lane.
 const CONNECTIONS_MAX: usize = 512;
 /// After `accept` has failed, most likely for want of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -10,12 +10,12 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use packmaster::config::{Config, EXAMPLE};
 use packmaster::control::State;
-use packmaster::node::core::lane;
+use packmaster::node::core::io::{LANES, SMALL_COMMIT_BYTES_MAX, lane};
 use packmaster::node::frame::{self, FrameError, FrameReader};
 use packmaster::node::hello::{Me, Visitor};
 use packmaster::proto::admin::{AdminReply, AdminRequest};
 use packmaster::proto::control::peer_message::Kind;
-use packmaster::proto::control::{Command, Hello, Lane, PeerMessage, RaftMessage};
+use packmaster::proto::control::{Command, Hello, PeerMessage, RaftMessage};
 use packmaster::raft::convert;
 use packmaster::types::{BootId, NodeId};
 use prost::Message;
@@ -131,8 +131,8 @@ fn check_hello(frame: &Bytes) {
 
 fn check_peer(frame: &Bytes) {
     let Ok(message) = frame::decode::<PeerMessage>("message", frame.clone()) else { return };
-    let by = lane(&message);
-    assert!(matches!(by, Lane::Control | Lane::Live | Lane::Bulk));
+    let by = lane(&message, SMALL_COMMIT_BYTES_MAX);
+    assert_eq!(LANES[by as usize], by, "the lane's own number");
     let mut out = BytesMut::new();
     frame::encode(&message, &mut out);
     assert_eq!(PeerMessage::decode(&out[4..]).expect("just encoded"), message);

@@ -18,6 +18,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use packmaster::node::core::io::{LANES, SMALL_COMMIT_BYTES_MAX};
 use packmaster::node::core::{Core, Input};
 use packmaster::pack::{Job, Pace};
 use packmaster::proto::admin::admin_request::Verb;
@@ -153,9 +154,9 @@ struct Link {
     era: u64,
     cut: bool,
     held: Vec<Flight>,
-    last: [u64; 3],
+    last: [u64; LANES.len()],
     /// Lanes whose connection is being made again.
-    broken: [bool; 3],
+    broken: [bool; LANES.len()],
 }
 
 pub struct World {
@@ -188,6 +189,8 @@ pub struct World {
     block_bytes: u64,
     /// Transactions are fetched in pieces of them, and commits are asked for again by their ids: as if all were long.
     short_pieces: bool,
+    /// A commit whose request has more bytes is sent on the lane of the appends: some are, here, where all are short.
+    small_commit_max: u64,
     commands: BTreeSet<(u64, u64)>,
     /// Elections that were proposed: the epoch, and whose promises counted.
     elections: Vec<(u64, Vec<u64>)>,
@@ -268,6 +271,7 @@ impl World {
             keep_generations,
             block_bytes: 64 << (seed % 4),
             short_pieces: seed.is_multiple_of(3),
+            small_commit_max: [0, 250, SMALL_COMMIT_BYTES_MAX][(seed % 8).min(2) as usize],
             commands: BTreeSet::new(),
             elections: Vec::new(),
             fences: Vec::new(),

@@ -20,7 +20,7 @@ impl World {
             return;
         }
         let (to_life, era) = (link.to_life, link.era);
-        let lane = lane(&message) as usize;
+        let lane = lane(&message, self.small_commit_max) as usize;
         if self.link(from, to).broken[lane] {
             // Waits for the new connection, if it is lucky.
             if self.rng.chance(500) {
@@ -51,7 +51,7 @@ impl World {
 
     pub(super) fn fly(&mut self, flight: Flight) {
         let delay = self.rng.delay(30, 3000) + self.rng.below(self.lag_us + 1);
-        let number = lane(&flight.message) as usize;
+        let number = lane(&flight.message, self.small_commit_max) as usize;
         let now = self.now;
         let link = self.link(flight.from, flight.to);
         let at = (now + delay).max(link.last[number] + 1);
@@ -125,7 +125,7 @@ impl World {
             let again = link.to_life != 0;
             link.up = true;
             link.era += 1;
-            link.broken = [false; 3];
+            link.broken = Default::default();
             link.to_life = to_life;
             if again {
                 self.put(from, Input::PeerDown { peer, refused: false });
