@@ -92,6 +92,8 @@ mutants! {
     // Administrators.
     SaidBeforeDone: "an administrator's request is done when it is applied, not when it is proposed", "MongoDB 2.4.3";
     HeardTwice: "a leader hears a request once", "SERVER-55305";
+    LatePromoteTaken: "a promote replaces the master that whoever asked knew", "packmaster: PackSeal of a cancelled pack";
+    LateSettingTaken: "a change is made to what whoever asked for it has seen", "packmaster: PackSeal of a cancelled pack";
     GivenTwice: "a request goes to the next leader when the log can't hold it any more", "SERVER-55305";
     // Packs and generations.
     MarkNotRechecked: "a mark is extended by what was appended meanwhile", "design 6";
@@ -99,6 +101,11 @@ mutants! {
     RemovedNotRefused: "nobody may use what a pack has dropped", "design 6";
     PackNotTold: "sessions hear of what a pack dropped", "design 6";
     PackSurvivesElection: "an election calls a pack off", "design 6";
+    PackIdentityNotChecked: "a command about a pack counts for the pack that it names", "packmaster: PackSeal of a cancelled pack";
+    LateSealBuilt: "a master calls off a pack whose seal it has not marked", "packmaster: PackSeal of a cancelled pack";
+    LateStartTaken: "a pack begins only as of the last pack that whoever asked knew", "packmaster: PackSeal of a cancelled pack";
+    LateCancelTaken: "a cancel ends the pack that it names", "packmaster: PackSeal of a cancelled pack";
+    FirstBaseForGood: "two equal bases outvote the first", "one bad node failed every pack";
     TailLeftOut: "what follows the cut is re-chained onto the new base", "design 6";
     BaseUnsynced: "the new file is durable before the old one is left", "VR revisited's state transfer";
     FlipNotDurable: "a flip is durable before anything is appended after it", "etcd #14685, #18810";

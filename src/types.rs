@@ -49,6 +49,11 @@ number! {
     Generation
 }
 number! {
+    /// A pack: the Raft index of the command that began it, so no other pack ever has it. Generation and epoch do not
+    /// identify a pack: one that is cancelled and started again in the same epoch has the same pair. 0: no pack.
+    PackId
+}
+number! {
     /// A start of a node process: random, never 0. Distinguishes a process from its successor on the same disk.
     BootId
 }

@@ -60,6 +60,29 @@ impl Hunt {
                 favour: vec![(weight::PACK, 80), (weight::PROMOTE, 30)],
                 ..usual
             },
+            M::PackIdentityNotChecked | M::LateSealBuilt => Options {
+                clients: 6,
+                every_us: Some(150_000),
+                favour: vec![(weight::LATE, 60), (weight::PACK_AGAIN, 80), (weight::PROMOTE, 0)],
+                ..usual
+            },
+            M::LateStartTaken | M::LateCancelTaken | M::LatePromoteTaken | M::LateSettingTaken => {
+                Options {
+                    clients: 1,
+                    every_us: Some(100_000),
+                    favour: vec![
+                        (weight::LATE, 60),
+                        (weight::PACK, 40),
+                        (weight::PACK_AGAIN, 40),
+                        (weight::PROMOTE, 40),
+                        (weight::SETTING, 40),
+                    ],
+                    ..usual
+                }
+            }
+            M::FirstBaseForGood => {
+                Options { every_us: Some(400_000), favour: vec![(weight::ROT, 0)], ..usual }
+            }
             M::FlipInTwoSteps => Options {
                 clients: 1,
                 every_us: Some(40_000),

@@ -16,8 +16,14 @@
 //! * a node is slow, stopped, out of disk, cut off; all lose power; a promote or a second pack is asked for: the points
 //!   below them; with real processes and stock clients: `real_faults`, `ten_packs`
 //! * a node is so slow that it does not go on: `failover::packs`, "nobody waits for a node that does not go on"
-//! * a node computes another base: the fault "disk: wrong bytes in a build", and the points that the alarm was raised
-//!   ("another base ... noticed") and that the agreed base was fetched where a second build came out wrong, too
+//! * a node computes another base, the first that builds, too: the fault "disk: wrong bytes in a build", and the points
+//!   that the alarm was raised ("another base ... noticed"), that two right ones outvoted a first that was wrong ("wrong
+//!   base outvoted"), and that the agreed base was fetched where a second build came out wrong, too; that a healthy
+//!   cluster's pack comes to its end whichever node builds wrong: the last pack of a run (PackSucceeds)
+//! * a message that something is decided by comes late, out of order or twice, past the end of what it was about: the
+//!   faults "decisions' messages held back" and "pack, cancelled and asked for again"; a seal of another pack is never
+//!   agreed (SealOfItsPack), and what administrators ask for is never done to what they have not seen
+//!   (ActsOnWhatWasSeen)
 //! * an election calls it off, a person does, a node can't build: "pack called off ...", "pack cancelled by request",
 //!   "pack could not be built"; that nothing is left of it: "pack's leftovers removed", `tests/pack.rs`, `ten_packs`
 
@@ -59,7 +65,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 73] = [
+const SOMETIMES: [&str; 78] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -99,6 +105,11 @@ const SOMETIMES: [&str; 73] = [
     "an administrator's request refused",
     "job kept to its rate",
     "another base than agreed noticed",
+    "wrong base outvoted",
+    "node's base outvoted",
+    "last pack's wrong base outvoted",
+    "decision's message held back",
+    "decision's message repeated late",
     "another base noticed by a rebase",
     "base fetched where builds came out wrong",
     "election: closed connections",
@@ -136,7 +147,7 @@ const SOMETIMES: [&str; 73] = [
 ];
 
 /// And every kind of fault.
-const FAULTS: [&str; 34] = [
+const FAULTS: [&str; 36] = [
     "kill",
     "power failure",
     "crash in a disk operation",
@@ -149,6 +160,8 @@ const FAULTS: [&str; 34] = [
     "promote",
     "pack",
     "pack cancel",
+    "pack, cancelled and asked for again",
+    "decisions' messages held back",
     "setting",
     "disk: wrong bytes in a build",
     "pause",

@@ -31,6 +31,9 @@ pub struct Decision {
     pub node: Option<String>,
     /// Of `opened`: from the old master's last word to the new one's opening.
     pub clients_waited_ms: Option<f64>,
+    /// Raft index of the command that made it; `null`: of an older program. Of `pack start` it identifies the pack.
+    #[serde(default)]
+    pub raft_index: Option<u64>,
 }
 
 impl Decision {
@@ -85,6 +88,7 @@ fn tell(state: &ControlState, decision: &control::Decision) -> Decision {
         asked_by: decision.asked_by.clone(),
         node,
         clients_waited_ms: waited_us.map(|waited| waited as f64 / 1000.0),
+        raft_index: Some(decision.index).filter(|index| *index != 0),
     }
 }
 
@@ -101,6 +105,7 @@ mod tests {
             what: what.into(),
             why: "because".into(),
             asked_by: "automatic".into(),
+            index: 0,
             wall_us: 1_700_000_000_000_000,
             clients_waited_us: waited,
         };

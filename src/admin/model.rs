@@ -178,6 +178,9 @@ pub struct NodeStatus {
     pub rebase: Option<String>,
     #[serde(default)]
     pub rebases: RebaseStatus,
+    /// In a pack it has built another base than two others, and no right one since: which, and what to do; `null`: it has not.
+    #[serde(default)]
+    pub odd_build: Option<String>,
 }
 
 /// How a node has moved to newer generations since it started. The rungs of the ladder: `local`, built from its own file;

@@ -157,6 +157,7 @@ fn garbage_and_what_is_kept_for_others_are_told() {
 
 fn decisions() -> History {
     let decision = |number, what: &str, waited| Decision {
+        raft_index: None,
         number,
         time: Some("2026-01-01T00:00:00Z".into()),
         epoch: 4,

@@ -206,7 +206,17 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
         fetched_bytes: beat.fetched_bytes,
         rebase: said(&beat.rebase),
         rebases: beat.rebases.as_deref().map(rebases).unwrap_or_default(),
+        odd_build: odd_build(view, member),
     }
+}
+
+fn odd_build(view: &ClusterView, member: &Member) -> Option<String> {
+    let odd = view.state.odd_builds.iter().find(|odd| odd.node == member.id)?;
+    Some(format!(
+        "for generation {} it built base {}, and two others built another one: check or replace its disk and memory",
+        odd.generation,
+        hex(&odd.base_hash)
+    ))
 }
 
 fn rebases(told: &Rebases) -> RebaseStatus {
@@ -352,7 +362,7 @@ fn pack_node(view: &ClusterView, pack: &PackState, member: &Member) -> PackNode 
     let id = NodeId(member.id);
     let beat = view.fresh_beat(id);
     let said = beat.and_then(|beat| beat.pack.as_ref());
-    let said = said.filter(|progress| progress.generation == pack.generation);
+    let said = said.filter(|progress| progress.pack == pack.id);
     let (phase, permille) = match said {
         _ if pack.ready.contains(&member.id) => ("ready", 1000),
         Some(progress) => (progress.phase.as_str(), progress.permille),

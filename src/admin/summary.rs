@@ -1,6 +1,6 @@
 //! The one line at the top of a status, and the commands suggested under it.
 
-use super::model::{NodeStatus, Status, Verdict};
+use super::model::{NodeStatus, PackNode, Status, Verdict};
 use super::room;
 use super::view::ClusterView;
 use crate::types::NodeId;
@@ -105,7 +105,10 @@ pub(super) fn next(view: &ClusterView, status: &Status) -> Vec<String> {
         next.push("packmaster ctl resume  # automatic failover is off".to_owned());
     }
     if let Some(pack) = &status.pack {
-        if pack.nodes.iter().any(|node| node.phase.starts_with("failed")) {
+        // Without a node whose base was outvoted the pack goes on.
+        let is_odd = |name: &str| status.node(name).is_some_and(|node| node.odd_build.is_some());
+        let failed = |node: &PackNode| node.phase.starts_with("failed") && !is_odd(&node.name);
+        if pack.nodes.iter().any(failed) {
             next.push("packmaster ctl pack --cancel  # a node can't pack, see its log".to_owned());
         } else {
             next.push("packmaster ctl pack --wait  # follow the pack".to_owned());
@@ -130,6 +133,9 @@ fn for_node(node: &NodeStatus) -> Option<String> {
     // What a node says of itself when it is failing is of its disk.
     if let Some(why) = &node.failing {
         return Some(format!("df -h  # on {host}: {name} is failing: {why}"));
+    }
+    if let Some(why) = &node.odd_build {
+        return Some(format!("packmaster shelf verify FILE  # on {host}: {name}: {why}"));
     }
     let disk = &node.disk;
     // 0 of both: not told.

@@ -3,16 +3,16 @@
 
 use prost::Message;
 
-use super::codec::{get_chain, get_fencing, get_mastership, get_member, get_root, get_seal};
+use super::codec::{get_build, get_chain, get_fencing, get_mastership, get_member, get_seal};
 use super::settings;
 use super::state::{
-    Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Pack, Phase, Reason,
-    Rested, Role, State,
+    Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, OddBuild, Pack, PackAgain,
+    Phase, Reason, Rested, Role, State, VOTES_MIN,
 };
 use crate::mutants::{self, Mutant};
 use crate::proto::control as pb;
 use crate::proto::control::command::Kind;
-use crate::types::{Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{Epoch, Generation, NodeId, Oid, PackId, Seq};
 
 /// Bytes of a text that is kept; more is cut off.
 const TEXT_MAX: usize = 512;
@@ -111,6 +111,7 @@ impl State {
             asked_by: clip(about.asked_by),
             node: about.node,
             clients_waited_us: about.clients_waited_us,
+            index: self.applied,
         });
         while self.history.len() > HISTORY_MAX {
             self.history.pop_front();
@@ -175,6 +176,11 @@ impl State {
         let bootstrap = fencing.reason == Reason::Bootstrap;
         let elected = self.mastership.is_some();
         refuse_if(bootstrap && elected, || "there was a master already".into())?;
+        let switch = fencing.reason == Reason::GenerationSwitch;
+        let running = self.pack.as_ref().map_or(PackId(0), |pack| pack.id);
+        refuse_if(switch && (running != fencing.pack || running == PackId(0)), || {
+            format!("a switch for pack {}, and {} is in progress", fencing.pack, or_none(running))
+        })?;
         self.epoch = epoch;
         self.fenced_wall_us = at;
         self.record(
@@ -298,6 +304,7 @@ impl State {
         if let Some(pack) = &pack {
             why.push_str(&how_it_went(pack, at));
             self.rested = Rested { since_wall_us: at, failed: false };
+            self.packs_changed = self.applied;
         }
         let asked_by = pack.map_or(AUTOMATIC.into(), |pack| pack.asked_by);
         let about = About { what: "generation", why: &why, ..Default::default() };
@@ -317,7 +324,8 @@ impl State {
         let why = format!("an election called off the pack to generation {}", pack.generation);
         let about = About { what: "pack called off", why: &why, ..Default::default() };
         self.record(at, About { asked_by: &pack.asked_by, ..about });
-        self.pack_again = Some(pack.asked_by);
+        self.pack_again = Some(PackAgain { id: pack.id, asked_by: pack.asked_by });
+        self.packs_changed = self.applied;
     }
 
     fn on_opened(&mut self, at: u64, opened: &pb::Opened) -> Decided {
@@ -341,6 +349,14 @@ impl State {
         if let Some(pack) = &self.pack {
             return Err(format!("the pack to generation {} is in progress", pack.generation));
         }
+        let (after, changed) = (start.after, self.packs_changed);
+        let stale = after != changed && !mutants::broken(Mutant::LateStartTaken);
+        refuse_if(stale, || {
+            format!(
+                "asked for after decision {after} on packs, and another was made since (Raft index {changed}): \
+                 see `packmaster ctl history`, and ask again if a pack is still wanted"
+            )
+        })?;
         let current = self.generation().expect("a master is open").number;
         let generation = Generation(start.generation);
         let follows = generation == current.next();
@@ -348,11 +364,14 @@ impl State {
         // an empty asker would be lost when the pack is called off
         let asked_by = Some(clip(&start.asked_by)).filter(|by| !by.is_empty());
         let asked_by = asked_by.unwrap_or(AUTOMATIC.into());
-        let why = format!("generation {generation} is being made");
+        let why = format!("generation {generation} is being made (pack {})", self.applied);
         let about = About { what: "pack start", why: &why, ..Default::default() };
         self.record(at, About { asked_by: &asked_by, ..about });
         self.pack_again = None;
+        self.packs_changed = self.applied;
         self.pack = Some(Pack {
+            id: PackId(self.applied),
+            builds: Default::default(),
             generation,
             started_epoch: self.epoch,
             started_wall_us: at,
@@ -369,12 +388,17 @@ impl State {
         Ok(())
     }
 
-    /// The pack in progress, if it is to this generation and belongs to the present epoch.
-    fn pack_of(&mut self, generation: u64) -> Result<&mut Pack, String> {
+    /// The pack in progress, if it is this one and belongs to the present epoch.
+    fn pack_of(&mut self, id: u64, generation: u64) -> Result<&mut Pack, String> {
         let epoch = self.epoch;
+        let identity_kept = !mutants::broken(Mutant::PackIdentityNotChecked)
+            && !mutants::broken(Mutant::LateSealBuilt);
+        refuse_if(id == 0 && identity_kept, || "the command does not say which pack".into())?;
         let pack = self.pack.as_mut().filter(|pack| pack.generation.0 == generation);
         let pack =
             pack.ok_or_else(|| format!("no pack to generation {generation} is in progress"))?;
+        let other = pack.id.0 != id && identity_kept;
+        refuse_if(other, || format!("it is of pack {id}, and pack {} is in progress", pack.id))?;
         let started = pack.started_epoch;
         let other = started != epoch && !mutants::broken(Mutant::PackSurvivesElection);
         refuse_if(other, || format!("the pack is of epoch {started}, it is {epoch}"))?;
@@ -384,7 +408,7 @@ impl State {
     fn on_pack_seal(&mut self, at: u64, command: &pb::PackSeal) -> Decided {
         let seal = get_seal(command)?;
         let base = self.generation().map_or(Seq(0), |record| record.cut_seq);
-        let pack = self.pack_of(command.generation)?;
+        let pack = self.pack_of(command.pack, command.generation)?;
         refuse_if(pack.seal.is_some(), || "the pack is sealed already".into())?;
         let (p, f) = (seal.pack_seq, seal.cut_seq);
         let ordered = base <= p && p <= f;
@@ -402,50 +426,113 @@ impl State {
         Ok(())
     }
 
+    /// A node says what it has built. The first base is agreed until two nodes have built another one; who built it does not
+    /// matter, so a node with a broken disk fails alone, and not the pack.
     fn on_pack_base(&mut self, at: u64, base: &pb::PackBase) -> Decided {
-        let base_hash = get_chain("the base hash", &base.base_hash)?;
-        let block_root = get_root(&base.block_root)?;
+        let built = get_build(base)?;
         let node = NodeId(base.node);
         self.known(node)?;
-        let pack = self.pack_of(base.generation)?;
+        let pack = self.pack_of(base.pack, base.generation)?;
         refuse_if(pack.seal.is_none(), || "the pack is not sealed".into())?;
-        refuse_if(pack.base_hash.is_some(), || "the base is agreed already".into())?;
-        pack.base_hash = Some(base_hash);
-        pack.base_len = base.base_len;
-        pack.block_root = block_root;
-        pack.based_wall_us = at;
-        let asked_by = pack.asked_by.clone();
-        let why = format!("base {base_hash} of {} bytes was built first here", base.base_len);
-        let about = About { what: "pack base", why: &why, ..Default::default() };
-        self.record(at, About { asked_by: &asked_by, node: Some(node), ..about });
+        let known = pack.builds.insert(node, built) == Some(built);
+        refuse_if(known, || format!("node {node} has said that already"))?;
+        let first = pack.base_hash.is_none();
+        if first {
+            pack.base_hash = Some(built.base_hash);
+            pack.base_len = built.base_len;
+            pack.block_root = built.block_root;
+            pack.based_wall_us = at;
+            let asked_by = pack.asked_by.clone();
+            let (hash, len) = (built.base_hash, built.base_len);
+            let why = format!("base {hash} of {len} bytes was built first here");
+            let about = About { what: "pack base", why: &why, ..Default::default() };
+            self.record(at, About { asked_by: &asked_by, node: Some(node), ..about });
+        }
+        self.count_builds(at);
         Ok(())
+    }
+
+    /// Two equal bases outvote another one, also if that was first. `ready` must have the agreed one.
+    fn count_builds(&mut self, at: u64) {
+        let Some(pack) = self.pack.as_mut() else { return };
+        if let Some(base) = pack.outvoting().filter(|_| !mutants::broken(Mutant::FirstBaseForGood)) {
+            pack.base_hash = Some(base.base_hash);
+            pack.base_len = base.base_len;
+            pack.block_root = base.block_root;
+            pack.based_wall_us = at;
+            let builds = &pack.builds;
+            pack.ready.retain(|node| builds.get(node) == Some(&base));
+        }
+        let Some(agreed) = pack.agreed().filter(|agreed| pack.votes(agreed) >= VOTES_MIN) else {
+            return;
+        };
+        let (generation, asked_by) = (pack.generation, pack.asked_by.clone());
+        let (right, wrong): (Vec<_>, Vec<_>) =
+            pack.builds.clone().into_iter().partition(|(_, built)| *built == agreed);
+        right.iter().for_each(|(node, _)| _ = self.odd_builds.remove(node));
+        let others: Vec<String> = right.iter().map(|(node, _)| self.name_of(*node)).collect();
+        for (node, built) in wrong {
+            let base_hash = built.base_hash;
+            let odd = OddBuild { generation, base_hash, wall_us: at };
+            let known = self.odd_builds.get(&node);
+            if known.is_some_and(|known| (known.generation, known.base_hash) == (generation, base_hash)) {
+                continue;
+            }
+            self.odd_builds.insert(node, odd);
+            let why = format!(
+                "{} built base {base_hash}, and {} built {}: the disk or memory of {0} gave other bytes than two \
+                 others; check or replace it",
+                self.name_of(node),
+                others.join(" and "),
+                agreed.base_hash,
+            );
+            let about = About { what: "pack base outvoted", why: &why, ..Default::default() };
+            self.record(at, About { asked_by: &asked_by, node: Some(node), ..about });
+        }
+    }
+
+    fn name_of(&self, node: NodeId) -> String {
+        self.members.get(&node).map_or_else(|| format!("node {node}"), |it| it.name.clone())
     }
 
     fn on_pack_ready(&mut self, at: u64, ready: &pb::PackReady) -> Decided {
         let node = NodeId(ready.node);
+        let has = get_chain("the base hash", &ready.base_hash)?;
         self.known(node)?;
-        let pack = self.pack_of(ready.generation)?;
-        refuse_if(pack.base_hash.is_none(), || "no base is agreed".into())?;
+        let pack = self.pack_of(ready.pack, ready.generation)?;
+        let agreed = pack.agreed().ok_or("no base is agreed")?;
+        let built = pack.builds.get(&node);
+        let right = has == agreed.base_hash && built == Some(&agreed);
+        refuse_if(!right, || format!("node {node} has base {has}, and agreed is {}", agreed.base_hash))?;
         refuse_if(!pack.ready.insert(node), || format!("node {node} is ready already"))?;
         pack.readied_wall_us = at;
         Ok(())
     }
 
     fn on_pack_cancel(&mut self, at: u64, cancel: &pb::PackCancel) -> Decided {
-        let generation = Generation(cancel.generation);
+        let id = PackId(cancel.pack);
+        refuse_if(id == PackId(0), || "the command does not say which pack".into())?;
+        let present = self.cancellable();
         // also one that would be started again by itself
-        let next = self.generation().map(|record| record.number.next());
-        let again = self.pack_again.is_some() && next == Some(generation);
-        let running = self.pack.as_ref().is_some_and(|pack| pack.generation == generation);
-        refuse_if(!running && !again, || {
-            format!("no pack to generation {generation} is in progress")
+        let next = self.generation().map(|record| record.number.next().0);
+        let present = present.filter(|_| next == Some(cancel.generation)).ok_or_else(|| {
+            format!("no pack to generation {} is in progress", cancel.generation)
+        })?;
+        let other = present != id && !mutants::broken(Mutant::LateCancelTaken);
+        refuse_if(other, || {
+            format!(
+                "pack {id} was to be cancelled, and by now it is pack {present}: see `packmaster ctl history`, and cancel \
+                 again if that one is meant"
+            )
         })?;
         self.pack = None;
         self.pack_again = None;
+        self.packs_changed = self.applied;
         self.rested = Rested { since_wall_us: at, failed: true };
         let asked_by = cancel.asked_by.as_str();
         let asked_by = if asked_by.is_empty() { AUTOMATIC } else { asked_by };
-        let about = About { what: "pack cancel", why: &cancel.why, ..Default::default() };
+        let why = format!("{} (pack {present})", cancel.why);
+        let about = About { what: "pack cancel", why: &why, ..Default::default() };
         self.record(at, About { asked_by, ..about });
         Ok(())
     }
@@ -455,6 +542,8 @@ impl State {
         let (epoch, limit) = (block.epoch, self.oid_limit);
         let own = epoch == self.epoch.0 && self.master().is_some();
         refuse_if(!own, || format!("epoch {epoch} has no master to give out oids"))?;
+        let from = Oid(block.from);
+        refuse_if(from != limit, || format!("decided on oid limit {from}, and it is {limit}"))?;
         let below = Oid(block.below);
         let raises = below > limit && below < Oid::CHAIN;
         refuse_if(!raises, || format!("oid limit {below} does not raise {limit}"))?;
@@ -469,23 +558,31 @@ impl State {
             false => ("resume", "automatic elections are not paused"),
         };
         refuse_if(same, || already.into())?;
+        let (after, changed) = (pause.after, self.pause_changed);
+        let stale = after != changed && !mutants::broken(Mutant::LateSettingTaken);
+        refuse_if(stale, || changed_since("paused or resumed", after, changed, "status"))?;
         self.paused = pause.paused;
+        self.pause_changed = self.applied;
         self.record(at, About { what, asked_by: &pause.asked_by, ..Default::default() });
         Ok(())
     }
 
     fn on_setting(&mut self, at: u64, setting: &pb::Setting) -> Decided {
-        let pb::Setting { name, value, asked_by } = setting;
+        let pb::Setting { name, value, asked_by, after } = setting;
         let fits = value.len() <= TEXT_MAX;
         refuse_if(!fits, || format!("a value of {} bytes is too long", value.len()))?;
         let value = settings::check(name, value)?;
         let before = self.settings.get(name).cloned();
         refuse_if(value == before, || format!("{name} is {} already", shown(&value)))?;
+        let (after, changed) = (*after, self.setting_changed(name));
+        let stale = after != changed && !mutants::broken(Mutant::LateSettingTaken);
+        refuse_if(stale, || changed_since(name, after, changed, "config show"))?;
         let why = format!("{name} = {}, was {}", shown(&value), shown(&before));
         match value {
             Some(value) => self.settings.insert(name.clone(), value),
             None => self.settings.remove(name),
         };
+        self.settings_changed.insert(name.clone(), self.applied);
         self.record(at, About { what: "setting", why: &why, asked_by, ..Default::default() });
         Ok(())
     }
@@ -505,6 +602,18 @@ fn how_it_went(pack: &Pack, at: u64) -> String {
     let Some(seal) = pack.seal.as_ref().filter(|seal| seal.file_bytes != 0) else { return times };
     let (before, after) = (megabytes(seal.file_bytes), megabytes(pack.base_len));
     format!("{times}; {before:.1} MB became {after:.1} MB")
+}
+
+/// Somebody else was faster: what to do about it.
+fn changed_since(what: &str, after: u64, changed: u64, see: &str) -> String {
+    format!(
+        "{what}: it was changed meanwhile (at Raft index {changed}; known was {after}): look at `packmaster ctl {see}`, and \
+         ask again if it is still to be changed"
+    )
+}
+
+fn or_none(id: PackId) -> String {
+    if id == PackId(0) { "none".into() } else { format!("pack {id}") }
 }
 
 fn shown(value: &Option<String>) -> &str {

@@ -2,19 +2,19 @@
 //!
 //! Encoding has one result for one state: maps are ordered. Decoding checks everything: a snapshot comes from a peer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message;
 
 use super::apply::{EPOCH_MAX, NUMBER_MAX};
 use super::state::{
-    Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member, Pack,
-    Reason, Rested, Role, Seal, State,
+    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member,
+    OddBuild, Pack, PackAgain, Reason, Rested, Role, Seal, State,
 };
 use crate::proto::control as pb;
 use crate::proto::replication;
-use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, PackId, Seq};
 
 const FORMAT: u32 = 1;
 
@@ -46,7 +46,12 @@ impl State {
             history: self.history.iter().map(put_decision).collect(),
             decisions: self.decisions,
             fenced_wall_us: self.fenced_wall_us,
-            pack_again: self.pack_again.clone().unwrap_or_default(),
+            pack_again: self.pack_again.as_ref().map_or_else(String::new, |it| it.asked_by.clone()),
+            pack_again_id: self.pack_again.as_ref().map_or(0, |again| again.id.0),
+            packs_changed: self.packs_changed,
+            pause_changed: self.pause_changed,
+            settings_changed: self.settings_changed.clone(),
+            odd_builds: self.odd_builds.iter().map(put_odd_build).collect(),
             rested_wall_us: self.rested.since_wall_us,
             rested_failed: self.rested.failed,
             garbage_permille: self.garbage_permille,
@@ -70,6 +75,7 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
     let members = state.members.iter().map(|member| Ok((NodeId(member.id), get_member(member)?)));
     let generations = state.generations.iter().map(get_generation);
     let promises = state.promises.iter().map(|(node, epoch)| (NodeId(*node), Epoch(*epoch)));
+    let odd_builds = state.odd_builds.iter().map(get_odd_build);
     let mut state = State {
         promises: promises.collect(),
         members: members.collect::<Result<_, String>>()?,
@@ -85,7 +91,14 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
         history: state.history.into_iter().map(get_decision).collect(),
         decisions: state.decisions,
         fenced_wall_us: state.fenced_wall_us,
-        pack_again: Some(state.pack_again).filter(|by| !by.is_empty()),
+        pack_again: Some(state.pack_again).filter(|by| !by.is_empty()).map(|asked_by| PackAgain {
+            id: id_or(state.pack_again_id, state.fenced_wall_us),
+            asked_by,
+        }),
+        packs_changed: state.packs_changed,
+        pause_changed: state.pause_changed,
+        settings_changed: state.settings_changed,
+        odd_builds: odd_builds.collect::<Result<_, String>>()?,
         garbage_permille: state.garbage_permille.min(1000),
         rested: Rested { since_wall_us: state.rested_wall_us, failed: state.rested_failed },
         applied: state.applied,
@@ -113,6 +126,12 @@ fn check(state: &State) -> Result<(), String> {
         let follows = current.is_some_and(|record| record.number.next() == pack.generation);
         must(follows, "a pack to a generation that does not follow")?;
     }
+    let ids = [state.packs_changed, state.pause_changed].into_iter().chain(state.cancellable().map(|id| id.0));
+    let bounded = ids.chain(state.settings_changed.values().copied()).all(|id| id < NUMBER_MAX);
+    must(bounded, "a pack or a change beyond all bounds")?;
+    let builders = state.pack.iter().flat_map(|pack| pack.builds.keys());
+    let members = builders.chain(state.odd_builds.keys()).all(known);
+    must(members, "bases of strangers")?;
     let fenced = state.fencing.as_ref().map(|fencing| fencing.epoch);
     must(fenced.is_none_or(|epoch| epoch == state.epoch), "a fence of another epoch")?;
     let promised = state.promises.iter().all(|(node, it)| known(node) && *it <= state.epoch);
@@ -125,6 +144,12 @@ fn check(state: &State) -> Result<(), String> {
     must(current.is_some_and(|it| it.same(&elected.generation)), "a master without generation")?;
     let voters = !elected.voters.is_empty() && elected.voters.iter().all(known);
     must(voters && known(&elected.master), "a master or voters that are no members")
+}
+
+/// A pack of an older program has no id: it gets one that is the same wherever that state is decoded. No Raft index is as
+/// great.
+fn id_or(id: u64, wall_us: u64) -> PackId {
+    PackId(if id != 0 { id } else { wall_us.clamp(1, NUMBER_MAX - 1) })
 }
 
 pub(super) fn get_chain(what: &str, bytes: &[u8]) -> Result<Chain, String> {
@@ -196,6 +221,7 @@ fn put_fencing(fencing: &Fencing) -> pb::FenceCommand {
         target: put_node(fencing.target),
         asked_by: fencing.asked_by.clone(),
         why: fencing.why.clone(),
+        pack: fencing.pack.0,
     }
 }
 
@@ -207,6 +233,7 @@ pub(super) fn get_fencing(fence: &pb::FenceCommand) -> Result<Fencing, String> {
         target: some_node(fence.target),
         asked_by: fence.asked_by.clone(),
         why: fence.why.clone(),
+        pack: PackId(fence.pack),
     })
 }
 
@@ -295,8 +322,11 @@ fn put_pack(pack: &Pack) -> pb::PackState {
         file_bytes: seal.file_bytes,
         kept_bytes: seal.kept_bytes,
         tail_bytes: seal.tail_bytes,
+        pack: pack.id.0,
     });
     pb::PackState {
+        id: pack.id.0,
+        builds: pack.builds.iter().map(|(node, built)| put_build(pack, *node, built)).collect(),
         generation: pack.generation.0,
         started_epoch: pack.started_epoch.0,
         started_wall_us: pack.started_wall_us,
@@ -317,7 +347,10 @@ fn get_pack(pack: &pb::PackState) -> Result<Pack, String> {
         [] => None,
         hash => Some(get_chain("the new base hash", hash)?),
     };
+    let builds = pack.builds.iter().map(|base| Ok((NodeId(base.node), get_build(base)?)));
     Ok(Pack {
+        id: id_or(pack.id, pack.started_wall_us),
+        builds: builds.collect::<Result<BTreeMap<_, _>, String>>()?,
         generation: Generation(pack.generation),
         started_epoch: Epoch(pack.started_epoch),
         started_wall_us: pack.started_wall_us,
@@ -331,6 +364,40 @@ fn get_pack(pack: &pb::PackState) -> Result<Pack, String> {
         based_wall_us: pack.based_wall_us,
         readied_wall_us: pack.readied_wall_us,
     })
+}
+
+fn put_build(pack: &Pack, node: NodeId, built: &BuiltBase) -> pb::PackBase {
+    pb::PackBase {
+        generation: pack.generation.0,
+        base_hash: put_chain(&built.base_hash),
+        node: node.0,
+        base_len: built.base_len,
+        block_root: put_root(built.block_root),
+        pack: pack.id.0,
+    }
+}
+
+pub(super) fn get_build(base: &pb::PackBase) -> Result<BuiltBase, String> {
+    Ok(BuiltBase {
+        base_hash: get_chain("the base hash", &base.base_hash)?,
+        block_root: get_root(&base.block_root)?,
+        base_len: base.base_len,
+    })
+}
+
+fn put_odd_build((node, odd): (&NodeId, &OddBuild)) -> pb::OddBuild {
+    pb::OddBuild {
+        node: node.0,
+        generation: odd.generation.0,
+        base_hash: put_chain(&odd.base_hash),
+        wall_us: odd.wall_us,
+    }
+}
+
+fn get_odd_build(odd: &pb::OddBuild) -> Result<(NodeId, OddBuild), String> {
+    let base_hash = get_chain("an outvoted base's hash", &odd.base_hash)?;
+    let generation = Generation(odd.generation);
+    Ok((NodeId(odd.node), OddBuild { generation, base_hash, wall_us: odd.wall_us }))
 }
 
 pub(super) fn get_seal(seal: &pb::PackSeal) -> Result<Seal, String> {
@@ -355,6 +422,7 @@ fn put_decision(decision: &Decision) -> pb::Decision {
         asked_by: decision.asked_by.clone(),
         node: put_node(decision.node),
         clients_waited_us: decision.clients_waited_us,
+        index: decision.index,
     }
 }
 
@@ -368,5 +436,6 @@ fn get_decision(decision: pb::Decision) -> Decision {
         asked_by: decision.asked_by,
         node: some_node(decision.node),
         clients_waited_us: decision.clients_waited_us,
+        index: decision.index,
     }
 }

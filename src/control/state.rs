@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use crate::proto::control::Reason;
 use crate::proto::replication;
-use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, Seq};
+use crate::types::{BlockRoot, BootId, Chain, Epoch, Generation, NodeId, Oid, PackId, Seq};
 
 /// Decisions kept.
 pub const HISTORY_MAX: usize = 256;
@@ -58,6 +58,8 @@ pub struct Fencing {
     pub target: Option<NodeId>,
     pub asked_by: String,
     pub why: String,
+    /// The pack that a generation switch is for; no pack for any other reason.
+    pub pack: PackId,
 }
 
 /// The newest election. While a newer epoch is fenced, it is what was.
@@ -106,6 +108,8 @@ impl GenerationRecord {
 /// The pack in progress.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pack {
+    /// What every command and message about it must name.
+    pub id: PackId,
     /// To be made.
     pub generation: Generation,
     pub started_epoch: Epoch,
@@ -113,18 +117,88 @@ pub struct Pack {
     pub asked_by: String,
     /// None: marking.
     pub seal: Option<Seal>,
-    /// None: not built yet.
+    /// The agreed base; none: not built yet. Until the generation's election it changes when two nodes have built another.
     pub base_hash: Option<Chain>,
     /// Bytes up to the end of the seal; 0 without a base.
     pub base_len: u64,
     /// Root of the base's block hashes; None also if whoever built it first did not say.
     pub block_root: Option<BlockRoot>,
-    /// Who has the base and follows in both files.
+    /// What each node has built, by its own newest word.
+    pub builds: BTreeMap<NodeId, BuiltBase>,
+    /// Who has the agreed base and follows in both files.
     pub ready: BTreeSet<NodeId>,
     /// When it was sealed, when the base was agreed, and when the last node became ready; 0: not yet.
     pub sealed_wall_us: u64,
     pub based_wall_us: u64,
     pub readied_wall_us: u64,
+}
+
+/// A base as one node has built it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BuiltBase {
+    pub base_hash: Chain,
+    /// Root of its block hashes; none: from an older program.
+    pub block_root: Option<BlockRoot>,
+    /// Bytes up to the end of the seal.
+    pub base_len: u64,
+}
+
+/// So many equal bases outvote the agreed one, if fewer have that. One broken disk or memory can't: it has one vote, and
+/// makes bytes that nobody else makes. A majority of five is not waited for: `ready` must be a majority of nodes with the
+/// agreed base before the generation can be elected, and until then two that are right would be held back by one that is
+/// wrong.
+pub const VOTES_MIN: usize = 2;
+
+impl Pack {
+    /// The base that is agreed so far.
+    pub fn agreed(&self) -> Option<BuiltBase> {
+        let (base_len, block_root) = (self.base_len, self.block_root);
+        self.base_hash.map(|base_hash| BuiltBase { base_hash, block_root, base_len })
+    }
+
+    pub fn votes(&self, base: &BuiltBase) -> usize {
+        self.builds.values().filter(|built| *built == base).count()
+    }
+
+    /// It has built another base than the agreed one, and nobody knows yet which of them is right.
+    pub fn is_held_back(&self, node: NodeId) -> bool {
+        let differs = self.builds.get(&node).is_some_and(|built| self.agreed() != Some(*built));
+        differs && !self.is_outvoted(node)
+    }
+
+    /// It has built another base than several nodes that agree.
+    pub fn is_outvoted(&self, node: NodeId) -> bool {
+        let (Some(built), Some(agreed)) = (self.builds.get(&node), self.agreed()) else {
+            return false;
+        };
+        *built != agreed && self.votes(&agreed) >= VOTES_MIN
+    }
+
+    /// The base that takes the place of the agreed one: enough nodes have built it, and more than have built the agreed.
+    pub(super) fn outvoting(&self) -> Option<BuiltBase> {
+        let agreed = self.agreed()?;
+        let others = self.builds.values().filter(|built| **built != agreed);
+        let best = others.max_by_key(|built| (self.votes(built), built.base_hash))?;
+        let votes = self.votes(best);
+        (votes >= VOTES_MIN && votes > self.votes(&agreed)).then_some(*best)
+    }
+}
+
+/// A pack that an election called off, and that is to begin again by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PackAgain {
+    /// Of the pack that was called off.
+    pub id: PackId,
+    pub asked_by: String,
+}
+
+/// A node whose base was outvoted: its disk or memory gave other bytes than those of two others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OddBuild {
+    /// That was being made.
+    pub generation: Generation,
+    pub base_hash: Chain,
+    pub wall_us: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -164,6 +238,8 @@ pub struct Decision {
     pub node: Option<NodeId>,
     /// Of "opened".
     pub clients_waited_us: u64,
+    /// Raft index of the command that made it; 0: an older program's. Of "pack start" it is the pack's id.
+    pub index: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -198,7 +274,14 @@ pub struct State {
     pub(super) history: VecDeque<Decision>,
     pub(super) decisions: u64,
     pub(super) fenced_wall_us: u64,
-    pub(super) pack_again: Option<String>,
+    pub(super) pack_again: Option<PackAgain>,
+    /// Raft indexes of the last command that began or ended a pack, of the last pause or resume, and of the last change of
+    /// each setting; 0 or absent: there was none. Whoever wants another change names the one that it knows of.
+    pub(super) packs_changed: u64,
+    pub(super) pause_changed: u64,
+    pub(super) settings_changed: BTreeMap<String, u64>,
+    /// Whose newest base was outvoted.
+    pub(super) odd_builds: BTreeMap<NodeId, OddBuild>,
     pub(super) rested: Rested,
     pub(super) garbage_permille: u64,
     /// Raft index of the last command.
@@ -289,9 +372,35 @@ impl State {
         self.pack.as_ref()
     }
 
-    /// An election called a pack off: start it again, asked for by this.
-    pub fn pack_again(&self) -> Option<&str> {
-        self.pack_again.as_deref()
+    /// An election called a pack off: start it again.
+    pub fn pack_again(&self) -> Option<&PackAgain> {
+        self.pack_again.as_ref()
+    }
+
+    /// What a cancel acts on: the pack in progress, or the one that waits to begin again.
+    pub fn cancellable(&self) -> Option<PackId> {
+        let running = self.pack.as_ref().map(|pack| pack.id);
+        running.or_else(|| self.pack_again.as_ref().map(|again| again.id))
+    }
+
+    /// Raft index of the last command that began or ended a pack: what the start of the next one must name.
+    pub fn packs_changed(&self) -> u64 {
+        self.packs_changed
+    }
+
+    /// Raft index of the last pause or resume: what the next one must name.
+    pub fn pause_changed(&self) -> u64 {
+        self.pause_changed
+    }
+
+    /// Raft index of a setting's last change: what the next one must name.
+    pub fn setting_changed(&self, name: &str) -> u64 {
+        self.settings_changed.get(name).copied().unwrap_or_default()
+    }
+
+    /// Nodes whose newest base was outvoted by two others, ascending.
+    pub fn odd_builds(&self) -> impl Iterator<Item = (NodeId, &OddBuild)> {
+        self.odd_builds.iter().map(|(node, odd)| (*node, odd))
     }
 
     /// How the last pack ended; one that is started again by itself has not.

@@ -16,7 +16,7 @@ use crate::mutants::{self, Mutant};
 use crate::proto::control::command::Kind;
 use crate::proto::control::{Beat, ControlState, FenceCommand, Opened, Reason};
 use crate::replication::quorum::majority;
-use crate::types::{Epoch, Generation, NodeId, Now};
+use crate::types::{Epoch, Generation, NodeId, Now, PackId};
 
 /// How long things may take before something else is tried. All in milliseconds; none matters for safety.
 #[derive(Clone, Debug)]
@@ -113,6 +113,7 @@ pub enum Decision {
     /// To build; or, to the master, to hold commits until that node has all of them.
     PackTurn {
         node: NodeId,
+        pack: PackId,
         generation: Generation,
         hold_for: Option<NodeId>,
     },
@@ -129,6 +130,8 @@ pub enum Decision {
 #[derive(Clone, Debug)]
 pub struct PromoteAsked {
     pub target: NodeId,
+    /// Whose master is to be replaced: in any other epoch there is another, or the target is master already.
+    pub epoch: Epoch,
     pub asked_by: String,
     pub why: String,
 }
@@ -304,7 +307,8 @@ impl Controller {
             return;
         }
         if let Some(asked) = self.promote.clone() {
-            if asked.target == master {
+            let other = asked.epoch != epoch && !mutants::broken(Mutant::LatePromoteTaken);
+            if other || asked.target == master {
                 self.promote = None;
                 return;
             }
@@ -375,7 +379,9 @@ impl Controller {
     ) {
         let promised = view.state.members().filter_map(|member| view.beat(member.id));
         let highest = promised.map(|beat| beat.promised).max().unwrap_or(0);
+        let switch = view.state.pack().filter(|_| reason == Reason::GenerationSwitch);
         let fence = FenceCommand {
+            pack: switch.map_or(0, |pack| pack.id.0),
             epoch: highest.max(view.state.epoch().0) + 1,
             reason: reason.into(),
             target: target.map_or(0, |id| id.0),

@@ -11,7 +11,7 @@ use crate::mutants::{self, Mutant};
 use crate::proto::control::{Elect, GenerationRecord, Reason};
 use crate::replication::quorum::majority;
 use crate::replication::wire::{Position, put_chain, put_position, put_root};
-use crate::types::{BootId, Chain, Epoch, Generation, NodeId, Seq, Tip};
+use crate::types::{BootId, Chain, Epoch, Generation, NodeId, PackId, Seq, Tip};
 
 /// What a voter said after its promise was durable.
 #[derive(Clone, Debug)]
@@ -21,8 +21,8 @@ pub struct Report {
     pub position: Position,
     /// Not empty: its word about its file can't be trusted.
     pub suspect: String,
-    /// A complete next generation that follows to the same seq.
-    pub next: Option<(Generation, Chain)>,
+    /// A complete next generation that follows to the same seq, and the pack that it was made for.
+    pub next: Option<(PackId, Generation, Chain)>,
     /// No object was ever stored in its file.
     pub blank: bool,
     pub may_be_master: bool,
@@ -72,7 +72,7 @@ pub fn judge(state: &State, fence: &Fencing, reports: &BTreeMap<NodeId, Report>)
         .expect("a majority is not empty");
     let switch = agreed_switch(state, fence, &counted, voters.len());
     let candidates = counted.iter().filter(|(_, report)| {
-        report.may_be_master && switch.as_ref().is_none_or(|next| has_next(report, next))
+        report.may_be_master && switch.as_ref().is_none_or(|next| has_next(report, fence, next))
     });
     let preferred = |id: NodeId, report: &Report| {
         let asked = Some(id) == fence.target;
@@ -170,6 +170,10 @@ fn agreed_switch(
     voters: usize,
 ) -> Option<GenerationRecord> {
     let pack = state.pack().filter(|_| fence.reason == Reason::GenerationSwitch)?;
+    // The fence was for one pack, and that is gone: this one is not ready.
+    if pack.id != fence.pack {
+        return None;
+    }
     let seal = pack.seal.as_ref()?;
     let next = GenerationRecord {
         number: pack.generation.0,
@@ -181,7 +185,7 @@ fn agreed_switch(
         block_root: put_root(pack.block_root),
     };
     let greatest = counted.values().map(|report| report.position.tip.order()).max()?;
-    let ready = counted.values().filter(|report| has_next(report, &next));
+    let ready = counted.values().filter(|report| has_next(report, fence, &next));
     let holds_all =
         ready.clone().any(|report| report.position.tip.order() == greatest && report.may_be_master);
     (holds_all && ready.count() >= majority(voters)).then_some(next)
@@ -199,9 +203,9 @@ fn record_message(record: &crate::control::GenerationRecord) -> GenerationRecord
     }
 }
 
-fn has_next(report: &Report, next: &GenerationRecord) -> bool {
-    report.next.is_some_and(|(number, base_hash)| {
-        number.0 == next.number && base_hash.0[..] == next.base_hash[..]
+fn has_next(report: &Report, fence: &Fencing, next: &GenerationRecord) -> bool {
+    report.next.is_some_and(|(pack, number, base_hash)| {
+        pack == fence.pack && number.0 == next.number && base_hash.0[..] == next.base_hash[..]
     })
 }
 

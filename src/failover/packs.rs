@@ -11,9 +11,9 @@ use super::controller::{Controller, Decision, View, name};
 use crate::admin::room;
 use crate::control::{Pack, Phase, Rested, Settings};
 use crate::proto::control::command::Kind;
-use crate::proto::control::{PackCancel, PackStart, Reason};
+use crate::proto::control::{Beat, PackCancel, PackProgress, PackStart, Reason};
 use crate::replication::quorum::majority;
-use crate::types::{Generation, NodeId, Now};
+use crate::types::{NodeId, Now, PackId};
 
 /// Who asks for packs that begin by themselves; the cause follows.
 const AUTOMATIC: &str = "automatic";
@@ -25,16 +25,26 @@ const TURN_AGAIN_MS: u64 = 100;
 /// What this leader remembers of packs.
 #[derive(Debug, Default)]
 pub(super) struct Packs {
-    turns: BTreeMap<NodeId, Turn>,
-    majority_ready: Option<Now>,
-    /// Since when nobody is left who could build, though too few have.
-    nobody_left: Option<Now>,
-    /// When the master was first told to hold commits, to hand over, and when it last was.
-    hold_told: Option<(Now, Now)>,
+    running: Running,
     /// The end of the last pack, and when this leader first saw that.
     rested: Option<(Rested, Now)>,
     /// Why a pack that is due does not begin, as was last said.
     waits: String,
+}
+
+/// What it remembers of the pack in progress, and of no other.
+#[derive(Debug, Default)]
+struct Running {
+    /// Which pack; none: there is none.
+    of: Option<PackId>,
+    turns: BTreeMap<NodeId, Turn>,
+    majority_ready: Option<Now>,
+    /// Since when nobody is left who could build, though too few have.
+    nobody_left: Option<Now>,
+    /// Since when the master, whose own base was outvoted, has nobody to hand over to.
+    no_heir: Option<Now>,
+    /// When the master was first told to hold commits, to hand over, and when it last was.
+    hold_told: Option<(Now, Now)>,
 }
 
 #[derive(Debug)]
@@ -45,22 +55,23 @@ struct Turn {
     since: Now,
 }
 
-impl Packs {
-    /// Who becomes master of the new generation in place of the one who has not built it, if it is to be handed over; none
-    /// when that was tried for too long.
+impl Running {
+    /// Who becomes master of the new generation in place of the one who has not built it, if it is to be handed over, or
+    /// can't be built there; none when that was tried for too long.
     fn heir(&self, view: &View<'_>, pack: &Pack) -> Option<NodeId> {
         let tried_ms = self.hold_told.map_or(0, |(first, _)| view.now.since_ms(first));
-        if !Settings::of(view.state).hand_over || tried_ms >= 3 * view.timing.straggler_ms {
+        let (master, _) = view.state.master()?;
+        let hands_over = Settings::of(view.state).hand_over || pack.is_outvoted(master);
+        if !hands_over || tried_ms >= 3 * view.timing.straggler_ms {
             return None;
         }
-        let (master, _) = view.state.master()?;
         view.best_in_step(master, |id| pack.ready.contains(&id))
     }
 
     /// Looks how far those have come whose turn it is.
-    fn note_progress(&mut self, view: &View<'_>) {
+    fn note_progress(&mut self, view: &View<'_>, pack: &Pack) {
         for (node, turn) in &mut self.turns {
-            let at = progress(view, *node);
+            let at = progress(view, pack, *node);
             if turn.at != at {
                 (turn.at, turn.since) = (at, view.now);
             }
@@ -80,18 +91,19 @@ impl Controller {
         if self.packs.rested.is_none_or(|(known, _)| known != rested) {
             self.packs.rested = Some((rested, view.now));
         }
+        // Another pack may have begun between two looks, of the same generation: nothing of the one before counts for it.
+        let of = view.state.pack().map(|pack| pack.id);
+        if self.packs.running.of != of {
+            self.packs.running = Running { of, ..Running::default() };
+        }
         let Some(pack) = view.state.pack() else {
-            self.packs.turns.clear();
-            self.packs.majority_ready = None;
-            self.packs.nobody_left = None;
-            self.packs.hold_told = None;
             match view.state.pack_again() {
-                Some(asked_by) => self.pack_again(view, asked_by, out),
+                Some(again) => self.pack_again(view, &again.asked_by, out),
                 None => self.automatic_pack(view, out),
             }
             return;
         };
-        self.packs.note_progress(view);
+        self.packs.running.note_progress(view, pack);
         if pack.seal.is_none() || self.given_up(view, pack, out) || self.switching(view, pack, out)
         {
             return;
@@ -103,10 +115,13 @@ impl Controller {
 
     /// Calls it off if it can't come to an end. True if so.
     fn given_up(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
-        let why = too_many_failed(view, pack).or_else(|| self.nobody_left(view, pack));
+        let why = too_many_failed(view, pack)
+            .or_else(|| all_differ(view, pack))
+            .or_else(|| self.no_heir(view, pack))
+            .or_else(|| self.nobody_left(view, pack));
         let Some(why) = why else { return false };
-        let generation = pack.generation.0;
-        let cancel = PackCancel { generation, why, asked_by: AUTOMATIC.into() };
+        let (pack, generation) = (pack.id.0, pack.generation.0);
+        let cancel = PackCancel { pack, generation, why, asked_by: AUTOMATIC.into() };
         self.propose(view, Kind::PackCancel(cancel), out);
         true
     }
@@ -120,15 +135,16 @@ impl Controller {
         let stands_aside = |id: NodeId| view.beat(id).is_some_and(|beat| !beat.suspect.is_empty());
         let could = |id: &NodeId| waits(view, pack, *id) && !stands_aside(*id);
         if ready.len() >= majority(voters.len()) || others.iter().any(could) {
-            self.packs.nobody_left = None;
+            self.packs.running.nobody_left = None;
             return None;
         }
-        let since = *self.packs.nobody_left.get_or_insert(view.now);
+        let since = *self.packs.running.nobody_left.get_or_insert(view.now);
         if view.now.since_ms(since) < view.timing.straggler_ms {
             return None;
         }
         let causes = others.iter().map(|&id| match failure(view, pack, id) {
             Some(said) => format!("{}: {said}", name(view, id)),
+            None if pack.is_held_back(id) => format!("{} built another base", name(view, id)),
             None => format!("{} takes no part", name(view, id)),
         });
         Some(format!(
@@ -139,6 +155,23 @@ impl Controller {
         ))
     }
 
+    /// The master has built another base than the others, and for as long as a straggler would have had there is nobody who
+    /// could take over in the new generation. The reason to call the pack off, then.
+    fn no_heir(&mut self, view: &View<'_>, pack: &Pack) -> Option<String> {
+        let (master, _) = view.state.master()?;
+        let running = &mut self.packs.running;
+        let waits = pack.is_outvoted(master) && running.heir(view, pack).is_none();
+        if !waits {
+            running.no_heir = None;
+            return None;
+        }
+        let since = *running.no_heir.get_or_insert(view.now);
+        (view.now.since_ms(since) >= view.timing.straggler_ms).then(|| {
+            let who = name(view, master);
+            format!("{who} is master and built another base than the others, and nobody could take over from it")
+        })
+    }
+
     /// A majority is ready, and the master among them or about to hand over: the election, once the stragglers have had
     /// their time, and who goes on is done. True if it is time.
     fn switching(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) -> bool {
@@ -147,22 +180,25 @@ impl Controller {
         let is_ready = |id: &NodeId| pack.ready.contains(id);
         let ready = voters.iter().filter(|id| is_ready(id)).count();
         if ready < majority(voters.len()) {
+            // It was one before two others outvoted its base.
+            self.packs.running.majority_ready = None;
             return false;
         }
-        let since = *self.packs.majority_ready.get_or_insert(view.now);
+        let since = *self.packs.running.majority_ready.get_or_insert(view.now);
         let waited_ms = view.now.since_ms(since);
-        let heir = self.packs.heir(view, pack).filter(|_| !is_ready(&master));
+        let heir = self.packs.running.heir(view, pack).filter(|_| !is_ready(&master));
         if heir.is_none() && !is_ready(&master) {
             return false;
         }
         let done = |id: &NodeId| {
             is_ready(id)
+                || pack.is_outvoted(*id)
                 || failure(view, pack, *id).is_some()
                 || !view.is_alive(*id)
                 || (heir.is_some() && *id == master)
         };
         let late: Vec<NodeId> = voters.iter().copied().filter(|id| !done(id)).collect();
-        let goes_on = late.iter().any(|id| self.packs.goes_on(view, *id));
+        let goes_on = late.iter().any(|id| self.packs.running.goes_on(view, *id));
         let patience_ms = if goes_on { GOES_ON_MS_MAX } else { view.timing.straggler_ms };
         if !late.is_empty() && waited_ms < patience_ms {
             return false;
@@ -170,15 +206,22 @@ impl Controller {
         if view.state.paused() {
             return true;
         }
-        let drained =
-            |heir: NodeId| view.beat(master).is_some_and(|beat| beat.drained_for == heir.0);
+        let drained = |heir: NodeId| {
+            let of_this = |beat: &&Beat| beat.pack.as_ref().is_some_and(|it| it.pack == pack.id.0);
+            let said = view.beat(master).filter(of_this);
+            said.is_some_and(|beat| beat.drained_for == heir.0)
+        };
         if let Some(heir) = heir.filter(|heir| !drained(*heir)) {
-            let told = self.packs.hold_told;
+            let told = self.packs.running.hold_told;
             if told.is_none_or(|(_, last)| view.now.since_ms(last) >= TURN_AGAIN_MS) {
                 let first = told.map_or(view.now, |(first, _)| first);
-                self.packs.hold_told = Some((first, view.now));
-                let (node, generation) = (master, pack.generation);
-                out.push(Decision::PackTurn { node, generation, hold_for: Some(heir) });
+                self.packs.running.hold_told = Some((first, view.now));
+                out.push(Decision::PackTurn {
+                    node: master,
+                    pack: pack.id,
+                    generation: pack.generation,
+                    hold_for: Some(heir),
+                });
             }
             return true;
         }
@@ -195,7 +238,7 @@ impl Controller {
     /// So many slaves at once as the settings say, and the master when no slave is left that goes on.
     fn give_turns(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) {
         let hands_over =
-            self.packs.majority_ready.is_some() && self.packs.heir(view, pack).is_some();
+            self.packs.running.majority_ready.is_some() && self.packs.running.heir(view, pack).is_some();
         let builders = Settings::of(view.state).builders;
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();
@@ -222,18 +265,18 @@ impl Controller {
         out: &mut Vec<Decision>,
     ) -> bool {
         let now = view.now;
-        let first = !self.packs.turns.contains_key(&node);
-        let turn = self.packs.turns.entry(node).or_insert_with(|| Turn {
+        let first = !self.packs.running.turns.contains_key(&node);
+        let turn = self.packs.running.turns.entry(node).or_insert_with(|| Turn {
             told: now,
-            at: progress(view, node),
+            at: progress(view, pack, node),
             since: now,
         });
         if first || now.since_ms(turn.told) >= TURN_AGAIN_MS {
             turn.told = now;
-            let generation = pack.generation;
-            out.push(Decision::PackTurn { node, generation, hold_for: None });
+            let (pack, generation) = (pack.id, pack.generation);
+            out.push(Decision::PackTurn { node, pack, generation, hold_for: None });
         }
-        self.packs.goes_on(view, node)
+        self.packs.running.goes_on(view, node)
     }
 
     // ---- the next one ----
@@ -298,7 +341,8 @@ impl Controller {
 
     fn start_pack(&mut self, view: &View<'_>, asked_by: String, out: &mut Vec<Decision>) {
         let generation = view.state.generation().map_or(1, |current| current.number.next().0);
-        self.propose(view, Kind::PackStart(PackStart { generation, asked_by }), out);
+        let after = view.state.packs_changed();
+        self.propose(view, Kind::PackStart(PackStart { generation, asked_by, after }), out);
     }
 }
 
@@ -308,7 +352,8 @@ fn too_many_failed(view: &View<'_>, pack: &Pack) -> Option<String> {
     let voters = view.state.voters();
     let failed: Vec<(NodeId, &str)> =
         voters.iter().filter_map(|id| Some((*id, failure(view, pack, *id)?))).collect();
-    let by_master = failed.iter().any(|(id, _)| *id == master);
+    // One whose base was outvoted hands over to one whose base is right.
+    let by_master = failed.iter().any(|(id, _)| *id == master) && !pack.is_outvoted(master);
     let causes = failed.iter().map(|(id, said)| format!("{}: {said}", name(view, *id)));
     (by_master || failed.len() >= majority(voters.len())).then(|| {
         format!(
@@ -320,22 +365,42 @@ fn too_many_failed(view: &View<'_>, pack: &Pack) -> Option<String> {
     })
 }
 
+/// Everybody has built, and no two have the same. The reason to call the pack off, then: no one of them can be believed.
+fn all_differ(view: &View<'_>, pack: &Pack) -> Option<String> {
+    let voters = view.state.voters();
+    let built: Vec<_> = voters.iter().filter_map(|id| Some((*id, pack.builds.get(id)?))).collect();
+    let none_twice = built.iter().all(|(_, base)| pack.votes(base) == 1);
+    if built.len() < voters.len() || built.len() < 2 || !none_twice {
+        return None;
+    }
+    let told = built.iter().map(|(id, base)| format!("{}: {}", name(view, *id), base.base_hash));
+    Some(format!(
+        "every node built another base ({}): disks or memory give wrong bytes, or the nodes run different programs",
+        told.collect::<Vec<_>>().join("; ")
+    ))
+}
+
+/// What a node has said of this very pack.
+fn said<'a>(view: &'a View<'_>, pack: &Pack, id: NodeId) -> Option<&'a PackProgress> {
+    view.beat(id)?.pack.as_ref().filter(|said| said.pack == pack.id.0)
+}
+
 /// What a node has said of a pack in which it failed.
 fn failure<'a>(view: &'a View<'_>, pack: &Pack, id: NodeId) -> Option<&'a str> {
-    let said = view.beat(id)?.pack.as_ref()?;
-    let of_this = Generation(said.generation) == pack.generation;
-    Some(said.phase.as_str()).filter(|phase| of_this && phase.starts_with("failed"))
+    let phase = said(view, pack, id)?.phase.as_str();
+    Some(phase).filter(|phase| phase.starts_with("failed"))
 }
 
 /// What a node is at, and how many bytes of it are done.
-fn progress(view: &View<'_>, id: NodeId) -> (String, u64) {
-    let said = view.beat(id).and_then(|beat| beat.pack.as_ref());
-    said.map_or(Default::default(), |said| (said.phase.clone(), said.done_bytes))
+fn progress(view: &View<'_>, pack: &Pack, id: NodeId) -> (String, u64) {
+    said(view, pack, id).map_or(Default::default(), |said| (said.phase.clone(), said.done_bytes))
 }
 
-/// It has yet to build, and can be heard.
+/// It has yet to build, and can be heard. Who has built another base than the agreed one waits for others to build.
 fn waits(view: &View<'_>, pack: &Pack, id: NodeId) -> bool {
-    !pack.ready.contains(&id) && failure(view, pack, id).is_none() && view.is_alive(id)
+    let differs = pack.is_held_back(id) || pack.is_outvoted(id);
+    let may = !pack.ready.contains(&id) && !differs;
+    may && failure(view, pack, id).is_none() && view.is_alive(id)
 }
 
 /// Can a pack begin now? The reason why not is for whoever asked, and ends in the remedy.

@@ -27,7 +27,7 @@ impl Scene {
     }
 
     fn start_pack(&mut self) {
-        let start = PackStart { generation: 2, asked_by: "ann".into() };
+        let start = PackStart { generation: 2, asked_by: "ann".into(), after: 0 };
         self.ok(Kind::PackStart(start));
     }
 
@@ -37,30 +37,37 @@ impl Scene {
     }
 
     fn ready(&mut self, node: u64) {
-        if self.state.pack().unwrap().base_hash.is_none() {
-            let base_hash = bytes20(7);
-            self.ok(Kind::PackBase(pb::PackBase {
-                generation: 2,
-                base_hash,
-                node,
-                ..Default::default()
-            }));
-        }
-        self.ok(Kind::PackReady(pb::PackReady { generation: 2, node }));
+        self.built(node, 7);
+        self.ok(Kind::PackReady(pb::PackReady { generation: 2, node, ..Default::default() }));
+    }
+
+    fn built(&mut self, node: u64, base: u8) {
+        let base_hash = bytes20(base);
+        let base = pb::PackBase { generation: 2, base_hash, node, ..Default::default() };
+        self.ok(Kind::PackBase(base));
     }
 
     fn cancel(&mut self) {
         let (why, asked_by) = ("a node failed".into(), "automatic".into());
-        self.ok(Kind::PackCancel(PackCancel { generation: 2, why, asked_by }));
+        self.ok(Kind::PackCancel(PackCancel { generation: 2, why, asked_by, pack: 0 }));
     }
 }
 
-fn failed(phase: &str) -> pb::PackProgress {
-    pb::PackProgress { generation: 2, phase: phase.into(), ..Default::default() }
+/// Of the first pack of a scene.
+fn said(scene: &Scene, phase: &str, done_bytes: u64) -> Option<pb::PackProgress> {
+    let pack = scene.state.pack().unwrap().id.0;
+    let phase = phase.into();
+    Some(pb::PackProgress { generation: 2, pack, phase, done_bytes, ..Default::default() })
 }
 
-fn building(done_bytes: u64) -> pb::PackProgress {
-    pb::PackProgress { generation: 2, phase: "build".into(), done_bytes, ..Default::default() }
+impl Scene {
+    fn fails(&mut self, node: u64, phase: &str) {
+        self.beat(node).pack = said(self, phase, 0);
+    }
+
+    fn builds(&mut self, node: u64, done_bytes: u64) {
+        self.beat(node).pack = said(self, "build", done_bytes);
+    }
 }
 
 #[test]
@@ -99,11 +106,11 @@ fn not_out_of_hours_nor_while_paused_nor_just_after_an_election() {
     scene.set("pack.hours", "22-3");
     assert_eq!(scene.started(), None, "it is three");
     scene.set("pack.hours", "3-4");
-    scene.ok(Kind::Pause(pb::Pause { paused: true, asked_by: "ann".into() }));
+    scene.ok(Kind::Pause(pb::Pause { paused: true, asked_by: "ann".into(), after: 0 }));
     let waits: Vec<Decision> = scene.decide();
     assert!(matches!(&waits[..], [Decision::PackWaits { why, .. }] if why.contains("ctl resume")));
     assert_eq!(scene.decide(), [], "said once");
-    scene.ok(Kind::Pause(pb::Pause { paused: false, asked_by: "ann".into() }));
+    scene.ok(Kind::Pause(pb::Pause { paused: false, asked_by: "ann".into(), after: 0 }));
     assert!(scene.started().is_some());
     scene.elect(2);
     assert_eq!(scene.started(), None);
@@ -167,7 +174,7 @@ fn a_pack_that_an_election_called_off_begins_again_in_its_hours() {
     let mut scene = due();
     scene.set("pack.hours", "3-4");
     let asked_by = scene.started().unwrap();
-    scene.ok(Kind::PackStart(PackStart { generation: 2, asked_by: asked_by.clone() }));
+    scene.ok(Kind::PackStart(PackStart { generation: 2, asked_by: asked_by.clone(), after: 0 }));
     scene.elect(2);
     scene.decide();
     scene.later(2_000_000);
@@ -218,10 +225,10 @@ fn nobody_waits_for_a_node_that_does_not_go_on() {
     let mut scene = Scene::new();
     scene.start_pack();
     scene.seal();
-    scene.beat(2).pack = Some(building(1));
+    scene.builds(2, 1);
     assert_eq!(scene.turns(), [2]);
     scene.later(9_000_000);
-    scene.beat(2).pack = Some(building(2));
+    scene.builds(2, 2);
     assert_eq!(scene.turns(), [2], "slow, and going on");
     scene.later(10_000_000);
     assert_eq!(scene.turns(), [2, 3], "it keeps its turn");
@@ -234,9 +241,9 @@ fn a_pack_that_cannot_come_to_an_end_is_called_off() {
     let mut scene = Scene::new();
     scene.start_pack();
     scene.seal();
-    scene.beat(3).pack = Some(failed("failed: its disk"));
+    scene.fails(3, "failed: its disk");
     assert_eq!(scene.turns(), [2], "a majority is left");
-    scene.beat(1).pack = Some(failed("failed: another base"));
+    scene.fails(1, "failed: another base");
     let decisions = scene.decide();
     let [Decision::Propose(Kind::PackCancel(cancel))] = &decisions[..] else {
         panic!("{decisions:?}");
@@ -254,7 +261,7 @@ fn a_pack_that_nobody_is_left_to_build_is_called_off() {
     scene.start_pack();
     scene.seal();
     let third = scene.beats.remove(&NodeId(3)).unwrap();
-    scene.beat(2).pack = Some(failed("failed: no room"));
+    scene.fails(2, "failed: no room");
     assert_eq!(scene.turns(), [1]);
     scene.ready(1);
     assert_eq!(scene.decide(), []);
@@ -295,7 +302,7 @@ fn what_cannot_work_is_refused_with_the_reason() {
         why(&|it| it.beat(3).free_bytes = 1 << 30).starts_with("n3 has 1.0 GiB free and needs")
     );
     assert!(why(&Scene::start_pack).contains("a pack to generation 2 is in progress"));
-    let pause = Kind::Pause(pb::Pause { paused: true, asked_by: "ann".into() });
+    let pause = Kind::Pause(pb::Pause { paused: true, asked_by: "ann".into(), after: 0 });
     assert!(why(&|it| it.ok(pause.clone())).contains("ctl resume"));
     let alone = why(&|it| {
         it.beat(2).in_step = false;
@@ -324,10 +331,12 @@ fn a_master_that_does_not_build_hands_over() {
     assert_eq!(scene.turns(), [3]);
     scene.ready(3);
     scene.later(200_000);
-    let generation = Generation(2);
+    let generation = crate::types::Generation(2);
     let hold_for = Some(NodeId(2));
-    let hold = Decision::PackTurn { node: NodeId(1), generation, hold_for };
+    let pack = scene.state.pack().unwrap().id;
+    let hold = Decision::PackTurn { node: NodeId(1), pack, generation, hold_for };
     assert_eq!(scene.decide(), [hold]);
+    scene.fails(1, "wait");
     scene.beat(1).drained_for = 2;
     scene.later(10_000);
     let fences: Vec<Decision> = scene.decide();
@@ -379,7 +388,7 @@ fn who_goes_on_is_no_straggler() {
     let mut scene = three_of_five_are_ready();
     for done in 1..=5 {
         scene.later(9_000_000);
-        scene.beat(5).pack = Some(building(done));
+        scene.builds(5, done);
         assert!(!is_told_to_hold(&mut scene), "{done}");
     }
     scene.later(10_000_000);
@@ -395,7 +404,88 @@ fn nor_is_it_waited_for_all_day() {
     while !is_told_to_hold(&mut scene) {
         waited_s += 5;
         scene.later(5_000_000);
-        scene.beat(5).pack = Some(building(waited_s));
+        scene.builds(5, waited_s);
     }
     assert_eq!(waited_s, 3600);
+}
+
+/// The first that built was wrong, and with it nothing could come to an end: the others' bases were refused one by one.
+#[test]
+fn a_disagreement_is_settled_by_the_master_also_where_it_hands_over() {
+    let mut scene = handing_over();
+    assert_eq!(scene.turns(), [2]);
+    scene.built(2, 8);
+    scene.later(200_000);
+    assert_eq!(scene.turns(), [2], "it goes on to be ready");
+    scene.ok(Kind::PackReady(pb::PackReady { generation: 2, node: 2, ..Default::default() }));
+    assert_eq!(scene.turns(), [3]);
+    scene.built(3, 7);
+    scene.later(200_000);
+    assert_eq!(scene.turns(), [1], "who differs waits, and the master builds");
+    scene.built(1, 7);
+    scene.later(200_000);
+    assert_eq!(scene.turns(), [3], "its base is the agreed one now");
+    for node in [3, 1] {
+        scene.ok(Kind::PackReady(pb::PackReady { generation: 2, node, ..Default::default() }));
+    }
+    scene.fails(2, "failed: outvoted");
+    let decisions = scene.decide();
+    let [Decision::Propose(Kind::Fence(fence))] = &decisions[..] else { panic!("{decisions:?}") };
+    assert_eq!((fence.reason(), fence.target), (Reason::GenerationSwitch, 1));
+    assert_eq!(fence.pack, scene.state.pack().unwrap().id.0);
+}
+
+/// One bad node called off every pack when it was the master.
+#[test]
+fn a_master_whose_base_is_outvoted_hands_over() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    scene.ready(2);
+    scene.built(1, 8);
+    scene.ready(3);
+    scene.fails(1, "failed: outvoted");
+    let decisions = scene.decide();
+    let hold = |told: &Decision| match told {
+        Decision::PackTurn { node: NodeId(1), hold_for, .. } => *hold_for,
+        _ => None,
+    };
+    assert_eq!(decisions.iter().find_map(hold), Some(NodeId(2)), "{decisions:?}");
+    // Nobody can take over.
+    for node in [2, 3] {
+        scene.beat(node).in_step = false;
+    }
+    scene.decide();
+    scene.later(10_000_000);
+    let why = called_off(&mut scene).unwrap();
+    assert!(why.contains("n1 is master and built another base"), "{why}");
+}
+
+#[test]
+fn where_all_bases_differ_the_pack_is_called_off() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    scene.built(2, 7);
+    scene.built(3, 8);
+    assert!(called_off(&mut scene).is_none(), "the master has yet to build");
+    scene.built(1, 9);
+    let why = called_off(&mut scene).unwrap();
+    assert!(why.starts_with("every node built another base (n1: 0909"), "{why}");
+}
+
+/// What a node said of the pack before, of the same generation, says nothing of this one.
+#[test]
+fn a_pack_that_begins_again_is_not_the_one_before() {
+    let mut scene = Scene::new();
+    scene.start_pack();
+    scene.seal();
+    assert_eq!(scene.turns(), [2]);
+    for node in 1..=3 {
+        scene.fails(node, "failed: its disk");
+    }
+    scene.cancel();
+    scene.start_pack();
+    scene.seal();
+    assert_eq!(scene.turns(), [2], "nobody has failed in this one, and nobody was told");
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::controller::{Controller, Decision, Timing, View};
 use super::health::Health;
+use crate::control::testing::decided_on;
 use crate::control::{Applied, Member, Role, State, command};
 use crate::proto::control as pb;
 use crate::proto::control::command::Kind;
@@ -95,6 +96,7 @@ impl Scene {
     #[track_caller]
     pub(super) fn ok(&mut self, kind: Kind) {
         self.index += 1;
+        let kind = decided_on(&self.state, kind);
         let command = command(self.state.epoch(), self.now.wall_us, NodeId(1), kind);
         assert_eq!(self.state.apply(self.index, &command), Applied::Changed);
         self.controller.on_state_changed();
@@ -102,7 +104,7 @@ impl Scene {
 
     pub(super) fn set(&mut self, name: &str, value: &str) {
         let (name, value) = (name.to_string(), value.to_string());
-        self.ok(Kind::Setting(pb::Setting { name, value, asked_by: "ann".into() }));
+        self.ok(Kind::Setting(pb::Setting { name, value, asked_by: "ann".into(), after: 0 }));
     }
 
     pub(super) fn later(&mut self, us: u64) {

@@ -41,6 +41,8 @@ pub mod weight {
     pub const ROLLBACK: usize = 21;
     pub const SETTING: usize = 23;
     pub const WRONG_BUILD: usize = 24;
+    pub const LATE: usize = 25;
+    pub const PACK_AGAIN: usize = 26;
 }
 
 impl Default for Options {
@@ -138,6 +140,20 @@ pub enum Fault {
     PackCancel {
         by: usize,
     },
+    /// A pack is asked for, cancelled a moment later, and asked for again.
+    PackAgain {
+        by: usize,
+        cancel_us: u64,
+        again_us: u64,
+    },
+    /// So many of the messages that something is decided by (proposals, administrators' requests, turns, reports) are held
+    /// back up to `us_max`, past what came later on the same line; of these, so many are delivered at once as well.
+    Late {
+        permille: u64,
+        twice_permille: u64,
+        us_max: u64,
+        us: u64,
+    },
     /// Somebody changes settings.
     Setting {
         by: usize,
@@ -220,6 +236,8 @@ impl Fault {
             Fault::Promote { .. } => "promote",
             Fault::Pack { .. } => "pack",
             Fault::PackCancel { .. } => "pack cancel",
+            Fault::PackAgain { .. } => "pack, cancelled and asked for again",
+            Fault::Late { .. } => "decisions' messages held back",
             Fault::Setting { .. } => "setting",
             Fault::WrongBuild { .. } => "disk: wrong bytes in a build",
             Fault::Hold { .. } => "pause",
@@ -247,8 +265,8 @@ impl Fault {
 }
 
 /// How often each is drawn, before a run has its own emphasis.
-const WEIGHTS: [u64; 25] =
-    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3];
+const WEIGHTS: [u64; 27] =
+    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3, 4, 4];
 
 /// The character of a run.
 pub struct Schedule {
@@ -354,6 +372,16 @@ impl Schedule {
                 Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
             }
             23 => Fault::Setting { by: node, settings: settings(rng) },
+            25 => {
+                let permille = rng.between(50, 600);
+                let twice_permille = rng.between(0, 800);
+                let us_max = [30_000, 400_000, 3_000_000][rng.index(3)];
+                Fault::Late { permille, twice_permille, us_max, us: 2 * short_us }
+            }
+            26 => {
+                let cancel_us = rng.between(2_000, 400_000);
+                Fault::PackAgain { by: node, cancel_us, again_us: rng.between(2_000, 300_000) }
+            }
             24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
             _ => {
                 let Some(node) = unlucky else { return (wait, None) };

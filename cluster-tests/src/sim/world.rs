@@ -67,6 +67,8 @@ enum Event {
     Uncut { way: (usize, usize) },
     NoLoss,
     NoLag,
+    NoLate,
+    Ask { by: usize, verb: Verb },
     FastDisk { node: usize },
     NoRoom { node: usize },
     RoomAgain { node: usize },
@@ -159,6 +161,14 @@ struct Link {
     broken: [bool; LANES.len()],
 }
 
+/// How many of the messages that something is decided by come late, and how late.
+#[derive(Clone, Copy, Default)]
+struct Late {
+    permille: u64,
+    twice_permille: u64,
+    us_max: u64,
+}
+
 pub struct World {
     options: Options,
     rng: Rng,
@@ -177,6 +187,7 @@ pub struct World {
     loss_permille: u64,
     twice_permille: u64,
     lag_us: u64,
+    late: Late,
     loss: Loss,
     /// No new faults before this.
     calm_until: u64,
@@ -263,6 +274,7 @@ impl World {
             loss_permille: 0,
             twice_permille: 0,
             lag_us: 0,
+            late: Late::default(),
             loss,
             wrong_builder: None,
             calm_until: 0,
@@ -319,6 +331,7 @@ impl World {
     fn come_to_rest(&mut self) {
         self.mend();
         self.check_liveness();
+        self.last_pack();
         let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));
         let (_, tip) = self.ledger.current(node.expect("a majority")).expect("a current file");
         let judged = history::judge(&self.ledger, &self.book, tip);
@@ -415,6 +428,9 @@ impl World {
             Event::Uncut { way } => self.uncut(way),
             Event::NoLoss => self.loss_permille = 0,
             Event::NoLag => self.lag_us = 0,
+            Event::NoLate => self.late = Late::default(),
+            Event::Ask { .. } if self.mending => {}
+            Event::Ask { by, verb } => _ = self.ask(by, verb),
             Event::FastDisk { node } => self.hosts[node].slow = 1,
             Event::NoRoom { .. } if self.mending => {}
             Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),

@@ -17,10 +17,10 @@ use crate::proto::admin::{AdminReply, AdminRequest, ConfigSet, Outcome, PackVerb
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
-    AdminForward, AdminForwardReply, Asked, Command, ControlState, PackCancel, PackStart, Pause,
+    AdminForward, AdminForwardReply, Asked, Command, ControlState, PackCancel, PackStart, Pause, Seen,
     Setting,
 };
-use crate::types::{NodeId, Now};
+use crate::types::{Epoch, NodeId, Now};
 
 /// Requests that wait for the leader or for the log; more are refused.
 const OPEN_MAX: usize = 1000;
@@ -40,6 +40,10 @@ const FORGET_MS: u64 = 60_000;
 /// decided on an older epoch is refused. Its `Asked` is in the log with it, so whoever asked learns what came of it, from
 /// whichever leader. What was given to the leader of one term and has not been applied when the first entry of a later
 /// term is, never will be: then it is given to the next leader, and still happens once.
+///
+/// With the request goes what it acts on (`Seen`), as this node knew it when it took the request. A request that was on its
+/// way for long, or for which another leader had to be found, must not be done to what came after: another pack, a setting
+/// that somebody has changed since, the master of a later epoch. It is refused then, and whoever asked is told to look again.
 #[derive(Default)]
 pub(super) struct Requests {
     /// Numbers taken; every time a request is given to a leader it takes another one.
@@ -69,6 +73,7 @@ struct Open {
     /// The shell's number.
     request: u64,
     message: AdminRequest,
+    seen: Seen,
     since: Now,
     /// To the leader of that term; none: to nobody yet, or to one who can't have done it.
     given: Option<u64>,
@@ -86,8 +91,25 @@ impl Core {
             return;
         }
         self.admin.count += 1;
-        let open = Open { request, message, since: self.now, given: None };
+        let seen = self.seen(&message);
+        let open = Open { request, message, seen, since: self.now, given: None };
         self.admin.open.insert(self.admin.count, open);
+    }
+
+    /// What a request that is taken here and now acts on.
+    pub fn seen(&self, request: &AdminRequest) -> Seen {
+        let state = &self.control;
+        let setting = match &request.verb {
+            Some(Verb::ConfigSet(set)) => set.name.as_str(),
+            _ => "",
+        };
+        Seen {
+            epoch: state.epoch().0,
+            pack: state.cancellable().map_or(0, |id| id.0),
+            packs_changed: state.packs_changed(),
+            pause_changed: state.pause_changed(),
+            setting_changed: state.setting_changed(setting),
+        }
     }
 
     /// Gives every request to the leader that may have it.
@@ -121,16 +143,16 @@ impl Core {
         self.admin.count += 1;
         let (number, term) = (self.admin.count, self.raft.term());
         let asked = Asked { node: self.setup.id.0, boot: self.setup.boot.0, number };
-        let message = open.message.clone();
+        let (message, seen) = (open.message.clone(), open.seen);
         self.admin.open.insert(number, Open { given: Some(term), ..open });
         if leader == self.setup.id {
-            if let Some(done) = self.answer_as_leader(asked, message) {
+            if let Some(done) = self.answer_as_leader(asked, message, &seen) {
                 self.tell(number, done, out);
             }
             return;
         }
         let request = message.encode_to_vec().into();
-        let forward = AdminForward { asked: Some(asked), request, term };
+        let forward = AdminForward { asked: Some(asked), request, term, seen: Some(seen) };
         self.send(leader, Kind::AdminForward(forward), out);
     }
 
@@ -145,13 +167,14 @@ impl Core {
         forward: AdminForward,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        let AdminForward { asked, request, term } = forward;
+        let AdminForward { asked, request, term, seen } = forward;
         let asked = asked.ok_or("a request of nobody")?;
+        let seen = seen.ok_or("a request that does not say what it acts on")?;
         let request = AdminRequest::decode(request).map_err(|error| error.to_string())?;
         // Otherwise there is a later term, or soon will be, and whoever asks gives it to that one's leader.
         if self.raft.is_leader() && self.raft.term() == term && self.admin.hears(term, &asked) {
             let id = request.id;
-            if let Some(done) = self.answer_as_leader(asked, request) {
+            if let Some(done) = self.answer_as_leader(asked, request, &seen) {
                 let reply = Bytes::from(reply(id, done).encode_to_vec());
                 let reply = AdminForwardReply { asked: Some(asked), reply, term };
                 self.send(from, Kind::AdminForwardReply(reply), out);
@@ -279,13 +302,14 @@ impl Core {
         &mut self,
         asked: Asked,
         request: AdminRequest,
+        seen: &Seen,
     ) -> Option<Result<String, String>> {
         let asked_by = request.asked_by;
         let decided = match request.verb {
-            Some(Verb::Promote(promote)) => return Some(self.ask_promote(promote, asked_by)),
-            Some(Verb::Pack(pack)) => self.ask_pack(pack.verb(), asked_by),
-            Some(Verb::SetPause(pause)) => self.ask_pause(pause.paused, asked_by),
-            Some(Verb::ConfigSet(set)) => self.ask_setting(set, asked_by),
+            Some(Verb::Promote(promote)) => return Some(self.ask_promote(promote, asked_by, seen)),
+            Some(Verb::Pack(pack)) => self.ask_pack(pack.verb(), asked_by, seen),
+            Some(Verb::SetPause(pause)) => self.ask_pause(pause.paused, asked_by, seen),
+            Some(Verb::ConfigSet(set)) => self.ask_setting(set, asked_by, seen),
             _ => {
                 Err("the leader does not know this verb: is this tool newer than the node?".into())
             }
@@ -302,8 +326,11 @@ impl Core {
         }
     }
 
-    fn ask_pause(&self, paused: bool, asked_by: String) -> Result<Asks, String> {
-        let pause = CommandKind::Pause(Pause { paused, asked_by });
+    // What was seen is judged by the state machine alone: what is in the log already may change it before this is applied.
+
+    fn ask_pause(&self, paused: bool, asked_by: String, seen: &Seen) -> Result<Asks, String> {
+        let after = seen.pause_changed;
+        let pause = CommandKind::Pause(Pause { paused, asked_by, after });
         Ok(match paused == self.control.paused() {
             true => Asks::Already(if paused {
                 "automatic elections are paused already; `packmaster ctl resume` ends that".into()
@@ -314,20 +341,22 @@ impl Core {
         })
     }
 
-    fn ask_setting(&self, set: ConfigSet, asked_by: String) -> Result<Asks, String> {
+    fn ask_setting(&self, set: ConfigSet, asked_by: String, seen: &Seen) -> Result<Asks, String> {
         let ConfigSet { name, value } = set;
         let checked = settings::check(&name, &value)?;
         let shown = checked.clone().unwrap_or_else(|| settings::DEFAULT.to_owned());
         if checked.as_deref() == self.control.setting(&name) {
             return Ok(Asks::Already(format!("{name} is {shown:?} already")));
         }
-        Ok(Asks::For(CommandKind::Setting(Setting { name, value, asked_by })))
+        let after = seen.setting_changed;
+        Ok(Asks::For(CommandKind::Setting(Setting { name, value, asked_by, after })))
     }
 
     fn ask_promote(
         &mut self,
         promote: crate::proto::admin::Promote,
         asked_by: String,
+        seen: &Seen,
     ) -> Result<String, String> {
         let Some(target) = self.control.member_by_name(&promote.node).map(|member| member.id)
         else {
@@ -342,6 +371,14 @@ impl Core {
         let own = self.own_beat();
         let state = self.control_message();
         may_promote(&self.view(&own), &state, target, promote.force)?;
+        let (epoch, present) = (Epoch(seen.epoch), self.control.epoch());
+        if epoch != present && !mutants::broken(Mutant::LatePromoteTaken) {
+            return Err(format!(
+                "it was asked for in epoch {epoch}, and by now it is epoch {present}: `packmaster ctl status` says who is \
+                 master; ask again if {} is still to take over",
+                promote.node
+            ));
+        }
         let lag = self.lag_of(target);
         if promote.dry_run {
             return Ok(format!(
@@ -353,7 +390,7 @@ impl Core {
             true => format!("{} was asked for", promote.node),
             false => promote.reason,
         };
-        self.controller.ask_promote(PromoteAsked { target, asked_by, why });
+        self.controller.ask_promote(PromoteAsked { target, epoch, asked_by, why });
         self.controller_due_us = 0;
         Ok(format!("{} is taking over", promote.node))
     }
@@ -371,23 +408,27 @@ impl Core {
         }
     }
 
-    fn ask_pack(&self, verb: PackVerb, asked_by: String) -> Result<Asks, String> {
+    fn ask_pack(&self, verb: PackVerb, asked_by: String, seen: &Seen) -> Result<Asks, String> {
         match verb {
             PackVerb::Start => {
                 let own = self.own_beat();
                 preflight(&self.view(&own))?;
                 let current = self.control.generation().ok_or("there is no generation yet")?;
                 let generation = current.number.next().0;
-                Ok(Asks::For(CommandKind::PackStart(PackStart { generation, asked_by })))
+                let after = seen.packs_changed;
+                Ok(Asks::For(CommandKind::PackStart(PackStart { generation, asked_by, after })))
             }
             PackVerb::Cancel => {
-                let running = self.control.pack().map(|pack| pack.generation);
-                // An election may have called it off, to be started again by itself.
-                let again = self.control.pack_again().and(self.control.generation());
-                let generation = running.or_else(|| again.map(|current| current.number.next()));
-                let generation = generation.ok_or("no pack is in progress")?.0;
+                if self.control.cancellable().is_none() {
+                    return Err("no pack is in progress".into());
+                }
+                if seen.pack == 0 {
+                    return Err("the node that was asked knew of no pack: see `packmaster ctl status`, and cancel again".into());
+                }
+                let current = self.control.generation().ok_or("there is no generation yet")?;
+                let (pack, generation) = (seen.pack, current.number.next().0);
                 let why = "asked for".to_string();
-                Ok(Asks::For(CommandKind::PackCancel(PackCancel { generation, why, asked_by })))
+                Ok(Asks::For(CommandKind::PackCancel(PackCancel { pack, generation, why, asked_by })))
             }
         }
     }

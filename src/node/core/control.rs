@@ -328,6 +328,7 @@ impl Core {
         }
         self.adopt_settings(out);
         self.tell_of_packs(before);
+        self.tell_of_bases(before);
         if before.pack_again().is_none() && self.control.pack_again().is_some() {
             slog::info!(self.log, "pack: an election called it off; it begins again by itself");
         }
@@ -356,6 +357,24 @@ impl Core {
         if let Some(decision) = ended.filter(|decision| age_us(decision.wall_us) < NEWS_US) {
             slog::info!(self.log, "pack: ended"; "what" => &decision.what, "why" => &decision.why,
                 "asked_by" => &decision.asked_by, "decision" => decision.number);
+        }
+    }
+
+    /// Which node's base was outvoted, for the log.
+    fn tell_of_bases(&self, before: &crate::control::State) {
+        let known: Vec<_> = before.odd_builds().collect();
+        for (node, odd) in self.control.odd_builds().filter(|odd| !known.contains(odd)) {
+            slog::error!(self.log, "pack: a node's base was outvoted: check or replace its disk and memory"; "node" => node.0,
+                "base" => %odd.base_hash);
+        }
+        let base = |state: &crate::control::State| {
+            state.pack().and_then(|pack| Some((pack.id, pack.base_hash?)))
+        };
+        if let (Some((id, old)), Some((same, new))) = (base(before), base(&self.control))
+            && id == same
+            && old != new
+        {
+            slog::warn!(self.log, "pack: two equal bases have outvoted the first"; "first" => %old, "agreed" => %new);
         }
     }
 
@@ -458,9 +477,9 @@ impl Core {
             match decision {
                 Decision::Propose(kind) => self.propose(kind, out),
                 Decision::AskFence { voter, epoch } => self.ask_fence(voter, epoch, out),
-                Decision::PackTurn { node, generation, hold_for } => {
+                Decision::PackTurn { node, pack, generation, hold_for } => {
                     let hold_for = hold_for.map_or(0, |id| id.0);
-                    let turn = PackTurn { generation: generation.0, hold_for };
+                    let turn = PackTurn { generation: generation.0, hold_for, pack: pack.0 };
                     self.send(node, Kind::PackTurn(turn), out);
                 }
                 Decision::PackWaits { cause, why } => {

@@ -12,7 +12,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{FenceReport, FenceRequest};
 use crate::replication::wire::{self, Position};
 use crate::storage::task::DiskTask;
-use crate::types::{BootId, Epoch, Generation, NodeId};
+use crate::types::{BootId, Epoch, Generation, NodeId, PackId};
 
 /// A promise can't be taken back: one that no epoch can follow would be this node's last.
 pub(super) fn check_epoch(what: &str, epoch: Epoch) -> Result<(), String> {
@@ -109,6 +109,7 @@ impl Core {
             suspect: self.doubts(),
             next_generation: next.map_or(0, |(generation, _)| generation.0),
             next_base_hash: next.map(|(_, base)| wire::put_chain(base)).unwrap_or_default(),
+            next_pack: next.and(self.pack.id()).map_or(0, |id| id.0),
             blank: self.shelf.is_blank(),
             may_be_master: self.leaving.is_none()
                 && self.control.member(self.setup.id).is_some_and(|me| me.may_be_master),
@@ -146,7 +147,7 @@ impl Core {
             0 => None,
             number => {
                 let base = wire::chain("next base hash", &report.next_base_hash).map_err(text)?;
-                Some((Generation(number), base))
+                Some((PackId(report.next_pack), Generation(number), base))
             }
         };
         let report = Report {

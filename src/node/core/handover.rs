@@ -32,6 +32,13 @@ impl Core {
         }
     }
 
+    /// The pack for which commits were held is no more.
+    pub(super) fn end_hold(&mut self) {
+        if let Some(master) = self.master() {
+            master.handover = Handover::default();
+        }
+    }
+
     pub(super) fn holds_for(&self) -> Option<NodeId> {
         let Role::Master(master) = &self.role else { return None };
         let holding = |(_, since): &(NodeId, Now)| self.now.since_ms(*since) < HOLD_MS;

@@ -14,7 +14,7 @@ use super::follow::Next;
 use super::generations::building_name;
 use super::{Action, Core, Role};
 use crate::admin::room;
-use crate::control::{Pack, Seal};
+use crate::control::{BuiltBase, Pack, Seal};
 use crate::mutants::{self, Mutant};
 use crate::pack::{Build, Built, Job, JobError, JobOutcome, Mark, Marked};
 use crate::proto::control::command::Kind as CommandKind;
@@ -22,7 +22,7 @@ use crate::proto::control::{PackBase, PackCancel, PackReady, PackSeal, PackTurn}
 use crate::replication::wire;
 use crate::shelf::{self, ShelfError};
 use crate::storage::task::DiskTask;
-use crate::types::{Chain, Epoch, Generation, NodeId, Now, Seq};
+use crate::types::{Chain, Generation, NodeId, Now, PackId, Seq};
 
 pub(super) use progress::Progress;
 
@@ -89,15 +89,19 @@ enum Building {
 
 #[derive(Default)]
 pub(super) struct PackRun {
-    /// Which pack: the generation, and the epoch it was started in.
-    of: Option<(Generation, Epoch)>,
+    /// Which pack, and the generation that it makes.
+    of: Option<(PackId, Generation)>,
     /// What was committed when it began: whoever asked for it has been told of that.
     from: Seq,
     marking: Marking,
     building: Building,
+    /// What came out of it, once it is built.
+    mine: Option<BuiltBase>,
     my_turn: bool,
     /// Whose seal has told how much is garbage.
-    sealed: Option<Generation>,
+    sealed: Option<PackId>,
+    /// As master: a seal was agreed that this node has not made, and when the pack was last proposed to be called off.
+    foreign: Option<Now>,
     /// Of the job that runs.
     progress: Progress,
     /// When what is being done was begun.
@@ -110,6 +114,10 @@ impl PackRun {
             Marking::Done { marked, .. } => Some(&marked.dead),
             _ => None,
         }
+    }
+
+    pub(super) fn id(&self) -> Option<PackId> {
+        self.of.map(|(id, _)| id)
     }
 
     /// What was built is the current file now.
@@ -144,7 +152,7 @@ impl Core {
     /// The replicated state changed: is there a pack, and is it still the same?
     pub(super) fn on_pack_changed(&mut self, out: &mut Vec<Action>) {
         self.learn_garbage();
-        let of = self.control.pack().map(|pack| (pack.generation, pack.started_epoch));
+        let of = self.control.pack().map(|pack| (pack.id, pack.generation));
         if of == self.pack.of {
             return;
         }
@@ -171,6 +179,7 @@ impl Core {
         }
         self.old_files.look_soon();
         self.pack = PackRun::default();
+        self.end_hold();
     }
 
     /// The next generation's file is of no use any more.
@@ -184,9 +193,11 @@ impl Core {
     }
 
     pub(super) fn on_pack_turn(&mut self, turn: PackTurn) -> Result<(), String> {
-        if self.pack.of.is_some_and(|(generation, _)| generation.0 == turn.generation) {
+        // One that is late is for a pack that is no more, although the next one may make the same generation.
+        if turn.pack != 0 && self.pack.id() == Some(PackId(turn.pack)) {
             match turn.hold_for {
                 0 => self.pack.my_turn = true,
+                _ if self.pack.foreign.is_some() => {}
                 heir => self.hold_commits(NodeId(heir)),
             }
         }
@@ -195,11 +206,12 @@ impl Core {
 
     pub(super) fn drive_pack(&mut self, out: &mut Vec<Action>) {
         let Some(pack) = self.control.pack().cloned() else { return };
-        if self.pack.of != Some((pack.generation, pack.started_epoch)) {
+        if self.pack.id() != Some(pack.id) {
             return;
         }
         match &pack.seal {
             None => self.drive_mark(&pack, out),
+            Some(seal) if self.is_foreign(&pack, seal) => self.call_off_foreign(seal, out),
             Some(seal) => self.drive_build(&pack, seal, out),
         }
         self.drive_follow(out);
@@ -288,15 +300,40 @@ impl Core {
         true
     }
 
+    /// A master has marked what it seals, and from F on has refused what refers to the dead. A seal that it has not made
+    /// would drop objects that it has let clients refer to: nothing may be built from it, whatever made it be agreed.
+    fn is_foreign(&self, pack: &Pack, seal: &Seal) -> bool {
+        let Role::Master(master) = &self.role else { return false };
+        if master.epoch != pack.started_epoch || mutants::broken(Mutant::LateSealBuilt) {
+            return false;
+        }
+        !matches!(&self.pack.marking, Marking::Done { marked, .. }
+            if (marked.p, marked.f) == (seal.pack_seq, seal.cut_seq))
+    }
+
+    fn call_off_foreign(&mut self, seal: &Seal, out: &mut Vec<Action>) {
+        if !self.is_due(self.pack.foreign) {
+            return;
+        }
+        self.pack.foreign = Some(self.now);
+        self.beats.soon();
+        let why = format!(
+            "the agreed seal (P {}, F {}) was not made by this master: what it would drop may be in use",
+            seal.pack_seq, seal.cut_seq
+        );
+        self.cancel_pack(&why, out);
+    }
+
     fn propose_seal(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
-        let Some((generation, _)) = self.pack.of else { return };
+        let Some((id, generation)) = self.pack.of else { return };
         let Marking::Done { marked, proposed } = &mut self.pack.marking else { return };
         *proposed = now;
         let (p, f, dead_count) = (marked.p, marked.f, marked.dead.len());
         let kept_bytes = marked.kept_bytes + MAP_SLOT_BYTES * marked.kept.len();
         let Ok(Some(cut)) = self.shelf.tip_at(f) else { return };
         let seal = PackSeal {
+            pack: id.0,
             generation: generation.0,
             pack_seq: p.0,
             cut_seq: f.0,
@@ -315,8 +352,9 @@ impl Core {
 
     fn cancel_pack(&mut self, why: &str, out: &mut Vec<Action>) {
         slog::warn!(self.log, "pack: called off"; "why" => why);
-        let Some((generation, _)) = self.pack.of else { return };
+        let Some((id, generation)) = self.pack.of else { return };
         let cancel = PackCancel {
+            pack: id.0,
             generation: generation.0,
             why: why.to_string(),
             asked_by: "automatic".into(),
@@ -327,6 +365,9 @@ impl Core {
     // ---- build: everybody ----
 
     fn drive_build(&mut self, pack: &Pack, seal: &Seal, out: &mut Vec<Action>) {
+        if self.pack.mine.is_some() && pack.agreed() != self.pack.mine {
+            self.give_up_other_base(pack, out);
+        }
         let due = match &self.pack.building {
             Building::Waiting => self.pack.my_turn && self.settled() >= seal.cut_seq,
             Building::Built { proposed, .. } | Building::Following { proposed, .. } => {
@@ -347,7 +388,13 @@ impl Core {
                 let complete = self.next_complete().is_some();
                 if !ready && complete {
                     let node = self.setup.id.0;
-                    let ready = PackReady { generation: pack.generation.0, node };
+                    let base_hash = pack.base_hash.unwrap_or_default();
+                    let ready = PackReady {
+                        generation: pack.generation.0,
+                        node,
+                        pack: pack.id.0,
+                        base_hash: wire::put_chain(base_hash),
+                    };
                     self.propose(CommandKind::PackReady(ready), out);
                     self.next.as_mut().expect("complete").said_ready = true;
                 }
@@ -397,7 +444,8 @@ impl Core {
         (job, Job::Build(build.with_blocks(self.setup.block_bytes)))
     }
 
-    /// Ours is built: agree on it, or compare it with what was agreed.
+    /// Ours is built: say so, and go on with it once it is the agreed one. As long as nobody knows whose base is right, the
+    /// file is kept: another node's may show that it is ours.
     fn on_base_agreed(
         &mut self,
         pack: &Pack,
@@ -406,46 +454,78 @@ impl Core {
         proposed: Option<Now>,
         out: &mut Vec<Action>,
     ) {
-        let base_hash = built.base_hash;
-        let block_root = built.blocks.as_ref().map(|blocks| blocks.root());
-        let roots_differ = pack.block_root.is_some_and(|agreed| Some(agreed) != block_root);
-        match pack.base_hash {
-            Some(agreed) if agreed == base_hash && !roots_differ => {
-                if let Some(blocks) = built.blocks {
-                    self.keep_list(pack.generation, base_hash, blocks);
-                }
-                let name = file_name(pack.generation, base_hash);
-                let rename = DiskTask::Rename { from: file, to: name.clone() };
-                let task = self.disk(Purpose::BaseNamed, rename, out);
-                self.pack.building = Building::Naming { task, name, removed: built.removed };
+        let mine = BuiltBase {
+            base_hash: built.base_hash,
+            block_root: built.blocks.as_ref().map(|blocks| blocks.root()),
+            base_len: built.base_len,
+        };
+        self.pack.mine = Some(mine);
+        if pack.builds.get(&self.setup.id) == Some(&mine) {
+            if pack.agreed() == Some(mine) {
+                return self.name_base(pack, file, built, out);
             }
-            Some(agreed) => {
-                let what = if roots_differ { ", and the roots of the blocks differ" } else { "" };
-                let why = format!(
-                    "our base is {base_hash}, agreed is {agreed}{what}: a broken disk or a bug"
-                );
-                slog::crit!(self.log, "pack: this node built another base than the others; it will fetch theirs";
-                    "why" => &why);
-                self.pack.building = Building::Failed(why);
-                self.remove(vec![file], out);
+            if proposed.is_some() {
+                slog::crit!(self.log, "pack: this node built another base than the others"; "ours" => %mine.base_hash,
+                    "agreed" => %pack.base_hash.unwrap_or_default());
                 self.beats.soon();
             }
-            None => {
-                let due = self.is_due(proposed);
-                if due {
-                    let base = PackBase {
-                        generation: pack.generation.0,
-                        base_hash: wire::put_chain(base_hash),
-                        node: self.setup.id.0,
-                        base_len: built.base_len,
-                        block_root: wire::put_root(block_root),
-                    };
-                    self.propose(CommandKind::PackBase(base), out);
-                }
-                let proposed = if due { Some(self.now) } else { proposed };
-                self.pack.building = Building::Built { file, built, proposed };
-            }
+            self.pack.building = Building::Built { file, built, proposed: None };
+            return;
         }
+        let due = self.is_due(proposed);
+        if due {
+            let base = PackBase {
+                pack: pack.id.0,
+                generation: pack.generation.0,
+                base_hash: wire::put_chain(mine.base_hash),
+                node: self.setup.id.0,
+                base_len: mine.base_len,
+                block_root: wire::put_root(mine.block_root),
+            };
+            self.propose(CommandKind::PackBase(base), out);
+        }
+        let proposed = if due { Some(self.now) } else { proposed };
+        self.pack.building = Building::Built { file, built, proposed };
+    }
+
+    fn name_base(&mut self, pack: &Pack, file: String, built: Built, out: &mut Vec<Action>) {
+        if let Some(blocks) = built.blocks {
+            self.keep_list(pack.generation, built.base_hash, blocks);
+        }
+        let name = file_name(pack.generation, built.base_hash);
+        let rename = DiskTask::Rename { from: file, to: name.clone() };
+        let task = self.disk(Purpose::BaseNamed, rename, out);
+        self.pack.building = Building::Naming { task, name, removed: built.removed };
+    }
+
+    /// Another base than ours is agreed. Is it known to be right, or did we go on with ours before? Then there is no use for
+    /// ours any more.
+    fn give_up_other_base(&mut self, pack: &Pack, out: &mut Vec<Action>) {
+        let outvoted = pack.is_outvoted(self.setup.id);
+        let left = match &self.pack.building {
+            Building::Built { file, .. } if outvoted => Some(file.clone()),
+            Building::Naming { name, .. } => Some(name.clone()),
+            Building::Opening { name, job, .. } => {
+                out.push(Action::CancelJob { job: *job });
+                Some(name.clone())
+            }
+            Building::Following { .. } => None,
+            _ => return,
+        };
+        let ours = self.pack.mine.map(|mine| mine.base_hash).unwrap_or_default();
+        let agreed = pack.base_hash.unwrap_or_default();
+        let why = format!(
+            "our base is {ours}, and {} nodes have built {agreed}: this node's disk or memory gave other bytes than \
+             theirs. Check or replace it; the agreed base is fetched",
+            pack.agreed().map_or(0, |base| pack.votes(&base))
+        );
+        slog::crit!(self.log, "pack: this node's base was outvoted; it will fetch the agreed one"; "why" => &why);
+        if let Some(left) = left {
+            self.remove(vec![left], out);
+        }
+        self.pack.building = Building::Failed(why);
+        self.drop_next(out);
+        self.beats.soon();
     }
 
     /// Known by the task: a slow disk may only now have named a file that was asked for before, and whose removal is

@@ -12,6 +12,7 @@ use crate::shelf::Shelf;
 use crate::shelf::testing::commit;
 use crate::storage::Disk;
 use crate::storage::mem::MemDisk;
+use crate::types::Epoch;
 
 /// So much is re-chained at a time here, and 16 times as much for a promise.
 const STEP: u64 = 64;
@@ -38,7 +39,7 @@ fn re_chaining() -> Core {
     let shelf = Shelf::open(&*disk, &name).unwrap().shelf;
     let (durable, removed) = (shelf.tip(), RoaringTreemap::new());
     core.next = Some(Next { shelf, durable, removed, said_ready: false, followed: at(0) });
-    core.pack.of = Some((Generation(2), Epoch(0)));
+    core.pack.of = Some((PackId(7), Generation(2)));
     core.pack.building = Building::Following { proposed: None };
     core
 }
@@ -138,15 +139,16 @@ fn elected_in_the_new_generation(core: &mut Core, base_hash: Chain) {
     };
     let seq = core.shelf.tip().seq.0 + 1;
     decide(core, CommandKind::Opened(Opened { epoch: 5, seq, clients_waited_us: 0 }));
-    decide(core, CommandKind::PackStart(PackStart { generation, asked_by: "ann".into() }));
-    core.pack.of = core.control.pack().map(|pack| (pack.generation, pack.started_epoch));
+    decide(core, CommandKind::PackStart(PackStart { generation, asked_by: "ann".into(), after: 0 }));
+    core.pack.of = core.control.pack().map(|pack| (pack.id, pack.generation));
     let (pack_seq, cut_seq) = (1, 1);
     let seal = PackSeal { generation, pack_seq, cut_seq, cut_chain, ..PackSeal::default() };
     decide(core, CommandKind::PackSeal(seal));
-    let base = PackBase { generation, base_hash, node: 2, ..PackBase::default() };
-    decide(core, CommandKind::PackBase(base));
     for node in [2, 3] {
-        decide(core, CommandKind::PackReady(PackReady { generation, node }));
+        let base_hash = base_hash.clone();
+        let base = PackBase { generation, base_hash, node, ..PackBase::default() };
+        decide(core, CommandKind::PackBase(base));
+        decide(core, CommandKind::PackReady(PackReady { generation, node, ..Default::default() }));
     }
     elect_second(core, 6, record);
 }
@@ -162,6 +164,8 @@ fn a_pack_is_of_all_that_was_committed_when_it_was_asked_for() {
     make_open_master(&mut core, 5);
     (core.durable, core.committed) = (core.shelf.tip_at(Seq(0)).unwrap().unwrap(), written);
     let pack = Pack {
+        id: PackId(1),
+        builds: Default::default(),
         generation: Generation(2),
         started_epoch: Epoch(5),
         started_wall_us: 1,

@@ -66,6 +66,12 @@ impl Core {
         register: pb::Register,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        // A late one of a process that is no more would give away what its successor's sessions hold. One that is faster than
+        // its node's first beat comes again.
+        let beat = self.health.beat(from).filter(|_| from != self.setup.id);
+        if beat.is_some_and(|beat| beat.boot != register.boot) {
+            return Ok(());
+        }
         let open = matches!(&self.role, Role::Master(master) if master.open && master.epoch.0 == register.epoch);
         if open {
             self.register(from, register, out);
@@ -180,7 +186,8 @@ impl Core {
         master.pack_asked = Some(now);
         let generation = self.shelf.generation().next().0;
         let asked_by = format!("a client of node {from}");
-        self.propose(CommandKind::PackStart(PackStart { generation, asked_by }), out);
+        let after = self.control.packs_changed();
+        self.propose(CommandKind::PackStart(PackStart { generation, asked_by, after }), out);
     }
 
     pub(super) fn answer(&mut self, to: Asker, answer: Answer, out: &mut Vec<Action>) {
@@ -422,7 +429,8 @@ impl Core {
     /// Has the next block on its way before the present one is used up.
     pub(super) fn drive_oid_block(&mut self, out: &mut Vec<Action>) {
         let now = self.now;
-        let from = self.control.oid_limit().max(self.shelf.next_free());
+        let limit = self.control.oid_limit();
+        let from = limit.max(self.shelf.next_free());
         let Some(master) = self.master() else { return };
         let asked = master.block_asked.is_some_and(|at| now.since_ms(at) < ASK_AGAIN_MS);
         if asked || (master.oid_left() >= OID_BLOCK_LOW && master.oids_wanted.is_empty()) {
@@ -433,7 +441,7 @@ impl Core {
         if mutants::broken(Mutant::OidsBeforeRaft) {
             return self.use_block(from, Oid(below), out);
         }
-        let block = OidBlock { epoch: master.epoch.0, below };
+        let block = OidBlock { epoch: master.epoch.0, below, from: limit.0 };
         self.propose(CommandKind::OidBlock(block), out);
     }
 

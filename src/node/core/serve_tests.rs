@@ -304,11 +304,16 @@ impl Alone {
 #[test]
 fn a_client_s_pack_begins_only_if_anybody_s_could() {
     let mut alone = Alone::open();
-    let pause = |paused| Command::Pause(Pause { paused, asked_by: "ann".into() });
-    alone.decide(pause(true), "a pause", &|core| core.control.paused());
+    let pause = |alone: &Alone, paused| {
+        let after = alone.core.control.pause_changed();
+        Command::Pause(Pause { paused, asked_by: "ann".into(), after })
+    };
+    let pauses = pause(&alone, true);
+    alone.decide(pauses, "a pause", &|core| core.control.paused());
     alone.ask_once();
     assert!(alone.core.control.pack().is_none(), "elections are paused, and a pack ends in one");
-    alone.decide(pause(false), "its end", &|core| !core.control.paused());
+    let resumes = pause(&alone, false);
+    alone.decide(resumes, "its end", &|core| !core.control.paused());
     alone.ask_once();
     assert!(alone.core.control.pack().is_some());
 }
@@ -320,11 +325,12 @@ fn many_clients_packs_are_one_command() {
     let before = alone.core.control.applied();
     let out: Vec<Action> = (0..100).flat_map(|_| alone.ask()).collect();
     carry_out(&mut alone.core, at(alone.ms), out);
-    let pack = alone.core.control.pack().expect("it has begun").generation.0;
+    let begun = alone.core.control.pack().expect("it has begun");
+    let (pack, generation) = (begun.id.0, begun.generation.0);
     let commands = alone.core.control.applied() - before;
     assert!(commands < 10, "{commands} commands");
     // After its end, the next.
-    let cancel = PackCancel { generation: pack, why: "no".into(), asked_by: "ann".into() };
+    let cancel = PackCancel { pack, generation, why: "no".into(), asked_by: "ann".into() };
     let cancel = Command::PackCancel(cancel);
     alone.decide(cancel, "its end", &|core| core.control.pack().is_none());
     alone.ask_once();

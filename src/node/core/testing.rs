@@ -7,6 +7,7 @@ use slog::{Discard, Logger, o};
 use super::master::Master;
 use super::{Action, Core, Input, Role, Setup, Timing, start};
 use crate::control::{self, Applied};
+use crate::control::testing::decided_on;
 use crate::durus::Limits;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
@@ -77,6 +78,7 @@ pub(super) fn says(core: &mut Core, now: Now, from: u64, kind: Kind) -> Vec<Acti
 
 /// The cluster has decided this.
 pub(super) fn decide(core: &mut Core, kind: command::Kind) {
+    let kind = decided_on(&core.control, kind);
     let command = control::command(core.control.epoch(), 1, NodeId(1), kind);
     let applied = core.control.apply(core.control.applied() + 1, &command);
     assert_eq!(applied, Applied::Changed);
@@ -86,6 +88,7 @@ pub(super) fn decide(core: &mut Core, kind: command::Kind) {
 pub(super) fn elect_second(core: &mut Core, epoch: u64, generation: GenerationRecord) {
     let reason = match core.control.mastership() {
         None => Reason::Bootstrap,
+        Some(_) if core.control.pack().is_none() => Reason::MasterDead,
         Some(_) => Reason::GenerationSwitch,
     };
     let reason = reason.into();

@@ -4,7 +4,7 @@ use packmaster::node::core::Input;
 use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{AdminRequest, ConfigSet, Pack, PackVerb, Promote, SetPause};
 
-use super::{Event, World};
+use super::{Event, Late, World};
 use crate::sim::disk::{Part, Room};
 use crate::sim::faults::Fault;
 use crate::sim::ledger::Fate;
@@ -104,6 +104,10 @@ impl World {
                 self.lag_us = us_max;
                 self.at(us, Event::NoLag);
             }
+            Fault::Late { permille, twice_permille, us_max, us } => {
+                self.late = Late { permille, twice_permille, us_max };
+                self.at(us, Event::NoLate);
+            }
             Fault::SlowDisk { node, factor, us } => {
                 self.hosts[node].slow = factor;
                 self.at(us, Event::FastDisk { node });
@@ -127,6 +131,13 @@ impl World {
             }
             Fault::PackCancel { by } => {
                 self.ask(by, Verb::Pack(Pack { verb: PackVerb::Cancel.into() }));
+            }
+            Fault::PackAgain { by, cancel_us, again_us } => {
+                let pack = |verb: PackVerb| Verb::Pack(Pack { verb: verb.into() });
+                self.ask(by, pack(PackVerb::Start));
+                self.at(cancel_us, Event::Ask { by, verb: pack(PackVerb::Cancel) });
+                let again = Event::Ask { by, verb: pack(PackVerb::Start) };
+                self.at(cancel_us + again_us, again);
             }
             Fault::Setting { by, ref settings } => {
                 for (name, value) in settings {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Event, World};
+use packmaster::proto::admin::admin_request::Verb;
+use packmaster::proto::admin::{Pack, PackVerb};
+
+use super::{Event, Late, World};
 use crate::sim::client::Client;
 use crate::sim::disk::Medium;
 use crate::sim::parse;
@@ -14,6 +17,13 @@ const COMMIT_WITHIN_US: u64 = 20_000_000;
 const BLOCK_WITHIN_US: u64 = 2000;
 /// And from then on until all is still and equal. A pack may wait 10 s for a straggler.
 const REST_WITHIN_US: u64 = 60_000_000;
+
+/// In so many of a thousand runs a pack is asked for at the end, and must be done within this time. A pack may wait 10 s for a
+/// straggler, and one that was called off by an election a second for the next.
+const LAST_PACK_PERMILLE: u64 = 250;
+const PACK_WITHIN_US: u64 = 60_000_000;
+/// What a node says whose base was outvoted.
+const OUTVOTED: &str = "pack: this node's base was outvoted";
 
 impl World {
     pub(super) fn mend(&mut self) {
@@ -35,6 +45,7 @@ impl World {
         self.loss_permille = 0;
         self.twice_permille = 0;
         self.lag_us = 0;
+        self.late = Late::default();
         for node in 0..self.hosts.len() {
             self.hosts[node].slow = 1;
             self.hosts[node].doom = None;
@@ -119,6 +130,51 @@ impl World {
                     .map(|client| (client.id, client.waits_for()))
                     .collect::<Vec<_>>()
             );
+        }
+    }
+
+    /// A healthy cluster's pack comes to its end, also if one of the nodes, the first that builds perhaps, gets wrong bytes
+    /// out of its disk or memory: two others outvote it.
+    pub(super) fn last_pack(&mut self) {
+        let all_well = self.hosts.iter().all(|host| !host.damaged && host.out.is_none());
+        if !all_well || self.script.is_some() || !self.rng.chance(LAST_PACK_PERMILLE) {
+            return;
+        }
+        let nodes = self.hosts.len();
+        let any = self.rng.index(nodes);
+        let spoilt = self.wrong_builder.unwrap_or(any);
+        if nodes > 1 {
+            self.hosts[spoilt].medium.lock().spoil_builds(1);
+        }
+        let generations = |world: &World| -> Vec<u64> {
+            let of = |node| world.ledger.current(node).map_or(0, |(generation, _)| generation);
+            (0..nodes).map(of).collect()
+        };
+        let before = generations(self).into_iter().max().unwrap_or(0);
+        let outvoted = self.trace.said(OUTVOTED);
+        self.trace.line(format_args!("the last pack; n{} builds wrong", spoilt + 1));
+        let end = self.now + PACK_WITHIN_US;
+        let mut ask_at = self.now;
+        let done = |world: &mut World| {
+            if world.now >= ask_at {
+                // It may be refused while another pack is under way.
+                ask_at = world.now + 3_000_000;
+                world.ask(any, Verb::Pack(Pack { verb: PackVerb::Start.into() }));
+            }
+            generations(world).into_iter().all(|generation| generation > before) && world.is_equal()
+        };
+        if !self.until(end, done) {
+            panic!(
+                "violated PackSucceeds: {} s after it was asked for no pack is done, with one node that builds wrong \
+                 bytes (n{}); generations {:?};{}",
+                PACK_WITHIN_US / 1_000_000,
+                spoilt + 1,
+                generations(self),
+                self.ledger.describe()
+            );
+        }
+        if self.trace.said(OUTVOTED) > outvoted {
+            self.count("last pack's wrong base outvoted");
         }
     }
 

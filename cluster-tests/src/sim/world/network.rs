@@ -2,6 +2,7 @@
 
 use packmaster::node::core::{Input, lane};
 use packmaster::proto::control::PeerMessage;
+use packmaster::proto::control::peer_message::Kind as Message;
 use packmaster::types::NodeId;
 use prost::Message as _;
 
@@ -32,6 +33,18 @@ impl World {
             let after = self.rng.delay(500, 30_000);
             self.at(after, Event::LaneAgain { from, to, era, lane });
             return;
+        }
+        if self.late.permille > 0 && decides(&message) && self.rng.chance(self.late.permille) {
+            let twice = self.rng.chance(self.late.twice_permille);
+            let after = self.rng.between(1_000, self.late.us_max);
+            let copy = message.clone();
+            let late = Flight { from, to, to_life, era, fragile: false, message: copy };
+            self.at(after, Event::Deliver(Box::new(late)));
+            self.count("decision's message held back");
+            if !twice {
+                return;
+            }
+            self.count("decision's message repeated late");
         }
         let fragile = self.rng.chance(500);
         let copy = self.twice_permille > 0 && self.rng.chance(self.twice_permille);
@@ -160,4 +173,18 @@ impl World {
             self.fly(flight);
         }
     }
+}
+
+/// Something is decided by it, and it names what it acts on: it may come late, out of order, or twice.
+fn decides(message: &PeerMessage) -> bool {
+    matches!(
+        message.kind,
+        Some(
+            Message::Propose(_)
+                | Message::AdminForward(_)
+                | Message::PackTurn(_)
+                | Message::FenceRequest(_)
+                | Message::FenceReport(_)
+        )
+    )
 }

@@ -262,6 +262,9 @@ impl World {
         let at = Now { mono_us, wall_us };
         let mut out = Vec::new();
         while let Some(input) = process.inbox.pop_front() {
+            if let Input::Admin { message, .. } = &input {
+                self.askers.taken(message.id, process.core.seen(message));
+            }
             process.core.step(at, input, &mut out);
         }
         if out.len() > 10_000 {
@@ -435,6 +438,10 @@ impl World {
                 Some(Command::PackStart(_)) => "pack started",
                 Some(Command::Setting(_)) => "setting changed",
                 Some(Command::PackSeal(_)) => "pack sealed",
+                // That is the second wall; the first is that no such seal is agreed.
+                Some(Command::PackCancel(cancel)) if cancel.why.contains("was not made by this master") => {
+                    panic!("violated SealOfItsPack: {}", cancel.why)
+                }
                 Some(Command::PackCancel(cancel)) => match cancel.asked_by.as_str() {
                     "automatic" => "pack cancelled by itself",
                     _ => "pack cancelled by request",

@@ -6,7 +6,7 @@ use super::World;
 use crate::sim::{Counts, Report};
 
 /// Rare branches of the nodes, by the beginning of what they say when they take them.
-const SAID: [(&str, &str); 36] = [
+const SAID: [(&str, &str); 38] = [
     ("torn tail cut", "the file ends inside its last transaction"),
     ("orphan made", "cut back to the common point"),
     ("local rebuild", "rebasing: building the generation from our own file"),
@@ -27,6 +27,8 @@ const SAID: [(&str, &str); 36] = [
     ("pack called off by the master", "pack: called off"),
     ("pack could not be built", "pack: this node can't build"),
     ("another base than agreed noticed", "pack: this node built another base"),
+    ("wrong base outvoted", "pack: two equal bases have outvoted the first"),
+    ("node's base outvoted", "pack: this node's base was outvoted"),
     ("another base noticed by a rebase", "rebase: our build differs"),
     ("pack due and waiting", "a pack is due and can't begin"),
     ("pack's leftovers removed", "removing what a pack has left"),

@@ -14,11 +14,14 @@ pub(in super::super) struct Progress {
 
 impl Core {
     pub(in super::super) fn pack_progress(&self) -> Option<PackProgress> {
-        let (generation, _) = self.pack.of?;
+        let (id, generation) = self.pack.of?;
         let phase = match (&self.pack.marking, &self.pack.building) {
             (_, Building::Failed(why)) => format!("failed: {why}"),
             (_, Building::Following { .. }) if self.next_complete().is_some() => "ready".into(),
             (_, Building::Following { .. }) => "rechain".into(),
+            (_, Building::Built { .. }) if self.is_held_back() => {
+                "differs: another node has built another base, and a third must settle it".into()
+            }
             (_, Building::Built { .. } | Building::Naming { .. } | Building::Opening { .. }) => {
                 "verify".into()
             }
@@ -43,6 +46,7 @@ impl Core {
                 .unwrap_or_default(),
         };
         Some(PackProgress {
+            pack: id.0,
             generation: generation.0,
             phase,
             permille,
@@ -52,6 +56,10 @@ impl Core {
             bytes_per_s: bytes_per_s as u64,
             ..Default::default()
         })
+    }
+
+    fn is_held_back(&self) -> bool {
+        self.control.pack().is_some_and(|pack| pack.is_held_back(self.setup.id))
     }
 
     /// Done, and to be done in all, of what this node is at; zeros while it waits.
@@ -90,11 +98,11 @@ impl Core {
     pub(super) fn learn_garbage(&mut self) {
         let Some(pack) = self.control.pack() else { return };
         let Some(seal) = pack.seal.as_ref().filter(|seal| seal.file_bytes != 0) else { return };
-        if self.pack.sealed != Some(pack.generation) && self.shelf.generation() < pack.generation {
+        if self.pack.sealed != Some(pack.id) && self.shelf.generation() < pack.generation {
             let garbage = seal.file_bytes.saturating_sub(seal.kept_bytes);
             let dead = garbage.saturating_sub(self.shelf.garbage_bytes());
             self.dead_bytes = (self.shelf.generation(), dead);
-            self.pack.sealed = Some(pack.generation);
+            self.pack.sealed = Some(pack.id);
         }
     }
 
@@ -127,7 +135,7 @@ mod tests {
     use crate::shelf::Shelf;
     use crate::shelf::testing::commit;
     use crate::storage::mem::MemDisk;
-    use crate::types::{Epoch, Generation, Now};
+    use crate::types::{Generation, Now, PackId};
 
     const NOW: Now = Now { mono_us: 1, wall_us: 1 };
 
@@ -143,7 +151,7 @@ mod tests {
         let next = Shelf::create(&MemDisk::new(), FIRST).unwrap();
         let (durable, removed) = (next.tip(), Default::default());
         core.next = Some(Next { shelf: next, durable, removed, said_ready: false, followed: NOW });
-        core.pack.of = Some((Generation(2), Epoch(0)));
+        core.pack.of = Some((PackId(7), Generation(2)));
         core.pack.building = Building::Following { proposed: None };
         let told = |core: &Core| {
             let told = core.pack_progress().unwrap();
