@@ -18,6 +18,7 @@ use crate::binary::packmaster;
 use crate::disks::{SlowDisk, SmallDisk};
 use crate::net::Net;
 use crate::ports::{BLOCK, Ports};
+use crate::proxy::Proxy;
 use crate::status::Status;
 use crate::stock;
 
@@ -37,6 +38,7 @@ pub struct Builder {
     net: Option<Net>,
     small_disks_mib: Option<u32>,
     slow_disks: bool,
+    lines: bool,
     host: IpAddr,
 }
 
@@ -49,6 +51,7 @@ impl Default for Builder {
             net: None,
             small_disks_mib: None,
             slow_disks: false,
+            lines: false,
             host: Ipv4Addr::LOCALHOST.into(),
         }
     }
@@ -89,6 +92,12 @@ impl Builder {
     /// Every node's syncs can be slowed down.
     pub fn slow_disks(mut self) -> Self {
         self.slow_disks = true;
+        self
+    }
+
+    /// Nodes reach each other by lines that can be stalled.
+    pub fn lines(mut self) -> Self {
+        self.lines = true;
         self
     }
 
@@ -149,15 +158,29 @@ impl Builder {
                 }
             })
             .collect();
-        for node in &nodes {
-            let text = configuration(node, &nodes, self.import.as_deref());
+        let lines = self.lines.then(|| Proxy::new(nodes.len()));
+        for (i, node) in nodes.iter().enumerate() {
+            if let Some(lines) = &lines {
+                lines.connect(i, node.peer);
+            }
+            let peer = |to: usize| match &lines {
+                Some(lines) if to != i => lines.address(i, to),
+                _ => nodes[to].peer,
+            };
+            let text = configuration(node, &nodes, peer, self.import.as_deref());
             fs::write(&node.config, text).expect("write a node's configuration");
         }
-        Cluster { nodes, settings: self.settings, dir: Some(dir), net: self.net, _ports: ports }
+        let (settings, net) = (self.settings, self.net);
+        Cluster { nodes, settings, dir: Some(dir), net, lines, _ports: ports }
     }
 }
 
-fn configuration(me: &Node, all: &[Node], import: Option<&Path>) -> String {
+fn configuration(
+    me: &Node,
+    all: &[Node],
+    peer: impl Fn(usize) -> SocketAddr,
+    import: Option<&Path>,
+) -> String {
     let mut text = format!("cluster = \"test\"\nnode = {:?}\ndata = {:?}\n", me.name, me.data);
     if let Some(import) = import {
         text += &format!("import = {import:?}\n");
@@ -168,7 +191,7 @@ fn configuration(me: &Node, all: &[Node], import: Option<&Path>) -> String {
             i + 1,
             node.name,
             node.durus,
-            node.peer,
+            peer(i),
             node.http
         );
     }
@@ -252,6 +275,7 @@ pub struct Cluster {
     settings: Vec<String>,
     dir: Option<TempDir>,
     net: Option<Net>,
+    lines: Option<Proxy>,
     _ports: Ports,
 }
 
@@ -394,10 +418,24 @@ impl Cluster {
         found.unwrap_or_else(|| panic!("no node is called {name}"))
     }
 
+    /// The lines between the nodes, if the cluster has such as can be stalled.
+    pub fn lines(&self) -> &Proxy {
+        self.lines.as_ref().expect("a cluster with lines")
+    }
+
     /// Runs `packmaster ctl` against the nodes that run and are not stopped.
     pub fn ctl(&self, verb: &[&str]) -> Ctl {
         let awake = self.nodes.iter().filter(|node| node.child.is_some() && !node.frozen);
-        let peers: Vec<String> = awake.map(|node| node.peer.to_string()).collect();
+        self.ctl_of(awake, verb)
+    }
+
+    /// The same, against one node.
+    pub fn ctl_on(&self, i: usize, verb: &[&str]) -> Ctl {
+        self.ctl_of(std::iter::once(&self.nodes[i]), verb)
+    }
+
+    fn ctl_of<'a>(&self, nodes: impl Iterator<Item = &'a Node>, verb: &[&str]) -> Ctl {
+        let peers: Vec<String> = nodes.map(|node| node.peer.to_string()).collect();
         let outside = self.net.as_ref().map(|net| net.command(net.outside())).unwrap_or_default();
         let output = command_on(&outside, &packmaster())
             .arg("ctl")

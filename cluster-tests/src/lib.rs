@@ -25,6 +25,7 @@ pub mod models;
 pub mod mutants;
 pub mod net;
 pub mod ports;
+pub mod proxy;
 pub mod python;
 pub mod scene;
 pub mod sim;

@@ -6,6 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cluster_tests::models::election::{self, Election, Step};
+use cluster_tests::models::packs::{self, Packs};
 use cluster_tests::models::switch::{self, Switch};
 use cluster_tests::models::{fall, hold, print_head};
 
@@ -201,6 +202,58 @@ fn every_rule_of_the_switch_is_needed() {
     for (rule, scope, property) in rules {
         fall("switch", Switch::new(scope).without(rule), property);
     }
+}
+
+// ---- packs in the control log ----
+
+/// Two masterships; packs that are asked for, cancelled, called off and begun again.
+const LOG: packs::Scope =
+    packs::Scope { epochs: 2, starts: 2, cancels: 1, writes: 2, builds: false, broken_disk: false };
+/// Nodes build, the first of them wrong.
+const BUILDS: packs::Scope =
+    packs::Scope { epochs: 1, starts: 1, cancels: 0, writes: 0, builds: true, broken_disk: true };
+/// Nodes build for two packs of one epoch.
+const TWO_PACKS: packs::Scope =
+    packs::Scope { starts: 2, cancels: 1, broken_disk: false, ..BUILDS };
+
+#[test]
+fn a_late_command_about_a_pack_does_no_harm() {
+    use packs::Point::*;
+    let _guard = one_at_a_time();
+    let searched = hold("packs", Packs::new(LOG));
+    let points =
+        [CancelledAndStartedAgain, StartedAgainAfterElection, LateSealRefused, RepeatRefused];
+    for point in points {
+        assert!(searched.has_seen(point), "never: {point:?}");
+    }
+    let searched = hold("packs, bases", Packs::new(BUILDS));
+    for point in [FirstBaseOutvoted, SwitchedWithoutTheOdd] {
+        assert!(searched.has_seen(point), "never: {point:?}");
+    }
+    // Were a foreign seal agreed after all, nothing would come of it.
+    let second = Packs::new(LOG).without(packs::Rule::SealNamesPack).judge_the_second_wall();
+    hold("packs, second wall", second);
+}
+
+#[test]
+fn every_rule_of_packs_in_the_log_is_needed() {
+    use packs::Rule::*;
+    let _guard = one_at_a_time();
+    let rules = [
+        (SealNamesPack, LOG, "SealOfItsPack"),
+        (StartNamesLast, LOG, "CancelledStays"),
+        (CancelNamesPack, LOG, "CancelEndsItsPack"),
+        (BaseNamesPack, TWO_PACKS, "BaseOfItsPack"),
+        (TwoOutvote, BUILDS, "PackComesToEnd"),
+        (OneVoteEach, BUILDS, "PackComesToEnd"),
+        (ReadyNamesBase, BUILDS, "SwitchedToMajority"),
+    ];
+    for (rule, scope, property) in rules {
+        fall("packs", Packs::new(scope).without(rule), property);
+    }
+    // The second wall matters where the first is down: so it was.
+    let neither = Packs::new(LOG).without(SealNamesPack).without(ForeignSealCalledOff);
+    fall("packs", neither.judge_the_second_wall(), "GenerationEquivalent");
 }
 
 // ---- larger scopes, for the long run ----

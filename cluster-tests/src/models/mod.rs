@@ -10,6 +10,7 @@
 
 pub mod election;
 pub mod log;
+pub mod packs;
 pub mod switch;
 
 use std::collections::BTreeSet;
