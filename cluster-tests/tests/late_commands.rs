@@ -80,6 +80,11 @@ fn a_late_seal_is_not_the_next_packs() {
 #[test]
 fn a_late_cancel_is_refused_and_says_why() {
     let (cluster, master, leader) = apart();
+    // Without a root there is nothing to pack.
+    let mut client = Client::connect(cluster.nodes[master].durus).expect("connect");
+    assert_eq!(client.new_oids(1).expect("an oid"), [ROOT]);
+    let stored = client.commit(&[(ROOT, record(ROOT, b"root", &[]))]);
+    assert_eq!(stored.expect("a commit"), Committed::Yes);
     cluster.lines().stall(master, leader);
     cluster.ctl_on(leader, &["pack"]).done();
     sleep(HEARD);

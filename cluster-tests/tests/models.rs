@@ -208,7 +208,7 @@ fn every_rule_of_the_switch_is_needed() {
 
 /// Two masterships; packs that are asked for, cancelled, called off and begun again.
 const LOG: packs::Scope =
-    packs::Scope { epochs: 2, starts: 2, cancels: 1, writes: 2, builds: false, broken_disk: false };
+    packs::Scope { epochs: 3, starts: 3, cancels: 2, writes: 3, builds: false, broken_disk: false };
 /// Nodes build, the first of them wrong.
 const BUILDS: packs::Scope =
     packs::Scope { epochs: 1, starts: 1, cancels: 0, writes: 0, builds: true, broken_disk: true };

@@ -6,8 +6,8 @@ use prost::Message;
 use super::codec::{get_build, get_chain, get_fencing, get_mastership, get_member, get_seal};
 use super::settings;
 use super::state::{
-    Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, OddBuild, Pack, PackAgain,
-    Phase, Reason, Rested, Role, State, VOTES_MIN,
+    Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, OddBuild, Pack,
+    PackAgain, Phase, Reason, Rested, Role, State, VOTES_MIN,
 };
 use crate::mutants::{self, Mutant};
 use crate::proto::control as pb;
@@ -455,7 +455,8 @@ impl State {
     /// Two equal bases outvote another one, also if that was first. `ready` must have the agreed one.
     fn count_builds(&mut self, at: u64) {
         let Some(pack) = self.pack.as_mut() else { return };
-        if let Some(base) = pack.outvoting().filter(|_| !mutants::broken(Mutant::FirstBaseForGood)) {
+        if let Some(base) = pack.outvoting().filter(|_| !mutants::broken(Mutant::FirstBaseForGood))
+        {
             pack.base_hash = Some(base.base_hash);
             pack.base_len = base.base_len;
             pack.block_root = base.block_root;
@@ -475,7 +476,9 @@ impl State {
             let base_hash = built.base_hash;
             let odd = OddBuild { generation, base_hash, wall_us: at };
             let known = self.odd_builds.get(&node);
-            if known.is_some_and(|known| (known.generation, known.base_hash) == (generation, base_hash)) {
+            if known
+                .is_some_and(|known| (known.generation, known.base_hash) == (generation, base_hash))
+            {
                 continue;
             }
             self.odd_builds.insert(node, odd);
@@ -503,7 +506,9 @@ impl State {
         let agreed = pack.agreed().ok_or("no base is agreed")?;
         let built = pack.builds.get(&node);
         let right = has == agreed.base_hash && built == Some(&agreed);
-        refuse_if(!right, || format!("node {node} has base {has}, and agreed is {}", agreed.base_hash))?;
+        refuse_if(!right, || {
+            format!("node {node} has base {has}, and agreed is {}", agreed.base_hash)
+        })?;
         refuse_if(!pack.ready.insert(node), || format!("node {node} is ready already"))?;
         pack.readied_wall_us = at;
         Ok(())
@@ -515,9 +520,9 @@ impl State {
         let present = self.cancellable();
         // also one that would be started again by itself
         let next = self.generation().map(|record| record.number.next().0);
-        let present = present.filter(|_| next == Some(cancel.generation)).ok_or_else(|| {
-            format!("no pack to generation {} is in progress", cancel.generation)
-        })?;
+        let present = present
+            .filter(|_| next == Some(cancel.generation))
+            .ok_or_else(|| format!("no pack to generation {} is in progress", cancel.generation))?;
         let other = present != id && !mutants::broken(Mutant::LateCancelTaken);
         refuse_if(other, || {
             format!(

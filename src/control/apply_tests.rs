@@ -732,7 +732,11 @@ fn two_equal_bases_outvote_the_first() {
     assert_eq!(odd, [NodeId(2)]);
     let told = trace.state.history().next_back().unwrap();
     assert_eq!((told.what.as_str(), told.node), ("pack base outvoted", Some(NodeId(2))));
-    assert!(told.why.contains("n1 and n3 built") && told.why.contains("memory of n2"), "{}", told.why);
+    assert!(
+        told.why.contains("n1 and n3 built") && told.why.contains("memory of n2"),
+        "{}",
+        told.why
+    );
     trace.late(&ready, "node 2 has base");
     trace.ok(pack_ready(2, 1));
     trace.ok(pack_ready(2, 3));

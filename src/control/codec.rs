@@ -9,8 +9,8 @@ use prost::Message;
 
 use super::apply::{EPOCH_MAX, NUMBER_MAX};
 use super::state::{
-    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member,
-    OddBuild, Pack, PackAgain, Reason, Rested, Role, Seal, State,
+    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership,
+    Member, OddBuild, Pack, PackAgain, Reason, Rested, Role, Seal, State,
 };
 use crate::proto::control as pb;
 use crate::proto::replication;
@@ -126,7 +126,9 @@ fn check(state: &State) -> Result<(), String> {
         let follows = current.is_some_and(|record| record.number.next() == pack.generation);
         must(follows, "a pack to a generation that does not follow")?;
     }
-    let ids = [state.packs_changed, state.pause_changed].into_iter().chain(state.cancellable().map(|id| id.0));
+    let ids = [state.packs_changed, state.pause_changed]
+        .into_iter()
+        .chain(state.cancellable().map(|id| id.0));
     let bounded = ids.chain(state.settings_changed.values().copied()).all(|id| id < NUMBER_MAX);
     must(bounded, "a pack or a change beyond all bounds")?;
     let builders = state.pack.iter().flat_map(|pack| pack.builds.keys());

@@ -45,6 +45,6 @@ pub use apply::{Applied, EPOCH_MAX, command};
 pub use codec::StateError;
 pub use settings::Settings;
 pub use state::{
-    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, Member,
-    OddBuild, Pack, PackAgain, Phase, Reason, Rested, Role, Seal, State, VOTES_MIN,
+    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership,
+    Member, OddBuild, Pack, PackAgain, Phase, Reason, Rested, Role, Seal, State, VOTES_MIN,
 };

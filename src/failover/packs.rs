@@ -237,8 +237,8 @@ impl Controller {
 
     /// So many slaves at once as the settings say, and the master when no slave is left that goes on.
     fn give_turns(&mut self, view: &View<'_>, pack: &Pack, out: &mut Vec<Decision>) {
-        let hands_over =
-            self.packs.running.majority_ready.is_some() && self.packs.running.heir(view, pack).is_some();
+        let hands_over = self.packs.running.majority_ready.is_some()
+            && self.packs.running.heir(view, pack).is_some();
         let builders = Settings::of(view.state).builders;
         let (master, _) = view.state.master().expect("somebody is open");
         let voters = view.state.voters();

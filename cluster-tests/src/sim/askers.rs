@@ -116,7 +116,8 @@ impl Askers {
     /// Was this done to what its asker's node had seen? Then it is what was decided last.
     fn check_seen(&self, last: &mut Last, decision: &Value) {
         let text = |field: &str| decision[field].as_str().expect("a text").to_string();
-        let (what, why, index) = (text("what"), text("why"), decision["raft_index"].as_u64().unwrap_or(0));
+        let (what, why, index) =
+            (text("what"), text("why"), decision["raft_index"].as_u64().unwrap_or(0));
         let by = text("asked_by").strip_prefix(NAME).and_then(|number| number.parse::<u64>().ok());
         let setting = why.split(" = ").next().unwrap_or_default().to_string();
         if let Some((by, seen)) = by.and_then(|by| Some((by, self.seen.get(&by)?))) {

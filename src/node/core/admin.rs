@@ -17,8 +17,8 @@ use crate::proto::admin::{AdminReply, AdminRequest, ConfigSet, Outcome, PackVerb
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
-    AdminForward, AdminForwardReply, Asked, Command, ControlState, PackCancel, PackStart, Pause, Seen,
-    Setting,
+    AdminForward, AdminForwardReply, Asked, Command, ControlState, PackCancel, PackStart, Pause,
+    Seen, Setting,
 };
 use crate::types::{Epoch, NodeId, Now};
 
@@ -428,7 +428,12 @@ impl Core {
                 let current = self.control.generation().ok_or("there is no generation yet")?;
                 let (pack, generation) = (seen.pack, current.number.next().0);
                 let why = "asked for".to_string();
-                Ok(Asks::For(CommandKind::PackCancel(PackCancel { pack, generation, why, asked_by })))
+                Ok(Asks::For(CommandKind::PackCancel(PackCancel {
+                    pack,
+                    generation,
+                    why,
+                    asked_by,
+                })))
             }
         }
     }

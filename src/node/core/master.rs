@@ -37,6 +37,9 @@ pub(super) struct Master {
     /// Commits on their way: who asked.
     pub(super) in_flight: BTreeMap<Seq, Asker>,
     pub(super) registered: BTreeMap<NodeId, Registered>,
+    /// Commits that were refused or in conflict, and what was answered: one that comes twice is not judged again, when a
+    /// pack may have been called off that it was in conflict with.
+    pub(super) refused: BTreeMap<Asker, pb::client_reply::Answer>,
     pub(super) oids: OidPool,
     /// Wait for the next block.
     pub(super) oids_wanted: VecDeque<WantedOids>,
@@ -74,6 +77,7 @@ impl Master {
             confirm_sent: now,
             in_flight: BTreeMap::new(),
             registered: BTreeMap::new(),
+            refused: BTreeMap::new(),
             oids: OidPool::default(),
             oids_wanted: VecDeque::new(),
             block_asked: None,

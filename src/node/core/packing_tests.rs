@@ -139,7 +139,10 @@ fn elected_in_the_new_generation(core: &mut Core, base_hash: Chain) {
     };
     let seq = core.shelf.tip().seq.0 + 1;
     decide(core, CommandKind::Opened(Opened { epoch: 5, seq, clients_waited_us: 0 }));
-    decide(core, CommandKind::PackStart(PackStart { generation, asked_by: "ann".into(), after: 0 }));
+    decide(
+        core,
+        CommandKind::PackStart(PackStart { generation, asked_by: "ann".into(), after: 0 }),
+    );
     core.pack.of = core.control.pack().map(|pack| (pack.id, pack.generation));
     let (pack_seq, cut_seq) = (1, 1);
     let seal = PackSeal { generation, pack_seq, cut_seq, cut_chain, ..PackSeal::default() };

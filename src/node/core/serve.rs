@@ -24,6 +24,9 @@ const OID_BLOCK_LOW: u64 = 4096;
 /// A question that got no answer is asked again after this long.
 pub(super) const ASK_AGAIN_MS: u64 = 300;
 
+/// Refused commits that are remembered; the oldest of a node are forgotten.
+const REFUSED_MAX: usize = 10_000;
+
 /// A node that has registered with this mastership.
 pub(super) struct Registered {
     pub(super) boot: BootId,
@@ -38,7 +41,7 @@ impl Master {
 
 /// A process of a node, and the number of its request. The node's next process numbers its own from the beginning:
 /// what was asked by one is never answered to another.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Asker {
     node: NodeId,
     boot: BootId,
@@ -205,6 +208,10 @@ impl Core {
         commit: pb::Commit,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if let Some(answer) = self.master().and_then(|master| master.refused.get(&asker).cloned()) {
+            self.answer(asker, answer, out);
+            return Ok(());
+        }
         if commit.again {
             return self.on_commit_again(asker, &commit, out);
         }
@@ -252,6 +259,12 @@ impl Core {
             }
             Verdict::Refused(why) => Answer::Refused(why),
         };
+        if let (Answer::Conflict(_) | Answer::Refused(_), Some(master)) = (&answer, self.master()) {
+            master.refused.insert(asker, answer.clone());
+            while master.refused.len() > REFUSED_MAX {
+                master.refused.pop_first();
+            }
+        }
         self.answer(asker, answer, out);
         Ok(())
     }

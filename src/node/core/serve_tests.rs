@@ -348,3 +348,38 @@ fn a_pack_of_which_nothing_came_can_be_asked_for_again() {
         assert_eq!(core.master().unwrap().pack_asked, Some(at(proposed_ms)));
     }
 }
+
+/// Found by reading: a commit that its node had sent twice was in conflict with a pack's dead objects, and its client was told
+/// so. The pack was called off, the second copy came, and what was called a conflict was stored.
+#[test]
+fn a_commit_that_was_a_conflict_stays_one() {
+    let mut core = two_sessions();
+    let base = core.shelf.tip().seq;
+    let first = hears(&mut core, at(2), 2, stores(5, 4, &[1], Seq(base.0 - 1)));
+    let told = answers(first);
+    let [(5, Answer::Conflict(_))] = &told[..] else { panic!("{told:?}") };
+    // Judged anew, it would be stored.
+    let again = || stores(5, 4, &[1], base);
+    assert_eq!(answers(hears(&mut core, at(3), 2, again())), told);
+    assert_eq!(core.shelf.tip().seq, base);
+    let id_alone = pb::Commit { commit_id: vec![5; 16].into(), again: true, ..Default::default() };
+    assert_eq!(answers(hears(&mut core, at(4), 2, asks(21, 5, Ask::Commit(id_alone)))), told);
+    // The session's next commit is another request.
+    hears(&mut core, at(5), 2, stores(6, 4, &[1], base));
+    assert_eq!(core.shelf.tip().seq, base.next());
+}
+
+/// A registration that was on its way for long is of a process that is no more: it would give back the oids that its
+/// successor's sessions hold.
+#[test]
+fn a_late_registration_of_a_gone_process_is_not_taken() {
+    let mut core = open_master(0, at(0));
+    let beat = |boot| Message::Beat(crate::proto::control::Beat { boot, ..Default::default() });
+    says(&mut core, at(1), 2, beat(22));
+    says(&mut core, at(2), 2, registers(22));
+    says(&mut core, at(3), 2, registers(21));
+    assert_eq!(core.master().unwrap().registered[&NodeId(2)].boot.0, 22);
+    says(&mut core, at(4), 2, beat(23));
+    says(&mut core, at(5), 2, registers(23));
+    assert_eq!(core.master().unwrap().registered[&NodeId(2)].boot.0, 23);
+}

@@ -157,8 +157,10 @@ impl Packs {
             let builds = pack.builds;
             if self.on(Rule::ReadyNamesBase) {
                 let has = |node: u8| builds[usize::from(node)] == other;
-                pack.ready =
-                    (0..NODES as u8).filter(|node| pack.ready & 1 << node != 0 && has(*node)).map(|node| 1 << node).sum();
+                pack.ready = (0..NODES as u8)
+                    .filter(|node| pack.ready & 1 << node != 0 && has(*node))
+                    .map(|node| 1 << node)
+                    .sum();
             }
         }
         // Everybody has spoken: what two of them have is what it comes to.
@@ -175,7 +177,10 @@ impl Packs {
             w.broken |= Broken::GenerationEquivalent as u8;
         }
         if self.scope.builds {
-            let have = w.files.iter().filter(|file| **file == w.pack.agreed).count();
+            // Who is ready follows in both files: what has to have the new generation is a majority of them.
+            let ready =
+                w.files.iter().enumerate().filter(|(node, _)| w.pack.ready & 1 << node != 0);
+            let have = ready.filter(|(_, file)| **file == w.pack.agreed).count();
             if have < 2 {
                 w.broken |= Broken::SwitchedToMajority as u8;
             }

@@ -439,7 +439,9 @@ impl World {
                 Some(Command::Setting(_)) => "setting changed",
                 Some(Command::PackSeal(_)) => "pack sealed",
                 // That is the second wall; the first is that no such seal is agreed.
-                Some(Command::PackCancel(cancel)) if cancel.why.contains("was not made by this master") => {
+                Some(Command::PackCancel(cancel))
+                    if cancel.why.contains("was not made by this master") =>
+                {
                     panic!("violated SealOfItsPack: {}", cancel.why)
                 }
                 Some(Command::PackCancel(cancel)) => match cancel.asked_by.as_str() {
