@@ -62,8 +62,8 @@ impl Hunt {
             },
             M::PackIdentityNotChecked | M::LateSealBuilt => Options {
                 clients: 6,
-                every_us: Some(150_000),
-                favour: vec![(weight::LATE, 60), (weight::PACK_AGAIN, 80), (weight::PROMOTE, 0)],
+                every_us: Some(100_000),
+                favour: vec![(weight::LATE, 150), (weight::PACK_AGAIN, 200), (weight::PROMOTE, 15)],
                 ..usual
             },
             M::LateStartTaken | M::LateCancelTaken | M::LatePromoteTaken | M::LateSettingTaken => {

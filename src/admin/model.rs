@@ -101,7 +101,7 @@ pub struct PackStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PackNode {
     pub name: String,
-    /// `waiting`, `mark`, `build`, `verify`, `rechain`, `ready`, `failed: ...` or `unknown`.
+    /// `waiting`, `mark`, `build`, `verify`, `rechain`, `ready`, `differs: ...`, `failed: ...` or `unknown`.
     pub phase: String,
     /// Of the phase, and so are the following.
     pub percent: f64,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::view::Heard;
-use crate::proto::control::{Elect, FenceCommand, PackProgress, PackSeal};
+use crate::proto::control::{Elect, FenceCommand, OddBuild, PackProgress, PackSeal};
 
 const SILENCE_MS: u64 = 500;
 
@@ -318,6 +318,21 @@ fn a_pack_is_shown_by_node() {
     let told: Vec<_> = pack.nodes.iter().map(|node| (node.phase.as_str(), node.percent)).collect();
     assert_eq!(told, [("waiting", 0.0), ("build", 41.3), ("ready", 100.0)]);
     assert!(status.next.iter().any(|command| command.contains("pack --wait")));
+}
+
+/// The pack goes on without it, and when it is over nothing but this tells of the bad disk.
+#[test]
+fn a_node_whose_base_was_outvoted_is_named() {
+    let mut view = cluster(3);
+    let base_hash = vec![0xcd; 20].into();
+    view.state.odd_builds = vec![OddBuild { node: 3, generation: 2, base_hash, wall_us: 1 }];
+    let status = status(&view);
+    let told = status.node("n3").unwrap().odd_build.as_deref().unwrap();
+    assert!(told.starts_with("for generation 2 it built base cdcd"), "{told}");
+    assert_eq!(status.node("n2").unwrap().odd_build, None);
+    let next = &status.next[0];
+    assert!(next.starts_with("packmaster shelf verify FILE  # on host3: n3: "), "{next}");
+    assert!(next.ends_with("check or replace its disk and memory"), "{next}");
 }
 
 #[test]

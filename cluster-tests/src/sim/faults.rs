@@ -373,14 +373,16 @@ impl Schedule {
             }
             23 => Fault::Setting { by: node, settings: settings(rng) },
             25 => {
-                let permille = rng.between(50, 600);
+                let permille = [100, 400, 900][rng.index(3)];
                 let twice_permille = rng.between(0, 800);
                 let us_max = [30_000, 400_000, 3_000_000][rng.index(3)];
                 Fault::Late { permille, twice_permille, us_max, us: 2 * short_us }
             }
             26 => {
-                let cancel_us = rng.between(2_000, 400_000);
-                Fault::PackAgain { by: node, cancel_us, again_us: rng.between(2_000, 300_000) }
+                // About as long as a mark takes, or much longer.
+                let us_max = if power { 60_000 } else { 600_000 };
+                let cancel_us = rng.between(2_000, us_max);
+                Fault::PackAgain { by: node, cancel_us, again_us: rng.between(1_000, us_max / 2) }
             }
             24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
             _ => {
