@@ -49,6 +49,7 @@ mutants! {
     AppendBelowPromise: "no append below the promise is taken or acknowledged", "cloudnative-pg #7407";
     FencedMasterGoesOn: "a master that has promised a newer epoch is none any more", "redis #4819, orchestrator #854";
     MasterBootIgnored: "another process of the elected node is not the master", "design 5";
+    UnsettledReported: "a position is reported when nothing of the file is on its way to the disk", "design 5";
     // Acknowledgements and commits.
     AckBeforeSync: "data is durable before it is acknowledged", "ZOOKEEPER-4646";
     OwnUnsyncedCounts: "the master's own copy counts when it is durable, with one voter too", "etcd #14370";
@@ -70,19 +71,28 @@ mutants! {
     OldReportsCounted: "a report counts for its own fence only", "bookkeeper #2614";
     GreatestSeqOnly: "positions are compared by chain epoch first", "Raft figure 8";
     FloorNotFetched: "the elected fetches what the greatest position has", "design 5";
+    OldProcessCounted: "a report counts as long as its process lives", "design 5";
+    BaseNotCompared: "who is counted has the current generation's file, by its base hash", "litefs #112, zc.zrs";
     SuspectCounted: "who has lost data is not counted and not elected", "KIP-966, NATS 2.12.1";
     AmnesiacTakesPart: "a disk that has forgotten what was promised on it takes no part", "raft-rs to_commit out of range, openraft PR 2002";
+    WipedBelieved: "what comes from another disk than the cluster knows is not believed", "raft-rs to_commit out of range, openraft PR 2002";
+    UnprovedConfirms: "who may have forgotten a newer promise confirms no reads", "lease read by a paused process";
+    UnprovedVotes: "who may have forgotten its vote does not vote", "tikv #8381";
+    ProvedWithoutLog: "who has just started knows of Raft's log what the others know before it takes part", "openraft PR 2002";
+    LostAcknowledged: "a disk that lacks what it acknowledged takes no part", "KIP-966";
     RecoveringCounts: "who has lost data acknowledges nothing until all of it is back", "KIP-966";
     // Raft.
     RaftUnsynced: "Raft's records are durable before their messages leave", "tikv #8381";
     RaftSendsEarly: "Raft's messages wait for their records", "tikv #8381";
     // Clients.
     VisibleBeforeCommit: "clients see only what is committed", "ZEO #142";
+    OldRoundConfirms: "a read is confirmed by answers to a question asked after it came", "lease read by a paused process";
     ConfirmSkipped: "a read is confirmed by a majority", "lease read by a paused process";
     SyncNotAwaited: "a sync waits until its node shows what is committed", "design 7";
     InvalidationLost: "a session hears of every change", "design 7";
     ChangedIsLoaded: "what has changed since the last sync is not loaded", "design 7";
     CommitIdNotChecked: "a commit that is asked for twice is stored once", "SERVER-55305";
+    ConflictForgotten: "a commit that was refused is refused when it comes again", "SERVER-55305";
     UnknownSaidAsDone: "an unknown outcome is never called success", "MongoDB 2.4.3";
     ChangesNotChecked: "a commit on changed objects is a conflict", "design 7";
     AheadBelieved: "what a client was told before it was committed counts only if it is in the master's file", "design 7";

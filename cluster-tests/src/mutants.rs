@@ -117,9 +117,40 @@ impl Hunt {
                 favour: vec![(weight::ROT, 60), (weight::PROMOTE, 30), (weight::CUT, 20)],
                 ..usual
             },
-            M::AmnesiacTakesPart => Options {
+            M::AmnesiacTakesPart | M::LostAcknowledged | M::WipedBelieved => Options {
                 every_us: Some(150_000),
-                favour: vec![(weight::IMAGE, 30), (weight::ROLLBACK, 30), (weight::PROMOTE, 20)],
+                favour: vec![
+                    (weight::IMAGE, 30),
+                    (weight::ROLLBACK, 30),
+                    (weight::REPLACE, 10),
+                    (weight::PROMOTE, 20),
+                ],
+                ..usual
+            },
+            // Whoever starts among others that go on.
+            M::UnprovedConfirms | M::UnprovedVotes | M::ProvedWithoutLog | M::OldProcessCounted => {
+                Options {
+                    every_us: Some(100_000),
+                    favour: vec![(weight::CRASH, 80), (weight::LAGGY, 20), (weight::PROMOTE, 20)],
+                    ..usual
+                }
+            }
+            // Where commits are written while elections are asked after, on disks that take their time.
+            M::UnsettledReported => Options {
+                clients: 8,
+                every_us: Some(100_000),
+                favour: vec![
+                    (weight::SLOW_DISK, 60),
+                    (weight::LOSSY, 40),
+                    (weight::PROMOTE, 60),
+                    (weight::PACK, 20),
+                ],
+                ..usual
+            },
+            // Where elections come before every node has the first file.
+            M::BaseNotCompared => Options {
+                every_us: Some(60_000),
+                favour: vec![(weight::CRASH, 40), (weight::PROMOTE, 60), (weight::CUT, 20)],
                 ..usual
             },
             M::FailedSyncIgnored => {

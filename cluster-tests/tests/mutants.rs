@@ -1,5 +1,6 @@
 //! Every rule is broken on purpose once, and the simulator must notice: `cargo test --test mutants -- --nocapture` shows
-//! the table. The slow ones have a command of their own: `cargo test --test mutants -- --ignored --nocapture`.
+//! the table. The slow ones have a command of their own: `cargo test --test mutants -- --ignored --nocapture`. `MUTANTS`
+//! names the ones to hunt, with commas between them, if it is not to be all.
 
 #![cfg(debug_assertions)]
 
@@ -9,7 +10,12 @@ use cluster_tests::mutants::{Hunt, Limit, hunt_all, is_elusive, table};
 use packmaster::mutants::Mutant;
 
 fn hunt(elusive: bool, limit: Limit) {
-    let wanted = Mutant::ALL.iter().filter(|mutant| is_elusive(**mutant) == elusive);
+    let named = std::env::var("MUTANTS").ok();
+    let is_named = |mutant: &Mutant| {
+        named.as_ref().is_none_or(|names| names.split(',').any(|name| name == mutant.name()))
+    };
+    let wanted =
+        Mutant::ALL.iter().filter(|mutant| is_elusive(**mutant) == elusive && is_named(mutant));
     let hunts: Vec<Hunt> = wanted.map(|mutant| Hunt::new(*mutant)).collect();
     let verdicts = hunt_all(&hunts, limit);
     println!("{}", table(&verdicts));

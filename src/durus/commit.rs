@@ -195,7 +195,9 @@ impl CommitChecker {
         ground: &Ground<'_>,
     ) -> Result<Verdict, String> {
         let verdict = self.judge(request, ground)?;
-        if let Verdict::Conflict { .. } = verdict {
+        if let Verdict::Conflict { .. } = verdict
+            && !mutants::broken(Mutant::ConflictForgotten)
+        {
             self.remember_conflict(request.commit_id);
         }
         Ok(verdict)

@@ -218,8 +218,8 @@ impl Controller {
             |report: &Report| report.epoch == epoch || mutants::broken(Mutant::OldReportsCounted);
         // A process that has started since reports anew: what the one before it said of itself holds no more.
         let gone = |id: &NodeId, report: &Report| {
-            view.beat(*id)
-                .is_some_and(|beat| beat.boot != report.boot.0 && beat.promised == epoch.0)
+            let other = |beat: &Beat| beat.boot != report.boot.0 && beat.promised == epoch.0;
+            view.beat(*id).is_some_and(other) && !mutants::broken(Mutant::OldProcessCounted)
         };
         self.reports.retain(|id, report| fits(report) && voters.contains(id) && !gone(id, report));
         for &voter in &voters {

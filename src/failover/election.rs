@@ -34,9 +34,11 @@ impl Report {
     /// A suspect voter does not count, and one that has yet to rebase will, when it has.
     pub fn counts(&self, state: &State) -> bool {
         (self.suspect.is_empty() || mutants::broken(Mutant::SuspectCounted))
-            && state
-                .generation()
-                .is_none_or(|current| self.position.same_file(current.number, current.base_hash))
+            && state.generation().is_none_or(|current| {
+                self.position.same_file(current.number, current.base_hash)
+                    || mutants::broken(Mutant::BaseNotCompared)
+                        && self.position.generation == current.number
+            })
     }
 }
 

@@ -55,7 +55,8 @@ impl<W> Confirm<W> {
 
     /// A voter still follows. Returns those who may be answered now.
     pub fn confirmed(&mut self, voter: NodeId, round: u64) -> Vec<W> {
-        if round == self.round && self.voters.contains(&voter) {
+        let asked_since = round == self.round || mutants::broken(Mutant::OldRoundConfirms);
+        if asked_since && self.voters.contains(&voter) {
             self.confirmed_by.insert(voter);
         }
         self.done()

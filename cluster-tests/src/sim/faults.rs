@@ -39,6 +39,7 @@ pub mod weight {
     pub const ROT: usize = 18;
     pub const IMAGE: usize = 20;
     pub const ROLLBACK: usize = 21;
+    pub const REPLACE: usize = 22;
     pub const SETTING: usize = 23;
     pub const WRONG_BUILD: usize = 24;
     pub const LATE: usize = 25;

@@ -20,6 +20,10 @@
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | ProvedFirst: who has just started is silent until it has heard the others | at every message | `started` |
+//! | WipedUnheard: another disk under a known id is silent for all | at every beat | `started` |
+//! | WholePosition: what is reported is all there is | at every report | `messages::on_report` |
+//! | OneFile: who is counted together has the same file | at every election | `messages::on_elect` |
 //! | InStep: who says so has its master's file | at every beat | `in_step` |
 //! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
 //! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
@@ -30,6 +34,7 @@
 mod file;
 mod in_step;
 mod messages;
+mod started;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,6 +88,9 @@ struct DiskView {
 #[derive(Default)]
 pub struct Ledger {
     disks: Vec<DiskView>,
+    started: Vec<started::Started>,
+    /// The files that nodes have reported to be in, to an election that counts them: by epoch and node.
+    reported: BTreeMap<(u64, u64), BTreeSet<Vec<u8>>>,
     /// Every transaction ever seen durable, by its chain.
     pub txs: BTreeMap<Hash, Tx>,
     /// Objects of a generation's base, by the seal's chain.
@@ -111,7 +119,9 @@ pub fn tag_of(data: &[u8]) -> Option<[u8; 16]> {
 
 impl Ledger {
     pub fn new(nodes: usize) -> Ledger {
-        Ledger { disks: (0..nodes).map(|_| DiskView::default()).collect(), ..Ledger::default() }
+        let disks = (0..nodes).map(|_| DiskView::default()).collect();
+        let started = (0..nodes).map(|_| started::Started::default()).collect();
+        Ledger { disks, started, ..Ledger::default() }
     }
 
     /// Reads again what changed on the disk of `node` (from 0).

@@ -27,6 +27,7 @@ use packmaster::proto::control::{PeerMessage, RaftRecord};
 use packmaster::raft::RaftLog;
 use packmaster::storage::DiskError;
 use packmaster::storage::task::{DiskTask, Performer, TaskDone};
+use tempfile::NamedTempFile;
 
 use super::Counts;
 use super::askers::Askers;
@@ -200,6 +201,8 @@ pub struct World {
     block_bytes: u64,
     /// Transactions are fetched in pieces of them, and commits are asked for again by their ids: as if all were long.
     short_pieces: bool,
+    /// One node may come with a first file of its own, also without objects; there can be only one of them.
+    brings: Option<(usize, NamedTempFile)>,
     /// A commit whose request has more bytes is sent on the lane of the appends: some are, here, where all are short.
     small_commit_max: u64,
     commands: BTreeSet<(u64, u64)>,
@@ -283,6 +286,7 @@ impl World {
             keep_generations,
             block_bytes: 64 << (seed % 4),
             short_pieces: seed.is_multiple_of(3),
+            brings: (seed % 5 == 4).then(|| (seed as usize / 5 % nodes, script::plain_file())),
             small_commit_max: [0, 250, SMALL_COMMIT_BYTES_MAX][(seed % 8).min(2) as usize],
             commands: BTreeSet::new(),
             elections: Vec::new(),
@@ -299,6 +303,13 @@ impl World {
     fn at(&mut self, after_us: u64, event: Event) {
         self.order += 1;
         self.queue.insert((self.now + after_us, self.order), event);
+    }
+
+    /// How long its process runs, by its own clock.
+    fn lived_us(&self, node: usize) -> u64 {
+        let host = &self.hosts[node];
+        let started_us = host.process.as_ref().map_or(self.now, |process| process.started_us);
+        host.mono_after(self.now - started_us)
     }
 
     fn link(&mut self, from: usize, to: usize) -> &mut Link {

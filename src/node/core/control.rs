@@ -34,7 +34,8 @@ const PROPOSE_AGAIN_MS: u64 = 300;
 
 impl Core {
     pub(super) fn on_raft_message(&mut self, message: RaftMessage) -> Result<(), String> {
-        if !self.suspect.is_empty() || (self.is_unproved() && Driver::is_about_votes(&message)) {
+        let votes = Driver::is_about_votes(&message) && !mutants::broken(Mutant::UnprovedVotes);
+        if !self.suspect.is_empty() || (self.is_unproved() && votes) {
             return Ok(());
         }
         self.leave_dead_leader(&message);

@@ -97,7 +97,8 @@ impl Core {
         // A newer promise can be on its way to the disk when an older one arrives there: it is not to be told before.
         let promising = self.promise_durable != self.promised
             && !mutants::broken(Mutant::PositionBeforePromise);
-        let settled = !self.cutting && self.durable.seq == self.shelf.tip().seq;
+        let settled = (!self.cutting && self.durable.seq == self.shelf.tip().seq)
+            || mutants::broken(Mutant::UnsettledReported);
         if self.is_unproved() || promising || !settled {
             return; // asked again in a moment
         }

@@ -45,6 +45,7 @@ use crate::durus;
 use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
 use crate::failover::health::{Health, Look};
+use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
@@ -307,7 +308,9 @@ impl Core {
     ) {
         let Some(member) = self.control.member(from) else { return };
         // A wiped node under its old id must not be believed: its promises and votes are gone with its disk.
-        if member.disk_uuid.is_some_and(|known| known != from_disk) {
+        if member.disk_uuid.is_some_and(|known| known != from_disk)
+            && !mutants::broken(Mutant::WipedBelieved)
+        {
             self.beats.complain_about_disk(from, &self.log, self.now);
             return;
         }

@@ -79,6 +79,7 @@ impl Core {
                 && view.acked_seq > self.shelf.tip().seq.0
                 && self.recovering.is_none()
                 && !self.cutting
+                && !mutants::broken(Mutant::LostAcknowledged)
             {
                 let why = format!(
                     "node {from} has heard that it had seq {} of epoch {promised}; its disk has {}",
@@ -123,7 +124,9 @@ impl Core {
         let others = self.control.members().map(|member| member.id);
         let heard_all =
             others.filter(|id| *id != self.setup.id).all(|id| proof.heard.contains(&id));
-        let known = heard_all && self.raft.applied() >= proof.raft_applied;
+        let caught_up =
+            self.raft.applied() >= proof.raft_applied || mutants::broken(Mutant::ProvedWithoutLog);
+        let known = heard_all && caught_up;
         if !known && self.now.since_ms(proof.since) < self.setup.timing.silence_ms {
             return;
         }

@@ -3,7 +3,8 @@
 //! Every request is kept until its answer comes. With each new epoch the node registers with the new master, then
 //! sends again what is open. A commit is sent again only when this node has applied the new epoch's start: whatever an
 //! earlier epoch wrote is in the file before that, or never will be; so what has not been found by then was not
-//! committed. Answers of earlier epochs are not believed.
+//! committed. That only spares the line: the new master has all of it in its own file before it is open, finds the commit
+//! there by its id, or says that it can't know (`durus::CommitChecker`). Answers of earlier epochs are not believed.
 
 use std::collections::BTreeMap;
 

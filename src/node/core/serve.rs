@@ -380,7 +380,8 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         // Who may have forgotten a newer promise must not confirm an older mastership.
-        if self.suspect.is_empty() && !self.is_unproved() {
+        let proved = !self.is_unproved() || mutants::broken(Mutant::UnprovedConfirms);
+        if self.suspect.is_empty() && proved {
             let reply = pb::ConfirmReply {
                 epoch: self.promised.0,
                 boot: confirm.boot,

@@ -226,7 +226,10 @@ impl Core {
             return;
         }
         let (master, boot) = (slave.master, slave.boot);
-        // Everything that was committed before this epoch is below what its open master says is.
+        // Everything that was committed before this epoch is below what its open master says is. What our file has since
+        // the loss it took from masters of this and later epochs than those it acknowledged in, and each of them had all
+        // of that: so a file that is long enough has it. That it is also known to be committed proves the same by chain,
+        // up to `announced`; nothing depends on that.
         let all_back = slave.announced.epoch == slave.epoch
             && self.durable.seq >= slave.announced.seq
             && self.committed >= slave.announced.seq;

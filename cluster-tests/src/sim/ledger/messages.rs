@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use packmaster::proto::control::peer_message::Kind as Message;
-use packmaster::proto::control::{Beat, Elect, PeerMessage};
+use packmaster::proto::control::{Beat, Elect, FenceReport, PeerMessage};
 use packmaster::proto::replication as pb;
 use packmaster::proto::replication::client_reply::Answer;
 
@@ -13,7 +13,9 @@ use crate::sim::parse::{Hash, Kind};
 
 impl Ledger {
     /// What a node says to another, at the moment it says it.
-    pub fn on_send(&mut self, from: usize, message: &PeerMessage) {
+    /// `lived_us`: by its own clock since it started.
+    pub fn on_send(&mut self, from: usize, lived_us: u64, message: &PeerMessage) {
+        self.is_proved(from, lived_us, message);
         if self.disks[from].fate == Fate::RolledBack {
             assert!(
                 !counts(message),
@@ -24,29 +26,51 @@ impl Ledger {
         match &message.kind {
             Some(Message::Append(append)) => self.on_append(from, append),
             Some(Message::AppendReply(reply)) if reply.matched => self.on_ack(from, reply),
-            Some(Message::FenceReport(report)) => {
-                let promise = self.disks[from].promise;
-                assert!(
-                    promise >= report.epoch,
-                    "violated PromiseMonotone: node {} reports for epoch {} with {promise} on its disk",
-                    from + 1,
-                    report.epoch
-                );
-                let position = report.position.as_ref().expect("a position");
-                let tip = position.tip.as_ref().expect("a tip");
-                assert!(
-                    self.disk_has(from, &position.base_hash, tip.seq, &tip.chain),
-                    "violated durable position: node {} reports seq {} that is not on its disk",
-                    from + 1,
-                    tip.seq
-                );
+            Some(Message::FenceReport(report)) => self.on_report(from, report),
+            Some(Message::Beat(beat)) => {
+                self.is_unheard(from, lived_us, beat);
+                self.on_beat(from, beat);
             }
-            Some(Message::Beat(beat)) => self.on_beat(from, beat),
             Some(Message::Fetch(fetch)) => self.on_fetch(from, fetch),
             Some(Message::ClientReply(reply)) => self.on_client_reply(from, reply),
             _ => {}
         }
         self.note_sometimes(from, message);
+    }
+
+    /// What is promised and reported is on the disk, and if it counts, it is all that the disk has.
+    fn on_report(&mut self, from: usize, report: &FenceReport) {
+        let view = &self.disks[from];
+        assert!(
+            view.promise >= report.epoch,
+            "violated PromiseMonotone: node {} reports for epoch {} with {} on its disk",
+            from + 1,
+            report.epoch,
+            view.promise
+        );
+        let position = report.position.as_ref().expect("a position");
+        let tip = position.tip.as_ref().expect("a tip");
+        assert!(
+            self.disk_has(from, &position.base_hash, tip.seq, &tip.chain),
+            "violated durable position: node {} reports seq {} that is not on its disk",
+            from + 1,
+            tip.seq
+        );
+        if !report.suspect.is_empty() {
+            return;
+        }
+        let is_it = |file: &&File| file.seal.is_some_and(|seal| seal[..] == *position.base_hash);
+        let last = view.files.values().find(is_it).and_then(|file| file.txs.last());
+        let (whole, last) = (last.is_none_or(|tx| tx.0 <= tip.seq), last.map_or(0, |tx| tx.0));
+        assert!(
+            whole || view.hurt || view.fate != Fate::Sound,
+            "violated WholePosition: node {} reports seq {} to the election of epoch {}, and its file ends at seq {last}",
+            from + 1,
+            tip.seq,
+            report.epoch
+        );
+        let reporter = (report.epoch, from as u64 + 1);
+        self.reported.entry(reporter).or_default().insert(position.base_hash.to_vec());
     }
 
     /// base <= committed <= written, base <= durable <= written; and what is called durable is on the disk.
@@ -93,6 +117,16 @@ impl Ledger {
                 && 2 * reported.len() > voters.len()
                 && voters.len() == self.disks.len(),
             "violated QuorumsOverlap: epoch {} is elected by {reported:?} of {voters:?}",
+            elect.epoch
+        );
+        // At the first election there is no file yet that all must have.
+        let files = elect.reported.iter().map(|id| self.reported.get(&(elect.epoch, *id)));
+        let files: Vec<_> = files.collect::<Option<_>>().unwrap_or_default();
+        let is_common = |file: &&Vec<u8>| files.iter().all(|of| of.contains(*file));
+        assert!(
+            self.masters.is_empty()
+                || files.first().is_none_or(|of| of.iter().any(|it| is_common(&it))),
+            "violated OneFile: the election of epoch {} counts nodes {reported:?}, which have different files",
             elect.epoch
         );
     }
@@ -291,12 +325,12 @@ impl Ledger {
     }
 }
 
-/// Is this a vote, a word on a position that counts, or an acknowledgement?
-fn counts(message: &PeerMessage) -> bool {
+/// Is this a vote, a word on a position that counts, an acknowledgement, or one for a read?
+pub(super) fn counts(message: &PeerMessage) -> bool {
     // raft-rs's numbers: an append, a request for votes, an answer to one, a snapshot, a heartbeat; votes before the vote.
     const RAFT: [u32; 7] = [3, 5, 6, 7, 8, 17, 18];
     match &message.kind {
-        Some(Message::Append(_)) => true,
+        Some(Message::Append(_) | Message::ConfirmReply(_)) => true,
         Some(Message::AppendReply(reply)) => reply.matched && !reply.recovering,
         Some(Message::FenceReport(report)) => report.suspect.is_empty(),
         Some(Message::Raft(raft)) => RAFT.contains(&raft.msg_type) && !raft.reject,

@@ -11,7 +11,8 @@ use super::{Event, Flight, World};
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: usize, message: PeerMessage) {
-        self.ledger.on_send(from, &message);
+        let lived_us = self.lived_us(from);
+        self.ledger.on_send(from, lived_us, &message);
         self.trace.note((from * 8 + to) as u64, message.encoded_len() as u64);
         if let Some(text) = words(&message) {
             self.trace.line(format_args!("n{} -> n{}: {text}", from + 1, to + 1));
@@ -85,6 +86,7 @@ impl World {
             link.held.push(Flight { from, to, to_life, era, fragile, message });
             return;
         }
+        self.ledger.on_arrival(to, from, &message);
         let from_disk = self.hosts[from].disk_uuid;
         self.put(to, Input::Peer { from: NodeId(from as u64 + 1), from_disk, message });
     }

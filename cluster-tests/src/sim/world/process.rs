@@ -78,8 +78,8 @@ impl World {
         self.hosts[node].medium.lock().set_fuse(fuse);
         if self.script.is_some() {
             self.light_scripted_fuse(node);
-            self.import(node);
         }
+        self.import(node);
         let now = Now { mono_us: 1, wall_us: self.hosts[node].wall_us(self.now) };
         let started = start(setup, now);
         if self.script.is_some() && self.scripted_fuse_burnt(node) {
@@ -115,6 +115,7 @@ impl World {
             self.dies(node, power, 50_000);
             return;
         };
+        self.ledger.has_started(node);
         self.hosts[node].damage_unseen = false;
         self.hosts[node].process = Some(Process {
             core,

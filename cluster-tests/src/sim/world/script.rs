@@ -262,9 +262,12 @@ impl World {
 
     // ---- what steps are made of ----
 
-    /// As `node::prepare` does it before the core starts; nothing if the run begins without an import.
+    /// As `node::prepare` does it before the core starts; nothing if this node begins without an import.
     pub(super) fn import(&mut self, node: usize) {
-        let Some(source) = self.script.as_ref().and_then(|run| run.import.as_ref()) else { return };
+        let scripted = self.script.as_ref().and_then(|run| run.import.as_ref());
+        let brings = self.brings.as_ref().filter(|(by, _)| *by == node && self.script.is_none());
+        let brings = brings.filter(|_| !self.hosts[node].damaged).map(|(_, file)| file);
+        let Some(source) = scripted.or(brings) else { return };
         let disk = self.hosts[node].disk.clone().expect("a disk");
         let imported = prepare::import(&*disk, source.path());
         let broken = self.hosts[node].medium.lock().is_broken();
@@ -421,7 +424,7 @@ impl World {
 }
 
 /// No base objects, an offset map without slots, no transactions: the judges know everything that is in it.
-fn plain_file() -> NamedTempFile {
+pub(super) fn plain_file() -> NamedTempFile {
     let mut plain = b"SHELF-1\n".to_vec();
     for number in [0u64, 16, 1, 0] {
         plain.extend(number.to_be_bytes());
