@@ -71,7 +71,6 @@ mutants! {
     OldReportsCounted: "a report counts for its own fence only", "bookkeeper #2614";
     GreatestSeqOnly: "positions are compared by chain epoch first", "Raft figure 8";
     FloorNotFetched: "the elected fetches what the greatest position has", "design 5";
-    OldProcessCounted: "a report counts as long as its process lives", "design 5";
     BaseNotCompared: "who is counted has the current generation's file, by its base hash", "litefs #112, zc.zrs";
     SuspectCounted: "who has lost data is not counted and not elected", "KIP-966, NATS 2.12.1";
     AmnesiacTakesPart: "a disk that has forgotten what was promised on it takes no part", "raft-rs to_commit out of range, openraft PR 2002";

@@ -128,13 +128,24 @@ impl Hunt {
                 ..usual
             },
             // Whoever starts among others that go on.
-            M::UnprovedConfirms | M::UnprovedVotes | M::ProvedWithoutLog | M::OldProcessCounted => {
-                Options {
-                    every_us: Some(100_000),
-                    favour: vec![(weight::CRASH, 80), (weight::LAGGY, 20), (weight::PROMOTE, 20)],
-                    ..usual
-                }
-            }
+            M::UnprovedConfirms | M::UnprovedVotes | M::ProvedWithoutLog => Options {
+                every_us: Some(100_000),
+                favour: vec![(weight::CRASH, 80), (weight::LAGGY, 20), (weight::PROMOTE, 20)],
+                ..usual
+            },
+            M::OldRoundConfirms => Options {
+                clients: 8,
+                every_us: Some(150_000),
+                favour: vec![(weight::LAGGY, 60), (weight::LOSSY, 40), (weight::CUT, 20)],
+                ..usual
+            },
+            // What is refused since a pack would drop it is not refused any more when the pack is called off.
+            M::ConflictForgotten => Options {
+                clients: 8,
+                every_us: Some(80_000),
+                favour: vec![(weight::PACK, 80), (weight::PACK_CANCEL, 80), (weight::LOSSY, 60)],
+                ..usual
+            },
             // Where commits are written while elections are asked after, on disks that take their time.
             M::UnsettledReported => Options {
                 clients: 8,
@@ -150,7 +161,8 @@ impl Hunt {
             // Where elections come before every node has the first file.
             M::BaseNotCompared => Options {
                 every_us: Some(60_000),
-                favour: vec![(weight::CRASH, 40), (weight::PROMOTE, 60), (weight::CUT, 20)],
+                favour: vec![(weight::LAGGY, 100), (weight::PROMOTE, 100), (weight::CUT, 20)],
+                differing_files: true,
                 ..usual
             },
             M::FailedSyncIgnored => {

@@ -4,6 +4,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use cluster_tests::cluster::{Builder, Cluster, command_on};
 use cluster_tests::net::Net;
@@ -104,5 +106,49 @@ fn a_commit_that_takes_its_time_on_the_line_is_sent_once() {
     ));
     // To the master; and to two slaves, and to the client that reads it there. Frames take something.
     assert!(by_slave < 1.5 && by_master < 3.5, "{by_slave:.2} times, {by_master:.2} times");
+    cluster.finish();
+}
+
+/// Tried from outside: a read waited until the large commit of another client was through, seconds on such a line.
+#[test]
+fn reads_go_on_while_a_large_commit_takes_its_time_on_the_line() {
+    let net = match Net::make(OUTSIDE + 1, 2) {
+        Ok(net) => net,
+        Err(why) => {
+            return aloud(&format!(
+                "SKIPPED: reads beside large commits: no network namespaces: {why}"
+            ));
+        }
+    };
+    let mut cluster = Builder::default().network(net).start();
+    cluster.net().worsen(0, (15, 15));
+    cluster.wait_healthy();
+    let master = cluster.master();
+    let (slave, other) = ((master + 1) % 3, (master + 2) % 3);
+    let host = cluster.host(OUTSIDE);
+    // Makes the root.
+    store(&cluster, &host, slave, master, &[1000]);
+    let reads = |node: usize| {
+        Workload::start_on(&host, "reads.py", &[&cluster.nodes[node].durus.to_string()])
+    };
+    let median = |said: &Value| said["median_ms"].as_f64().expect("a time");
+    let alone = reads(slave);
+    thread::sleep(Duration::from_secs(2));
+    let alone = alone.finish(60);
+    // Where the commit comes in, where it goes to the file, and where it is sent from there.
+    let during = [slave, master, other].map(|node| (node, reads(node)));
+    let committed = store(&cluster, &host, slave, master, &[40 * MIB]);
+    let took_ms = 1000.0 * committed["took_s"][0].as_f64().expect("a time");
+    assert!(took_ms > 2000.0, "40 MiB took {took_ms} ms: nobody would have waited");
+    for (node, reads) in during {
+        let said = reads.finish(60);
+        aloud(&format!(
+            "reads at n{} beside a commit of {took_ms} ms: {said}; alone: {alone}",
+            node + 1
+        ));
+        let longest = said["longest_ms"].as_f64().expect("a time");
+        assert!(longest < took_ms / 3.0, "a read waited for the commit: {said}");
+        assert!(median(&said) < 4.0 * median(&alone), "reads are slow: {said}, alone {alone}");
+    }
     cluster.finish();
 }

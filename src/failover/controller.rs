@@ -216,10 +216,13 @@ impl Controller {
         let voters = view.state.voters();
         let fits =
             |report: &Report| report.epoch == epoch || mutants::broken(Mutant::OldReportsCounted);
-        // A process that has started since reports anew: what the one before it said of itself holds no more.
+        // A process that has started since reports anew: what the one before it said of itself holds no more. That only
+        // spares an election: the promise it told of was durable and binds the next process, too, so whatever commits is in
+        // the greatest position told; if that is lost with its disk, the elected can't fetch it, does not open, and the
+        // next election hears the new process; and an elected process that is gone is none (`Mutant::MasterBootIgnored`).
         let gone = |id: &NodeId, report: &Report| {
-            let other = |beat: &Beat| beat.boot != report.boot.0 && beat.promised == epoch.0;
-            view.beat(*id).is_some_and(other) && !mutants::broken(Mutant::OldProcessCounted)
+            view.beat(*id)
+                .is_some_and(|beat| beat.boot != report.boot.0 && beat.promised == epoch.0)
         };
         self.reports.retain(|id, report| fits(report) && voters.contains(id) && !gone(id, report));
         for &voter in &voters {

@@ -22,6 +22,8 @@ pub struct Options {
     pub every_us: Option<u64>,
     /// Milliseconds a client waits for an answer before its node gives it up.
     pub wait_max_ms: u64,
+    /// One node comes with another first file, and faults begin before all have the same.
+    pub differing_files: bool,
 }
 
 /// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
@@ -35,6 +37,7 @@ pub mod weight {
     pub const SLOW_DISK: usize = 7;
     pub const PROMOTE: usize = 8;
     pub const PACK: usize = 9;
+    pub const PACK_CANCEL: usize = 10;
     pub const DISK_ERROR: usize = 15;
     pub const ROT: usize = 18;
     pub const IMAGE: usize = 20;
@@ -57,6 +60,7 @@ impl Default for Options {
             favour: Vec::new(),
             every_us: None,
             wait_max_ms: 6000,
+            differing_files: false,
         }
     }
 }

@@ -20,6 +20,7 @@
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | FreshRead: a read is of no older moment than its sync | at every answer to a sync | `fresh` |
 //! | ProvedFirst: who has just started is silent until it has heard the others | at every message | `started` |
 //! | WipedUnheard: another disk under a known id is silent for all | at every beat | `started` |
 //! | WholePosition: what is reported is all there is | at every report | `messages::on_report` |
@@ -32,6 +33,7 @@
 //! A node's own committed position may be ahead of its own durable one: others made it committed.
 
 mod file;
+mod fresh;
 mod in_step;
 mod messages;
 mod started;
@@ -89,6 +91,7 @@ struct DiskView {
 pub struct Ledger {
     disks: Vec<DiskView>,
     started: Vec<started::Started>,
+    fresh: fresh::Fresh,
     /// The files that nodes have reported to be in, to an election that counts them: by epoch and node.
     reported: BTreeMap<(u64, u64), BTreeSet<Vec<u8>>>,
     /// Every transaction ever seen durable, by its chain.

@@ -132,6 +132,8 @@ struct Host {
     /// Out for the rest of the run, and why.
     out: Option<String>,
     image: Option<Image>,
+    /// How far the file in it goes.
+    image_seq: u64,
 }
 
 impl Host {
@@ -244,6 +246,7 @@ impl World {
                 refused: false,
                 out: None,
                 image: None,
+                image_seq: 0,
             })
             .collect();
         let schedule = Schedule::new(&mut rng, options);
@@ -286,7 +289,8 @@ impl World {
             keep_generations,
             block_bytes: 64 << (seed % 4),
             short_pieces: seed.is_multiple_of(3),
-            brings: (seed % 5 == 4).then(|| (seed as usize / 5 % nodes, script::plain_file())),
+            brings: (options.differing_files || seed % 5 == 4)
+                .then(|| (seed as usize / 5 % nodes, script::plain_file())),
             small_commit_max: [0, 250, SMALL_COMMIT_BYTES_MAX][(seed % 8).min(2) as usize],
             commands: BTreeSet::new(),
             elections: Vec::new(),
@@ -330,7 +334,10 @@ impl World {
             self.turn(client, after);
         }
         if self.options.faults {
-            let first = self.rng.between(300_000, 2_000_000);
+            let first = match self.options.differing_files {
+                true => self.rng.between(50_000, 500_000),
+                false => self.rng.between(300_000, 2_000_000),
+            };
             self.at(first, Event::Fault);
         }
         let faults_until = self.options.faults_ms * 1000;

@@ -16,6 +16,7 @@ impl Ledger {
     /// `lived_us`: by its own clock since it started.
     pub fn on_send(&mut self, from: usize, lived_us: u64, message: &PeerMessage) {
         self.is_proved(from, lived_us, message);
+        self.is_fresh(from, message);
         if self.disks[from].fate == Fate::RolledBack {
             assert!(
                 !counts(message),

@@ -18,6 +18,8 @@ pub(super) struct Started {
     heard: BTreeMap<usize, u64>,
     /// It has taken part since; then it had applied so much.
     applied: Option<u64>,
+    /// Of each node that it has followed as master: in which epoch, and how far, as that has told it.
+    acked: BTreeMap<usize, (u64, u64)>,
     /// Since when it says of another node that its disk is not the one it has, in microseconds of its life.
     knows_wiped: BTreeMap<usize, u64>,
 }
@@ -30,9 +32,29 @@ impl Ledger {
 
     /// Something arrives at a process.
     pub fn on_arrival(&mut self, at: usize, from: usize, message: &PeerMessage) {
+        self.note_asked(message);
         if let Some(Message::Beat(beat)) = &message.kind {
             self.started[at].heard.entry(from).or_insert(beat.raft_applied);
         }
+        if let Some(Message::AppendReply(reply)) = &message.kind
+            && let Some(tip) = reply.durable.as_ref().filter(|_| reply.matched)
+        {
+            let acked = self.started[at].acked.entry(from).or_default();
+            *acked = (*acked).max((reply.epoch, tip.seq));
+        }
+    }
+
+    /// What the newest epoch's master, whose process has not ended since, has heard that the node has of it.
+    pub fn heard_acks(&self, node: usize, epoch: u64) -> Option<u64> {
+        let master = self
+            .master()
+            .filter(|_| self.masters.last_key_value().is_some_and(|(of, _)| *of == epoch))?;
+        self.started[master].acked.get(&node).filter(|(of, _)| *of == epoch).map(|(_, seq)| *seq)
+    }
+
+    /// Where the durable current file ends.
+    pub fn last_seq(&self, node: usize) -> u64 {
+        self.current(node).map_or(0, |(_, tip)| self.txs[&tip].seq)
     }
 
     /// Whoever has just started has heard everybody, and what they had applied of Raft's log, before it says anything that

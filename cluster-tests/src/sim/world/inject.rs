@@ -190,6 +190,7 @@ impl World {
         if let Fault::Image { .. } = fault {
             let image = self.hosts[node].medium.lock().image();
             self.hosts[node].image = Some(image);
+            self.hosts[node].image_seq = self.ledger.last_seq(node);
             return true;
         }
         if let Fault::Rollback { .. } | Fault::Replace { .. } = fault {
@@ -239,7 +240,8 @@ impl World {
                     && reported.contains(&(node as u64 + 1))
                     && self.ledger.has_master(*epoch)
             });
-            if !forgotten {
+            let seq = self.hosts[node].image_seq;
+            if !forgotten && !self.is_known_to_lack(node, promised, seq) {
                 return false;
             }
         }
@@ -264,6 +266,12 @@ impl World {
         self.hosts[node].damaged = true;
         self.look(node);
         true
+    }
+
+    /// Has this node acknowledged more than `seq` to the master of `epoch`, who goes on, and who has heard it?
+    fn is_known_to_lack(&self, node: usize, epoch: u64, seq: u64) -> bool {
+        let heard = self.ledger.heard_acks(node, epoch).is_some_and(|acked| acked > seq);
+        heard && self.ledger.master().is_some_and(|master| master != node)
     }
 
     /// The others are well, and stay so for a while.

@@ -55,7 +55,9 @@ impl World {
             return;
         }
         if copy {
-            let after = self.rng.between(100, 80_000);
+            // Most copies come soon, some when all that they are about is over.
+            let late_us = if self.rng.chance(250) { 3_000_000 } else { 80_000 };
+            let after = self.rng.between(100, late_us);
             let message = flight.message.clone();
             let flight = Flight { from, to, to_life, era, fragile, message };
             self.at(after, Event::Deliver(Box::new(flight)));
