@@ -141,9 +141,14 @@ impl Hunt {
             },
             // What is refused since a pack would drop it is not refused any more when the pack is called off.
             M::ConflictForgotten => Options {
-                clients: 8,
-                every_us: Some(80_000),
-                favour: vec![(weight::PACK, 80), (weight::PACK_CANCEL, 80), (weight::LOSSY, 60)],
+                clients: 10,
+                every_us: Some(150_000),
+                favour: vec![
+                    (weight::PACK, 60),
+                    (weight::PACK_CANCEL, 30),
+                    (weight::LOSSY, 80),
+                    (weight::SLOW_DISK, 60),
+                ],
                 ..usual
             },
             // Where commits are written while elections are asked after, on disks that take their time.

@@ -20,6 +20,7 @@
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
+//! | RefusedStays: a commit that was refused is refused again | at every answer to a commit | `fresh` |
 //! | FreshRead: a read is of no older moment than its sync | at every answer to a sync | `fresh` |
 //! | ProvedFirst: who has just started is silent until it has heard the others | at every message | `started` |
 //! | WipedUnheard: another disk under a known id is silent for all | at every beat | `started` |

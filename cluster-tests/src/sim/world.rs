@@ -290,7 +290,7 @@ impl World {
             block_bytes: 64 << (seed % 4),
             short_pieces: seed.is_multiple_of(3),
             brings: (options.differing_files || seed % 5 == 4)
-                .then(|| (seed as usize / 5 % nodes, script::plain_file())),
+                .then(|| (seed as usize / 5 % nodes, script::plain_file(2))),
             small_commit_max: [0, 250, SMALL_COMMIT_BYTES_MAX][(seed % 8).min(2) as usize],
             commands: BTreeSet::new(),
             elections: Vec::new(),

@@ -1,6 +1,7 @@
-//! Reads, held against who could have had a newer master meanwhile.
+//! What a master answers to requests, held against what it has answered before, and for reads against who could have had a
+//! newer master meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use packmaster::proto::control::PeerMessage;
 use packmaster::proto::control::peer_message::Kind as Message;
@@ -15,6 +16,8 @@ pub(super) struct Fresh {
     now: u64,
     /// When a sync came to the master of an epoch for the first time: by epoch, the asker's boot, and the number there.
     asked: BTreeMap<(u64, u64, u64), u64>,
+    /// Commits that were answered by a conflict.
+    refused: BTreeSet<(u64, u64, u64)>,
     /// When a node last said that it follows nobody newer: by epoch and node.
     confirmed: BTreeMap<(u64, usize), u64>,
 }
@@ -30,7 +33,8 @@ impl Ledger {
         }
     }
 
-    /// A sync is answered when a majority has said, since it came, that it follows nobody newer.
+    /// A sync is answered when a majority has said, since it came, that it follows nobody newer. A commit that was a conflict
+    /// is one whenever it comes again: its client may have heard it.
     pub(super) fn is_fresh(&mut self, from: usize, message: &PeerMessage) {
         let fresh = &mut self.fresh;
         fresh.now += 1;
@@ -54,6 +58,19 @@ impl Ledger {
                     from + 1,
                     reply.epoch
                 );
+            }
+            Some(Message::ClientReply(reply)) => {
+                let key = (reply.epoch, reply.boot, reply.id);
+                match reply.answer {
+                    Some(Answer::Conflict(_)) => _ = fresh.refused.insert(key),
+                    Some(Answer::CommittedSeq(seq)) => assert!(
+                        !fresh.refused.contains(&key),
+                        "violated RefusedStays: node {} answers seq {seq} to a commit that it has refused in epoch {}",
+                        from + 1,
+                        reply.epoch
+                    ),
+                    _ => {}
+                }
             }
             _ => {}
         }

@@ -166,7 +166,7 @@ impl World {
     fn run_script(&mut self, script: &Script) {
         if script.steps.first() == Some(&Step::Import) {
             self.script().armed = true;
-            self.script().import = Some(plain_file());
+            self.script().import = Some(plain_file(1));
         }
         for node in 0..self.hosts.len() {
             self.at(1000 * node as u64, Event::Start { node, down: 0 });
@@ -424,9 +424,10 @@ impl World {
 }
 
 /// No base objects, an offset map without slots, no transactions: the judges know everything that is in it.
-pub(super) fn plain_file() -> NamedTempFile {
+/// A stock file without objects. `width`: of the places in its map, of which there are none: any makes a base of its own.
+pub(super) fn plain_file(width: u64) -> NamedTempFile {
     let mut plain = b"SHELF-1\n".to_vec();
-    for number in [0u64, 16, 1, 0] {
+    for number in [0u64, 16, width, 0] {
         plain.extend(number.to_be_bytes());
     }
     let file = NamedTempFile::new().expect("a temporary file");
