@@ -141,14 +141,9 @@ impl Hunt {
             },
             // What is refused since a pack would drop it is not refused any more when the pack is called off.
             M::ConflictForgotten => Options {
-                clients: 10,
+                clients: 8,
                 every_us: Some(150_000),
-                favour: vec![
-                    (weight::PACK, 60),
-                    (weight::PACK_CANCEL, 30),
-                    (weight::LOSSY, 80),
-                    (weight::SLOW_DISK, 60),
-                ],
+                favour: vec![(weight::PACK, 60), (weight::LOSSY, 80)],
                 ..usual
             },
             // Where commits are written while elections are asked after, on disks that take their time.

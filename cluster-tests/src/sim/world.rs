@@ -205,6 +205,8 @@ pub struct World {
     short_pieces: bool,
     /// One node may come with a first file of its own, also without objects; there can be only one of them.
     brings: Option<(usize, NamedTempFile)>,
+    /// Commits that were sent to a master and are not answered: by the asker's boot and number there.
+    asked_commits: BTreeMap<(u64, u64), PeerMessage>,
     /// A commit whose request has more bytes is sent on the lane of the appends: some are, here, where all are short.
     small_commit_max: u64,
     commands: BTreeSet<(u64, u64)>,
@@ -289,6 +291,7 @@ impl World {
             keep_generations,
             block_bytes: 64 << (seed % 4),
             short_pieces: seed.is_multiple_of(3),
+            asked_commits: BTreeMap::new(),
             brings: (options.differing_files || seed % 5 == 4)
                 .then(|| (seed as usize / 5 % nodes, script::plain_file(2))),
             small_commit_max: [0, 250, SMALL_COMMIT_BYTES_MAX][(seed % 8).min(2) as usize],

@@ -1,8 +1,12 @@
 //! Between nodes. A connection is a lane: messages on it keep their order, unless it breaks.
 
 use packmaster::node::core::{Input, lane};
+use packmaster::proto::admin::admin_request::Verb;
+use packmaster::proto::admin::{Pack, PackVerb};
 use packmaster::proto::control::PeerMessage;
-use packmaster::proto::control::peer_message::Kind as Message;
+use packmaster::proto::control::peer_message::Kind;
+use packmaster::proto::replication::client_reply::Answer;
+use packmaster::proto::replication::client_request::Ask;
 use packmaster::types::NodeId;
 use prost::Message as _;
 
@@ -47,6 +51,7 @@ impl World {
             }
             self.count("decision's message repeated late");
         }
+        self.repeat_refused(from, to, &message);
         let fragile = self.rng.chance(500);
         let copy = self.twice_permille > 0 && self.rng.chance(self.twice_permille);
         let flight = Flight { from, to, to_life, era, fragile, message };
@@ -63,6 +68,30 @@ impl World {
             self.at(after, Event::Deliver(Box::new(flight)));
         }
         self.fly(flight);
+    }
+
+    /// A commit that was refused because of a pack comes again, when somebody has called the pack off.
+    fn repeat_refused(&mut self, from: usize, to: usize, message: &PeerMessage) {
+        match &message.kind {
+            Some(Kind::ClientRequest(request)) if matches!(request.ask, Some(Ask::Commit(_))) => {
+                self.asked_commits.insert((request.boot, request.id), message.clone());
+            }
+            Some(Kind::ClientReply(reply)) => {
+                let asked = self.asked_commits.remove(&(reply.boot, reply.id));
+                let Some(Answer::Conflict(conflict)) = &reply.answer else { return };
+                if conflict.dead.is_empty() || self.twice_permille == 0 || !self.rng.chance(300) {
+                    return;
+                }
+                let Some(message) = asked else { return };
+                self.ask(from, Verb::Pack(Pack { verb: PackVerb::Cancel.into() }));
+                self.count("refused commit repeated after its pack");
+                let (to_life, era) = (self.hosts[from].life, self.link(to, from).era);
+                let again = Flight { from: to, to: from, to_life, era, fragile: false, message };
+                let after = self.rng.between(50_000, 1_000_000);
+                self.at(after, Event::Deliver(Box::new(again)));
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn fly(&mut self, flight: Flight) {
@@ -184,11 +213,11 @@ fn decides(message: &PeerMessage) -> bool {
     matches!(
         message.kind,
         Some(
-            Message::Propose(_)
-                | Message::AdminForward(_)
-                | Message::PackTurn(_)
-                | Message::FenceRequest(_)
-                | Message::FenceReport(_)
+            Kind::Propose(_)
+                | Kind::AdminForward(_)
+                | Kind::PackTurn(_)
+                | Kind::FenceRequest(_)
+                | Kind::FenceReport(_)
         )
     )
 }
