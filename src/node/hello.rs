@@ -99,6 +99,7 @@ impl Me {
 mod tests {
     use super::*;
     use crate::config::EXAMPLE;
+    use crate::node::core::io::LANES;
 
     fn me(node: u64) -> Me {
         let (node, boot) = (NodeId(node), BootId(77));
@@ -122,7 +123,7 @@ mod tests {
             (Hello { cluster: String::new(), ..hello.clone() }, "is of cluster \"\""),
             (Hello { node: 1, ..hello.clone() }, "which is this node"),
             (Hello { node: 9, ..hello.clone() }, "no member"),
-            (Hello { lane: 3, ..hello.clone() }, "no such lane"),
+            (Hello { lane: LANES.len() as i32, ..hello.clone() }, "no such lane"),
             (Hello { boot: 0, ..hello.clone() }, "no boot id"),
             (Hello { disk_uuid: bytes::Bytes::new(), ..hello.clone() }, "not 16 bytes"),
         ];
