@@ -57,6 +57,13 @@ mutants! {
     CommitBelowMajority: "committed is what a majority has", "cloudnative-pg #7407, repmgr #42";
     CommitByCounting: "an epoch commits only by a transaction of its own", "Raft figure 8, logcabin #44";
     ServeBeforeEpochStart: "a master serves when its epoch start is committed", "design 4";
+    // Durability: what is acknowledged and what is committed.
+    AllIsMajority: "with durability all every voter has what is acknowledged", "design 4";
+    ShownIsTold: "a client hears that its commit is stored when the setting says so, not when its node shows it", "design 4";
+    LocalAnnounced: "slaves are told of what is committed, not of what the master has acknowledged alone", "design 4";
+    LocalNeverCut: "what the master has acknowledged alone can be cut", "design 4";
+    LocalToldElsewhere: "clients of other nodes hear of a commit when it is committed", "design 4";
+    LostStillServed: "clients that were shown what was lost don't go on", "ZEO #142";
     // Histories.
     ChainNotCompared: "histories are compared by chain, not by number", "litefs #112, zc.zrs";
     CommitBeforeMatch: "a committed position counts only after its chain matched", "KAFKA-14704";

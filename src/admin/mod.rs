@@ -11,6 +11,7 @@
 //! Nothing here reads a clock, a file or a socket.
 
 pub mod config;
+pub mod durability;
 pub mod eligible;
 pub mod generations;
 pub mod history;

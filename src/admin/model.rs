@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::durability::DurabilityStatus;
 use super::generations::HeldBack;
 
 /// `ctl status --output json`, and `/status` of every node.
@@ -25,6 +26,8 @@ pub struct Status {
     pub raft_leader: Option<String>,
     /// `majority`, `all` or `local`.
     pub durability: String,
+    #[serde(default)]
+    pub durability_now: DurabilityStatus,
     /// No automatic elections until somebody says `ctl resume`.
     pub paused: bool,
     pub pack: Option<PackStatus>,
@@ -51,7 +54,7 @@ pub enum Verdict {
     Healthy,
     /// An open master and a majority, but not all.
     Degraded,
-    /// No open master, or no majority: commits wait.
+    /// No open master, or no majority, or with durability `all` not every voter: commits wait.
     Unavailable,
 }
 

@@ -25,6 +25,7 @@ pub fn status(status: &Status) -> String {
         out.push_str(&format!("pack    called off by an election; starts again for {who}\n"));
     }
     out.push_str(&if_master_died(status));
+    out.push_str(&status.durability_now.lines(&status.durability));
     out.push_str(&held_back(status));
     for command in &status.next {
         out.push_str(&format!("next    {command}\n"));
@@ -52,6 +53,18 @@ pub fn line(status: &Status) -> String {
     }
     if status.paused {
         line.push_str(" · PAUSED");
+    }
+    if status.durability != "majority" {
+        line.push_str(&format!(" · durability {}", status.durability));
+        match &status.durability_now {
+            now if !now.waits_for.is_empty() => {
+                line.push_str(&format!(", commits wait for {}", now.awaited()));
+            }
+            now if status.durability == "local" => {
+                line.push_str(&format!(", {} transactions only on the master", now.only_on_master));
+            }
+            _ => {}
+        }
     }
     if let Some(pack) = &status.pack {
         line.push_str(&format!(" · packing ({})", pack.phase));

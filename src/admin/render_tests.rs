@@ -29,6 +29,7 @@ fn three() -> Status {
         master: Some("n1".into()),
         raft_leader: Some("n2".into()),
         durability: "majority".into(),
+        durability_now: Default::default(),
         paused: false,
         pack: None,
         pack_again: None,

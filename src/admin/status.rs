@@ -6,7 +6,7 @@ use super::model::{
     PackNode, PackStatus, Phase, RebaseNow, RebaseStatus, RungStatus, Status, Verdict, Verified,
 };
 use super::view::ClusterView;
-use super::{generations, hex, rfc3339, room, summary};
+use super::{durability, generations, hex, rfc3339, room, summary};
 use crate::proto::control::{Beat, GenerationRecord, Member, PackState, Rebases, Rung, RungNow};
 use crate::proto::replication::{Position, Tip};
 use crate::types::NodeId;
@@ -28,6 +28,7 @@ pub fn status(view: &ClusterView) -> Status {
         master: view.open_master().map(|id| view.name(id)),
         raft_leader: view.raft_leader.map(|id| view.name(id)),
         durability: view.durability.clone(),
+        durability_now: durability::durability(view),
         paused: state.paused,
         pack: state.pack.as_ref().map(|pack| pack_status(view, pack)),
         pack_again: Some(state.pack_again.clone()).filter(|who| !who.is_empty()),
@@ -47,7 +48,8 @@ pub fn status(view: &ClusterView) -> Status {
 fn verdict(view: &ClusterView) -> Verdict {
     let voters = view.voters().len();
     let in_step = view.in_step_voters().len();
-    if view.open_master().is_none() || in_step < view.majority() {
+    let commits_wait = !durability::durability(view).waits_for.is_empty();
+    if view.open_master().is_none() || in_step < view.majority() || commits_wait {
         Verdict::Unavailable
     } else if in_step < voters {
         Verdict::Degraded
@@ -147,15 +149,17 @@ fn candidate(member: &Member, beat: &Beat) -> Candidate {
 }
 
 /// With `majority` and `all`, whoever wins has every acknowledged transaction. With `local` the master acknowledges
-/// what it alone has.
+/// what it alone has; and what it has acknowledged stays so when the setting is changed back.
 fn at_risk(view: &ClusterView, master: Option<NodeId>, winner: Option<&Candidate>) -> u64 {
-    if view.durability != "local" {
-        return 0;
-    }
     let (Some(master), Some(winner)) = (master.and_then(|id| view.beat(id)), winner) else {
         return 0;
     };
-    tip(master).seq.saturating_sub(winner.order.1)
+    let acknowledged = match view.durability.as_str() {
+        "local" => tip(master).seq.max(master.acknowledged_seq),
+        _ if master.acknowledged_seq > master.committed_seq => master.acknowledged_seq,
+        _ => return 0,
+    };
+    acknowledged.saturating_sub(winner.order.1)
 }
 
 fn node(view: &ClusterView, member: &Member) -> NodeStatus {

@@ -265,9 +265,58 @@ fn local_durability_states_the_loss_it_permits() {
     let mut view = cluster(3);
     view.durability = "local".into();
     edit(&mut view, 1).position.as_mut().unwrap().tip.as_mut().unwrap().seq = 104;
-    let status = status(&view);
-    assert_eq!(status.if_master_died.transactions_at_risk, 4);
-    assert!(status.summary.contains("4 acknowledged commits"), "{}", status.summary);
+    *edit(&mut view, 1) = Beat { acknowledged_seq: 104, alone_ms: 35, ..edit(&mut view, 1).clone() };
+    let told = status(&view);
+    assert_eq!(told.if_master_died.transactions_at_risk, 4);
+    assert!(told.summary.contains("4 acknowledged commits"), "{}", told.summary);
+    let now = &told.durability_now;
+    assert_eq!((now.only_on_master, now.only_on_master_ms), (4, 35));
+    let text = crate::admin::render::status(&told);
+    assert!(text.contains("LOST if mastership moves"), "{text}");
+    assert!(text.contains("4 transactions are only on the master now, the oldest for 35 ms"), "{text}");
+    // What was acknowledged stays so.
+    view.durability = "majority".into();
+    assert_eq!(status(&view).if_master_died.transactions_at_risk, 4);
+}
+
+#[test]
+fn what_is_lost_stays_told_with_the_file_that_has_it() {
+    let mut view = cluster(3);
+    view.state.lost_transactions = 4;
+    view.state.losses = vec![crate::proto::control::TailLost {
+        node: 3,
+        epoch: 5,
+        transactions: 4,
+        after_seq: 80,
+        to_seq: 84,
+        kept: "orphans/g00000002-seq81-84-abababab.orphan".into(),
+        at_wall_us: 1_700_000_000_000_000,
+    }];
+    let told = status(&view);
+    assert!(told.summary.contains("Up to 4 acknowledged transactions were LOST"), "{}", told.summary);
+    let text = crate::admin::render::status(&told);
+    assert!(text.contains("kept on n3 in orphans/g00000002-seq81-84-abababab.orphan"), "{text}");
+}
+
+#[test]
+fn with_durability_all_it_is_said_for_whom_commits_wait_and_what_ends_it() {
+    let mut view = cluster(3);
+    view.durability = "all".into();
+    silence(&mut view, 3);
+    let told = status(&view);
+    assert_eq!(told.verdict, Verdict::Unavailable);
+    assert!(told.summary.starts_with("Commits wait for n3: durability is all"), "{}", told.summary);
+    let typed = "packmaster ctl config set durability majority";
+    assert!(told.next.iter().any(|command| command.starts_with(typed)), "{:?}", told.next);
+    // It answers, and its disk is stuck.
+    let mut view = cluster(3);
+    view.durability = "all".into();
+    *edit(&mut view, 1) = Beat { waits_for: vec![2], waits_ms: 2500, ..edit(&mut view, 1).clone() };
+    let told = status(&view);
+    assert!(told.summary.starts_with("Commits wait for n2 (for 2.5 s)"), "{}", told.summary);
+    // The master is away as well.
+    silence(&mut view, 1);
+    assert!(status(&view).summary.contains("n1 is master and does not answer"));
 }
 
 #[test]

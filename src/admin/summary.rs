@@ -12,6 +12,12 @@ pub(super) fn summary(view: &ClusterView, status: &Status) -> String {
         Verdict::Degraded => degraded(view, status),
         Verdict::Unavailable => unavailable(view, status),
     };
+    let lost = status.durability_now.lost_transactions;
+    if lost > 0 {
+        line.push_str(&format!(
+            " Up to {lost} acknowledged transactions were LOST so far, with durability local."
+        ));
+    }
     if status.paused {
         line.insert_str(0, "PAUSED (no automatic failover). ");
     }
@@ -45,8 +51,15 @@ fn out_of_step(view: &ClusterView, status: &Status) -> String {
 fn safety(status: &Status) -> String {
     let worth = match status.durability.as_str() {
         "local" => {
-            let risk = status.if_master_died.transactions_at_risk;
-            format!("Durability is local: {risk} acknowledged commits are only on the master.")
+            let now = &status.durability_now;
+            let risk = status.if_master_died.transactions_at_risk.max(now.only_on_master);
+            let oldest = match now.only_on_master {
+                0 => String::new(),
+                _ => format!(" (the oldest for {} ms)", now.only_on_master_ms),
+            };
+            format!(
+                "Durability is local: {risk} acknowledged commits are only on the master{oldest} and would be lost with it."
+            )
         }
         "all" => "Data is safe: every acknowledged commit is on every voter.".to_owned(),
         _ => "Data is safe: every acknowledged commit is on a majority.".to_owned(),
@@ -62,6 +75,18 @@ fn safety(status: &Status) -> String {
 
 /// Why commits wait, and what that means for the data.
 fn unavailable(view: &ClusterView, status: &Status) -> String {
+    let now = &status.durability_now;
+    if !now.waits_for.is_empty() && view.in_step_voters().len() >= view.majority() {
+        let since = match now.waits_ms {
+            0 => String::new(),
+            ms => format!(" (for {:.1} s)", ms as f64 / 1000.0),
+        };
+        let away = now.awaited();
+        return format!(
+            "Commits wait for {away}{since}: durability is all. Reads go on, and nothing acknowledged is lost. Bring {away} \
+             back, or go on without: packmaster ctl config set durability majority."
+        );
+    }
     let state = &view.state;
     let why = match (&state.fencing, view.mastership()) {
         (Some(fence), _) => format!("epoch {} is fenced, nobody is elected yet", fence.epoch),
@@ -97,6 +122,12 @@ pub(super) fn next(view: &ClusterView, status: &Status) -> Vec<String> {
     let mut next = Vec::new();
     for node in &status.nodes {
         next.extend(for_node(node));
+    }
+    if !status.durability_now.waits_for.is_empty() {
+        let away = status.durability_now.awaited();
+        next.push(format!(
+            "packmaster ctl config set durability majority  # commits go on without {away}"
+        ));
     }
     if status.verdict == Verdict::Unavailable {
         next.push("packmaster ctl history  # what led here".to_owned());

@@ -304,7 +304,7 @@ fn check_durability(durability: &str) -> Result<()> {
         return Ok(());
     }
     let why =
-        format!("{durability:?} is not possible in this version; leave it out, or \"majority\"");
+        format!("{durability:?} is not possible here: leave it out, and type `packmaster ctl config set durability VALUE`");
     Err(invalid("durability", why))
 }
 

@@ -97,6 +97,12 @@ impl State {
             Kind::OidBlock(block) => self.on_oid_block(block),
             Kind::Pause(pause) => self.on_pause(at, pause),
             Kind::Setting(setting) => self.on_setting(at, setting),
+            Kind::TailLost(lost) => {
+                let (why, node) = self.on_tail_lost(lost)?;
+                let about = About { what: "transactions lost", why: &why, ..Default::default() };
+                self.record(at, About { node: Some(node), asked_by: AUTOMATIC, ..about });
+                Ok(())
+            }
         }
     }
 
@@ -220,6 +226,7 @@ impl State {
         self.opened = None;
         self.mastership = Some(mastership);
         self.note_promises();
+        self.note_alone();
         Ok(())
     }
 
@@ -589,6 +596,7 @@ impl State {
         };
         self.settings_changed.insert(name.clone(), self.applied);
         self.record(at, About { what: "setting", why: &why, asked_by, ..Default::default() });
+        self.note_alone();
         Ok(())
     }
 }

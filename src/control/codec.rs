@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::apply::{EPOCH_MAX, NUMBER_MAX};
+use super::losses::{ALONE_MAX, LOSSES_MAX, get_loss, put_loss};
 use super::state::{
     BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership,
     Member, OddBuild, Pack, PackAgain, Reason, Rested, Role, Seal, State,
@@ -55,6 +56,9 @@ impl State {
             rested_wall_us: self.rested.since_wall_us,
             rested_failed: self.rested.failed,
             garbage_permille: self.garbage_permille,
+            alone: self.alone.iter().map(|(epoch, node)| (epoch.0, node.0)).collect(),
+            losses: self.losses.iter().map(put_loss).collect(),
+            lost_transactions: self.lost_transactions,
             promises: self.promises.iter().map(|(node, epoch)| (node.0, epoch.0)).collect(),
             applied: self.applied,
         };
@@ -100,6 +104,9 @@ fn from_message(state: pb::ControlState) -> Result<State, String> {
         settings_changed: state.settings_changed,
         odd_builds: odd_builds.collect::<Result<_, String>>()?,
         garbage_permille: state.garbage_permille.min(1000),
+        alone: state.alone.iter().map(|(epoch, node)| (Epoch(*epoch), NodeId(*node))).collect(),
+        losses: state.losses.iter().map(get_loss).collect::<Result<_, String>>()?,
+        lost_transactions: state.lost_transactions,
         rested: Rested { since_wall_us: state.rested_wall_us, failed: state.rested_failed },
         applied: state.applied,
     };
@@ -121,6 +128,8 @@ fn check(state: &State) -> Result<(), String> {
     must(bounded, "a generation beyond all bounds")?;
     let few = state.generations.len() <= GENERATIONS_MAX && state.history.len() <= HISTORY_MAX;
     must(few, "more generations or decisions than are kept")?;
+    let few = state.losses.len() <= LOSSES_MAX && state.alone.len() <= ALONE_MAX;
+    must(few, "more losses, or epochs that may have them, than are kept")?;
     let current = state.generations.back();
     if let Some(pack) = &state.pack {
         let follows = current.is_some_and(|record| record.number.next() == pack.generation);

@@ -36,6 +36,7 @@
 
 mod apply;
 mod codec;
+mod losses;
 pub mod settings;
 mod state;
 #[cfg(test)]
@@ -45,6 +46,6 @@ pub use apply::{Applied, EPOCH_MAX, command};
 pub use codec::StateError;
 pub use settings::Settings;
 pub use state::{
-    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership,
+    BuiltBase, Decision, Fencing, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Loss, Mastership,
     Member, OddBuild, Pack, PackAgain, Phase, Reason, Rested, Role, Seal, State, VOTES_MIN,
 };

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::State;
+use crate::replication::quorum::{DURABILITIES, Durability};
 
 /// What asks for the default again.
 pub const DEFAULT: &str = "default";
@@ -18,6 +19,7 @@ const GENERATIONS_MAX: u64 = 1_000_000;
 const DURATION_S_MAX: u64 = 100 * 365 * 86_400;
 const HOUR_US: u64 = 3_600_000_000;
 const HAND_OVER: &str = "hand_over";
+pub const DURABILITY: &str = "durability";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -45,7 +47,7 @@ pub struct Definition {
 }
 
 /// Every setting there is, in the order in which they are shown.
-pub const TABLE: [Definition; 10] = [
+pub const TABLE: [Definition; 11] = [
     Definition {
         name: "pack.garbage_share",
         kind: Kind::Number { min: 0, max: 99 },
@@ -117,6 +119,15 @@ pub const TABLE: [Definition; 10] = [
         default: "0",
         help: "but not more than that of older generations on a node; 0: no limit",
     },
+    Definition {
+        name: DURABILITY,
+        kind: Kind::Choice(&DURABILITIES),
+        unit: "",
+        default: "majority",
+        help: "who must have a commit on disk before its client hears of it. majority: more than half of the voters. all: every \
+               voter; survives the loss of all disks but one, and commits wait while any voter is away. local: the master \
+               alone; commits of the master's own clients that no majority has yet are LOST if mastership moves",
+    },
 ];
 
 /// All of them, typed.
@@ -139,6 +150,7 @@ pub struct Settings {
     pub keep_age_us: u64,
     /// 0: no limit.
     pub keep_bytes: u64,
+    pub durability: Durability,
 }
 
 impl Settings {
@@ -170,6 +182,10 @@ impl Settings {
                 .filter(|count| *count > 0),
             keep_age_us: number("keep.age") * 1_000_000,
             keep_bytes: number("keep.bytes"),
+            durability: match value(DURABILITY) {
+                Value::Choice(name) => Durability::from_name(name).unwrap_or(Durability::Majority),
+                _ => Durability::Majority,
+            },
         }
     }
 }
@@ -337,7 +353,9 @@ mod tests {
         let unset = set(&[]);
         assert_eq!((unset.garbage_share, unset.pack_bytes, unset.rate), (0, 0, 0), "off");
         assert_eq!((unset.min_distance_ms, unset.builders), (3_600_000, 1));
-        assert_eq!(unset.keep_generations, None);
+        assert_eq!((unset.keep_generations, unset.durability), (None, Durability::Majority));
+        assert_eq!(set(&[("durability", "all")]).durability, Durability::All);
+        assert_eq!(set(&[("durability", "local")]).durability, Durability::Local);
     }
 
     #[test]
@@ -366,12 +384,13 @@ mod tests {
             ("pack.builders", "0"),
             ("pack.master", "first"),
             ("keep.generations", "0"),
+            ("durability", "async"),
         ] {
             let why = check(name, value).expect_err(value);
             assert!(why.contains(name) && why.contains("it is"), "{why}");
         }
         let why = check("pack.colour", "red").unwrap_err();
-        assert!(why.contains("pack.colour") && why.contains("keep.bytes"), "{why}");
+        assert!(why.contains("pack.colour") && why.contains("durability"), "{why}");
     }
 
     #[test]

@@ -242,6 +242,22 @@ pub struct Decision {
     pub index: u64,
 }
 
+/// Transactions that were acknowledged by a master alone, and are lost (`losses`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Loss {
+    pub node: NodeId,
+    /// In which they were written.
+    pub epoch: Epoch,
+    /// At most so many.
+    pub transactions: u64,
+    /// Where the file was cut, and the newest that was cut off.
+    pub after: Seq,
+    pub to: Seq,
+    /// The file of the node's data directory that has them now.
+    pub kept: String,
+    pub at_wall_us: u64,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     /// No mastership was ever decided, and none is being.
@@ -284,6 +300,11 @@ pub struct State {
     pub(super) odd_builds: BTreeMap<NodeId, OddBuild>,
     pub(super) rested: Rested,
     pub(super) garbage_permille: u64,
+    /// Epochs in which durability was `local` at some time, and their masters: the newest ones.
+    pub(super) alone: BTreeMap<Epoch, NodeId>,
+    pub(super) losses: VecDeque<Loss>,
+    /// All that were ever lost.
+    pub(super) lost_transactions: u64,
     /// Raft index of the last command.
     pub(super) applied: u64,
 }

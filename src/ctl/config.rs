@@ -20,6 +20,7 @@ It is decided through Raft, kept in the history, and holds on every node from th
 Examples: packmaster ctl config set pack.garbage_share 50
           packmaster ctl config set pack.hours 22-5
           packmaster ctl config set pack.rate 20MiB
+          packmaster ctl config set durability all
           packmaster ctl config set pack.rate default")]
     Set {
         /// As `config show` has it

@@ -58,6 +58,14 @@ impl Sessions {
             self.visible.pop_first();
             self.shown(conn, now, view, out);
         }
+        let told = shown.min(view.acknowledged());
+        while let Some((seq, conn)) = self.settling.first().copied() {
+            if seq > told {
+                break;
+            }
+            self.settling.pop_first();
+            self.shown(conn, now, view, out);
+        }
         self.poke_file(now, view, out);
     }
 
@@ -136,7 +144,7 @@ impl Sessions {
         }
     }
 
-    /// Answer to a Commit: it is transaction `seq`. The client hears of it when this node shows that.
+    /// Answer to a Commit: it is transaction `seq`, and its client may be told. It is when this node shows that.
     pub fn committed(
         &mut self,
         id: u64,
@@ -145,11 +153,24 @@ impl Sessions {
         view: &dyn View,
         out: &mut Vec<SessionAction>,
     ) {
-        if let Some((conn, commit)) = self.committer(id) {
-            commit.seq = Some(seq);
-            self.visible.insert((seq, conn));
-            self.poke(now, view, out);
+        let Some(conn) = self.requests.get(&id).copied() else { return };
+        let session = self.sessions.get_mut(&conn).expect("requests are of sessions");
+        let Some(Waiting::Commit(commit)) = &mut session.waiting else { return };
+        if commit.id != id || commit.said {
+            return;
         }
+        commit.said = true;
+        // What this node's own file says of where it is counts more.
+        let seq = match commit.seq {
+            Some(shown) => {
+                self.settling.remove(&(shown, conn));
+                shown
+            }
+            None => seq,
+        };
+        commit.seq = Some(seq);
+        self.visible.insert((seq, conn));
+        self.poke(now, view, out);
     }
 
     /// Answer to a Commit: definitely not committed, and will not be. `dead`: objects it used that are gone; the

@@ -2,7 +2,7 @@
 //! a limit that bites is named in it.
 
 use crate::shelf::RecordError;
-use crate::types::Oid;
+use crate::types::{Oid, Seq};
 
 /// What one client, or all of them, may make us hold. The fields are the keys of `[limits]` in the configuration, and
 /// each is named so in the reason of the close it causes.
@@ -105,6 +105,11 @@ pub enum CloseReason {
     Stalled(u64),
     #[error("refused by the master: {0}")]
     Refused(String),
+    #[error(
+        "transactions after seq {after} that were acknowledged here are lost: mastership moved before a majority had them, which \
+         durability local permits; this client may have seen them"
+    )]
+    Lost { after: Seq },
     #[error("an oid this session held was given to somebody else while its node was away")]
     Revoked,
     #[error("read of the data file failed: {0}")]

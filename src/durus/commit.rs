@@ -50,8 +50,8 @@ pub type Stored<'a> = &'a dyn Fn(Oid) -> Result<Option<Bytes>, String>;
 
 /// What a commit is judged on.
 pub struct Ground<'a> {
-    /// Newest committed transaction.
-    pub committed: Seq,
+    /// The newest transaction that the asker's client may be told is stored.
+    pub acknowledged: Seq,
     pub exists: Exists<'a>,
     pub pool: &'a OidPool,
     /// Objects that the pack in progress will not keep.
@@ -65,9 +65,9 @@ pub struct Ground<'a> {
 pub enum Verdict {
     /// Append it now, then [`CommitChecker::noted`] and [`OidPool::used`].
     Accept,
-    /// It is committed as this transaction.
+    /// It is stored as this transaction, and its client may be told so.
     AlreadyCommitted(Seq),
-    /// It is appended as this transaction: answer when that is committed.
+    /// It is appended as this transaction: answer when its client may be told.
     InFlight(Seq),
     /// Others changed something since its base: ask for what its client may have read.
     SendTouched,
@@ -217,8 +217,8 @@ impl CommitChecker {
     fn judge(&self, request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Verdict, String> {
         let known = self.find(request.commit_id);
         if let Some(seq) = known.filter(|_| !mutants::broken(Mutant::CommitIdNotChecked)) {
-            let committed = seq <= ground.committed;
-            return Ok(if committed {
+            let told = seq <= ground.acknowledged;
+            return Ok(if told {
                 Verdict::AlreadyCommitted(seq)
             } else {
                 Verdict::InFlight(seq)

@@ -81,8 +81,8 @@ fn judge_on(checker: &mut CommitChecker, ask: &Ask, ground: &Ground<'_>) -> Verd
 fn judge(checker: &mut CommitChecker, ask: &Ask) -> Verdict {
     let mut pool = OidPool::default();
     pool.register(NodeId(1), BOOT, &[(1, vec![Oid(20)]), (2, vec![Oid(21)])], &exists).unwrap();
-    let committed = Seq(102);
-    let ground = Ground { committed, exists: &exists, pool: &pool, dead: None, stored: &stored };
+    let acknowledged = Seq(102);
+    let ground = Ground { acknowledged, exists: &exists, pool: &pool, dead: None, stored: &stored };
     judge_on(checker, ask, &ground)
 }
 
@@ -189,8 +189,8 @@ fn nothing_dead_comes_back() {
     pool.add_block(Oid(30), Oid(40));
     pool.register(NodeId(1), BOOT, &[(1, vec![Oid(12)]), (2, vec![Oid(13)])], &exists).unwrap();
     let dead = set(&[4, 7]);
-    let committed = Seq(103);
-    let ground = Ground { committed, exists: &exists, pool: &pool, dead: None, stored: &stored };
+    let acknowledged = Seq(103);
+    let ground = Ground { acknowledged, exists: &exists, pool: &pool, dead: None, stored: &stored };
     let during = Ground { dead: Some(&dead), ..ground };
     let refers = |base, oids: &[u64]| Ask { records: vec![record(5, 0, oids)], ..ask(base, &[]) };
     let gone = |verdict| match verdict {
@@ -225,7 +225,7 @@ fn a_reference_to_nothing_that_was_there_before_is_nobodys_fault() {
     let pool = OidPool::new(base, Oid(12));
     let before = |oid: Oid| Ok((oid.0 == 5).then(|| record(5, 0, &[1, 10]).1));
     let ground =
-        Ground { committed: Seq(103), exists: &exists, pool: &pool, dead: None, stored: &before };
+        Ground { acknowledged: Seq(103), exists: &exists, pool: &pool, dead: None, stored: &before };
     let refers = |oid: u64, to: &[u64]| Ask { records: vec![record(oid, 1, to)], ..ask(103, &[]) };
     assert_eq!(judge_on(&mut checker(), &refers(5, &[10, 1]), &ground), Verdict::Accept);
     assert!(is_conflict(&judge_on(&mut checker(), &refers(5, &[10, 11]), &ground)));
@@ -275,6 +275,9 @@ impl View for Shown<'_> {
         panic!("nobody loads so many")
     }
     fn applied(&self) -> Seq {
+        self.1
+    }
+    fn acknowledged(&self) -> Seq {
         self.1
     }
     fn tip(&self) -> Seq {
@@ -370,7 +373,7 @@ impl Bank {
                 };
                 let exists = |oid: Oid| Ok(oid.0 < ACCOUNTS + 4);
                 let ground = Ground {
-                    committed: self.committed,
+                    acknowledged: self.committed,
                     exists: &exists,
                     pool: &self.pool,
                     dead: None,

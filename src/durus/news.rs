@@ -12,6 +12,7 @@ use roaring::RoaringTreemap;
 use super::session::{Ahead, SessionAction, Sessions, Waiting};
 use super::unseen::IDLE_BYTES_MAX;
 use super::wire;
+use crate::mutants::{self, Mutant};
 use crate::types::{CommitId, ConnId, Generation, Oid, Seq};
 
 impl Sessions {
@@ -28,7 +29,11 @@ impl Sessions {
                     self.visible.remove(&(said, conn));
                 }
                 session.unseen.own_commit(seq);
-                self.visible.insert((seq, conn));
+                // Nobody waits for more than the outcome where the client is gone.
+                match commit.said || session.closed || mutants::broken(Mutant::ShownIsTold) {
+                    true => self.visible.insert((seq, conn)),
+                    false => self.settling.insert((seq, conn)),
+                };
             }
         }
         self.bring_forward(oids.len());

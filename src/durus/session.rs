@@ -24,7 +24,8 @@
 //! for each answer before its next command; one that has not greeted, or has ever sent a command sooner, is none, and gets
 //! every answer.
 //!
-//! **Commits** are answered when this node shows them, not when they are merely said to be committed. A client that
+//! **Commits** are answered when this node shows them, not when they are merely said to be committed, and when the cluster's
+//! setting of durability says that they may be: by the master's answer, or by the mark that it announces. A client that
 //! leaves in between leaves a session behind until the outcome is known: its oids are not free before.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,6 +47,8 @@ pub trait View {
     fn load_before(&self, oid: Oid, seq: Seq) -> Result<Option<Option<Bytes>>, String>;
     /// Seq of the newest transaction that loads see.
     fn applied(&self) -> Seq;
+    /// Clients may be told that what is shown is stored, up to this transaction.
+    fn acknowledged(&self) -> Seq;
     /// Seq of the newest transaction in this node's file.
     fn tip(&self) -> Seq;
     /// What this node's file holds beyond what loads see; None if that is nothing, or too much to tell.
@@ -159,8 +162,10 @@ pub(super) struct Commit {
     pub bytes: u64,
     /// Its session had its turn when the data came.
     pub in_turn: bool,
-    /// Known to be committed there.
+    /// Known to be stored there.
     pub seq: Option<Seq>,
+    /// The master has answered: its client may be told.
+    pub said: bool,
 }
 
 /// What a session's current command waits for.
@@ -406,6 +411,8 @@ pub struct Sessions {
     pub(super) next_round: Vec<Waiter>,
     /// Sessions that go on once this node shows a seq.
     pub(super) visible: BTreeSet<(Seq, ConnId)>,
+    /// Sessions whose commit this node shows, once their clients may be told.
+    pub(super) settling: BTreeSet<(Seq, ConnId)>,
     /// Sessions whose turn has come, once this node's file holds a seq.
     pub(super) in_file: BTreeSet<(Seq, ConnId)>,
     /// Sessions that wait for their next share, in the order in which they have it; some may have left.
@@ -432,6 +439,7 @@ impl Sessions {
             round: None,
             next_round: Vec::new(),
             visible: BTreeSet::new(),
+            settling: BTreeSet::new(),
             in_file: BTreeSet::new(),
             sharing: VecDeque::new(),
             in_bulk: BTreeSet::new(),
@@ -662,6 +670,13 @@ impl Sessions {
         session.buffer = BytesMut::new();
         let generation = session.unseen.generation();
         let unsettled = match &session.waiting {
+            // It is known to be stored, and there is nobody to wait for more.
+            Some(Waiting::Commit(Commit { id, bytes, seq: Some(seq), said: false, .. })) => {
+                self.settling.remove(&(*seq, conn));
+                self.requests.remove(id);
+                self.commit_bytes -= bytes;
+                false
+            }
             Some(Waiting::Commit(_)) => true,
             Some(Waiting::NewOids { id, .. } | Waiting::Turn { id }) => {
                 self.requests.remove(id);
@@ -689,6 +704,34 @@ impl Sessions {
             self.forget(conn, out);
         }
         self.announce(out);
+    }
+
+    /// The newest transaction that sessions were shown.
+    pub fn newest_shown(&self) -> Seq {
+        self.log.last()
+    }
+
+    /// What sessions were shown is not the cluster's: all of them end, and nothing that they asked for is asked any more.
+    /// From now on `applied` is shown.
+    pub fn start_over(
+        &mut self,
+        applied: Seq,
+        reason: CloseReason,
+        out: &mut Vec<SessionAction>,
+    ) {
+        let open: Vec<ConnId> = self.sessions.keys().copied().collect();
+        open.iter().for_each(|conn| self.close(*conn, reason.clone(), out));
+        // What becomes of a commit that is not settled is nobody's business any more: it was made on what is gone.
+        let unsettled: Vec<ConnId> = self.sessions.keys().copied().collect();
+        unsettled.iter().for_each(|conn| self.forget(*conn, out));
+        self.requests.clear();
+        self.round = None;
+        self.next_round.clear();
+        self.visible.clear();
+        self.settling.clear();
+        self.in_file.clear();
+        self.commit_bytes = 0;
+        self.log = ChangeLog::new(applied, self.log.generation());
     }
 
     /// The last of a session: nothing of it is outstanding.

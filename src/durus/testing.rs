@@ -14,6 +14,8 @@ pub const B: ConnId = ConnId(2);
 pub struct Store {
     pub records: BTreeMap<Oid, Bytes>,
     pub applied: Seq,
+    /// Up to where clients may be told that what is shown is stored; None: all of it.
+    pub acknowledged: Option<Seq>,
     /// What was shown before, as far as it is kept.
     pub before: BTreeMap<Seq, BTreeMap<Oid, Bytes>>,
     /// What the file holds besides: the next transactions, of epoch 7, by what they store.
@@ -38,6 +40,10 @@ impl View for Store {
 
     fn applied(&self) -> Seq {
         self.applied
+    }
+
+    fn acknowledged(&self) -> Seq {
+        self.acknowledged.unwrap_or(self.applied)
     }
 
     fn tip(&self) -> Seq {

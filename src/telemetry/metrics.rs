@@ -71,6 +71,17 @@ fn cluster(status: &Status, out: &mut Exposition) {
     out.gauge("packing", "1: a pack is in progress.", u8::from(status.pack.is_some()));
     let risk = status.if_master_died.transactions_at_risk;
     out.gauge("transactions_at_risk", "Acknowledged, but only on the master.", risk);
+    let now = &status.durability_now;
+    out.family("packmaster_durability", "The cluster setting, as a label; always 1.");
+    out.labelled("packmaster_durability", "setting", &status.durability, 1.0);
+    let name = "only_on_master_transactions";
+    out.gauge(name, "Acknowledged, and no majority is known to have them.", now.only_on_master);
+    let seconds = now.only_on_master_ms as f64 / 1000.0;
+    out.gauge("only_on_master_seconds", "How long the oldest of them has been so.", seconds);
+    let seconds = now.waits_ms as f64 / 1000.0;
+    out.gauge("commits_wait_seconds", "How long commits have waited for every voter.", seconds);
+    let lost = now.lost_transactions;
+    out.gauge("lost_transactions", "Acknowledged ones that were ever lost, at most.", lost);
     let held = status.held_back.as_ref();
     out.gauge(
         "held_back_bytes",

@@ -20,6 +20,7 @@ use crate::proto::control::{
     AdminForward, AdminForwardReply, Asked, Command, ControlState, PackCancel, PackStart, Pause,
     Seen, Setting,
 };
+use crate::replication::quorum::Durability;
 use crate::types::{Epoch, NodeId, Now};
 
 /// Requests that wait for the leader or for the log; more are refused.
@@ -468,7 +469,11 @@ fn what_was_done(kind: &CommandKind) -> String {
         CommandKind::Pause(_) => "automatic elections are on".into(),
         CommandKind::Setting(Setting { name, value, .. }) => {
             let checked = settings::check(name, value).ok().flatten();
-            format!("{name} is {:?}", checked.as_deref().unwrap_or(settings::DEFAULT))
+            let shown = checked.as_deref().unwrap_or(settings::DEFAULT);
+            match Durability::from_name(shown).filter(|_| name == settings::DURABILITY) {
+                Some(durability) => format!("{name} is {shown:?}: {}", durability.permits()),
+                None => format!("{name} is {shown:?}"),
+            }
         }
         _ => "done".into(),
     }

@@ -116,7 +116,7 @@ impl Core {
             Role::Slave(slave) => slave.announced.offset.saturating_sub(self.durable.offset),
             _ => 0,
         };
-        Beat {
+        let mut beat = Beat {
             boot: self.setup.boot.0,
             promised: self.promised.0,
             position: Some(wire::put_position(&self.position())),
@@ -151,7 +151,10 @@ impl Core {
             tail_bytes: self.tail_bytes(),
             old_files: self.old_files.told(),
             keep_generations: u64::from(self.setup.keep_generations),
-        }
+            ..Beat::default()
+        };
+        self.put_durability(&mut beat);
+        beat
     }
 
     /// How long the disk has not done what it was asked for, if that is too long.

@@ -339,8 +339,11 @@ impl Core {
     }
 
     fn adopt_settings(&mut self, out: &mut Vec<Action>) {
-        let rate_before = self.settings.rate;
+        let (rate_before, durability) = (self.settings.rate, self.settings.durability);
         self.settings = Settings::of(&self.control);
+        if self.settings.durability != durability {
+            self.advance_acknowledged(out);
+        }
         if self.settings.rate != rate_before {
             out.push(Action::JobRate { bytes_per_s: self.settings.rate });
         }

@@ -166,14 +166,14 @@ impl Core {
     /// Makes everything visible that is committed, and tells the sessions.
     pub(super) fn apply_committed(&mut self, out: &mut Vec<Action>) {
         let all = mutants::broken(Mutant::VisibleBeforeCommit);
-        let visible = if all { self.shelf.tip().seq } else { self.committed };
+        let visible = if all { self.shelf.tip().seq } else { self.visible() };
         self.shelf.keep_before(self.sessions.reads_before());
         let applied = self.shelf.index_to(visible);
-        if !self.serving {
+        if !self.serving && !self.is_holding() {
             self.serve_early(out);
             return;
         }
-        if applied.is_empty() {
+        if applied.is_empty() && !self.is_holding() {
             return;
         }
         for tx in &applied {
@@ -183,6 +183,9 @@ impl Core {
             }
             self.sessions.applied(tx.seq, &tx.oids, tx.meta.commit_id);
         }
-        self.poke_sessions(out);
+        match self.is_holding() {
+            true => self.go_on_if_committed(out),
+            false => self.poke_sessions(out),
+        }
     }
 }

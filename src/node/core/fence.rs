@@ -37,6 +37,7 @@ impl Core {
         if !goes_on {
             self.role = Role::None;
             self.drop_floor_pull();
+            self.hold_if_ahead();
         }
         // Whoever follows in both files has the last transactions in both when it reports.
         self.follow_at_once(out);

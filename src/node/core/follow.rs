@@ -129,7 +129,9 @@ impl Core {
     ) {
         let generation = shelf.generation();
         let target = shelf.name().to_string();
-        shelf.index_to(self.committed);
+        // Also what only this node has acknowledged, if it has.
+        let shown = self.committed.max(self.shelf.indexed()).min(shelf.tip().seq);
+        shelf.index_to(shown);
         slog::info!(self.log, "changed to a new generation"; "generation" => generation.0,
             "base_hash" => %shelf.base_hash(), "removed" => removed.len());
         let old = std::mem::replace(&mut self.shelf, shelf);
@@ -138,7 +140,7 @@ impl Core {
         self.disk(Purpose::Flip, DiskTask::Flip { target }, out);
         self.old.insert(old.generation(), old);
         self.old_files.look_soon();
-        if self.serving {
+        if self.serving || self.is_holding() {
             let untold = mutants::broken(Mutant::PackNotTold);
             let removed = if untold { RoaringTreemap::new() } else { removed };
             let mut actions = Vec::new();

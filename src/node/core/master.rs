@@ -14,7 +14,7 @@ use crate::proto::replication as pb;
 use crate::replication::confirm::Confirm;
 use crate::replication::follower::Follower;
 use crate::replication::points::newest_match;
-use crate::replication::quorum::{Durability, Quorum};
+use crate::replication::quorum::Quorum;
 use crate::replication::wire::{self, Position};
 use crate::shelf::{self, TxMeta};
 use crate::types::{CommitId, Epoch, NodeId, Now, Oid, Seq, Tip};
@@ -100,11 +100,6 @@ impl Master {
 }
 
 impl Core {
-    pub(super) fn durability(&self) -> Durability {
-        let name = self.control.setting("durability").unwrap_or("majority");
-        Durability::from_name(name).unwrap_or(Durability::Majority)
-    }
-
     pub(super) fn master(&mut self) -> Option<&mut Master> {
         match &mut self.role {
             Role::Master(master) => Some(master),
@@ -249,7 +244,11 @@ impl Core {
             true => prev,
             false => last_tip(prev.offset, &data),
         };
-        let commit = self.shelf.tip_at(self.committed).ok().flatten().unwrap_or_default();
+        let commit = match mutants::broken(Mutant::LocalAnnounced) {
+            true => self.committed.max(self.acknowledged()),
+            false => self.committed,
+        };
+        let commit = self.shelf.tip_at(commit).ok().flatten().unwrap_or_default();
         let Role::Master(master) = &mut self.role else { return };
         let Some(follower) = master.followers.get_mut(&id) else { return };
         follower.sent(upto, data.len() as u64, commit.seq, self.now);
@@ -262,6 +261,7 @@ impl Core {
             transactions: data,
             want_reply: plan.want_reply,
             commit: Some(wire::put_tip(&commit)),
+            acknowledged_seq: self.acknowledged().0,
         };
         self.send(id, Kind::Append(append), out);
     }
@@ -384,18 +384,17 @@ impl Core {
     }
 
     fn advance_commit(&mut self, out: &mut Vec<Action>) {
-        let (me, durability, known) = (self.setup.id, self.durability(), self.committed);
+        let known = self.committed;
         let Some(master) = self.master() else { return };
-        let Some(committed) = master.quorum.committed(durability, me).filter(|seq| *seq > known)
-        else {
-            return;
+        let Some(committed) = master.quorum.committed().filter(|seq| *seq > known) else {
+            // Only the mark of what is acknowledged can have moved.
+            return self.advance_acknowledged(out);
         };
         let start = master.start.expect("nothing is acknowledged before the start");
         let own = committed >= start || mutants::broken(Mutant::CommitByCounting);
         assert!(own, "CommitNeedsOwnEpoch: {committed} before the start {start}");
         self.committed = committed;
-        self.apply_committed(out);
-        self.answer_committed(committed, out);
+        self.advance_acknowledged(out);
         if !self.is_open_master() {
             self.open(out);
         }

@@ -7,12 +7,13 @@
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
 //! `master` and `slave` (the data plane), `serve` and `held` (what clients ask of the master), `requests` (what our clients
 //! ask), `packing`, `follow`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old
-//! ones), `beats`, `ladder`, `admin`.
+//! ones), `durability` (who is told what, and when), `beats`, `ladder`, `admin`.
 
 mod admin;
 mod beats;
 mod control;
 mod disk;
+mod durability;
 mod early;
 mod fence;
 mod fetch;
@@ -159,6 +160,7 @@ pub struct Core {
     sessions: durus::Sessions,
     /// What our file shows is known to be committed; until then clients wait, in `early_clients`.
     serving: bool,
+    told: durability::Told,
     early_clients: early::Early,
     requests: Requests,
 
@@ -236,6 +238,7 @@ impl Core {
             self.drive_generations(out);
             self.drive_master(out);
             self.drive_requests(out);
+            self.drive_losses(out);
             self.drive_admin(out);
             self.drive_controller(out);
             if !self.drive_loopback(out) && !std::mem::take(&mut self.proposed) {
@@ -251,10 +254,14 @@ impl Core {
     fn assert_frontiers(&self) {
         let tip = self.shelf.tip();
         assert!(
-            self.shelf.cut() <= tip.seq && self.durable.seq <= tip.seq && self.committed <= tip.seq,
-            "frontiers out of order: cut {} committed {} durable {} tip {}",
+            self.shelf.cut() <= tip.seq
+                && self.durable.seq <= tip.seq
+                && self.committed <= tip.seq
+                && self.acknowledged() <= tip.seq,
+            "frontiers out of order: cut {} committed {} acknowledged {} durable {} tip {}",
             self.shelf.cut(),
             self.committed,
+            self.acknowledged(),
             self.durable,
             tip
         );

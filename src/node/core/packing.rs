@@ -91,7 +91,7 @@ enum Building {
 pub(super) struct PackRun {
     /// Which pack, and the generation that it makes.
     of: Option<(PackId, Generation)>,
-    /// What was committed when it began: whoever asked for it has been told of that.
+    /// What was committed or acknowledged when it began: whoever asked for it has been told of that.
     from: Seq,
     marking: Marking,
     building: Building,
@@ -158,7 +158,7 @@ impl Core {
         }
         self.drop_pack(out);
         self.pack.of = of;
-        self.pack.from = self.committed;
+        self.pack.from = self.visible();
     }
 
     fn drop_pack(&mut self, out: &mut Vec<Action>) {

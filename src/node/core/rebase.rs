@@ -318,6 +318,12 @@ impl Core {
             removed.get_or_insert_with(|| self.shelf.oids() - base.oids());
         } else {
             // What we had was never the cluster's: a blank file, or another history before the cut.
+            let kept = self.shelf.name().to_string();
+            // After a start nothing is known of what of it was committed: nor how much is lost.
+            if self.committed > self.shelf.cut() {
+                self.note_lost(self.committed, &kept);
+            }
+            self.drop_shown(self.committed, base.tip().seq, out);
             self.committed = base.tip().seq;
             self.checker.jumped(base.tip().seq);
             self.sessions.jumped(base.tip().seq);

@@ -82,6 +82,7 @@ struct ShelfView<'a> {
     shelf: &'a Shelf,
     checker: &'a CommitChecker,
     applied: Seq,
+    acknowledged: Seq,
 }
 
 impl durus::View for ShelfView<'_> {
@@ -95,6 +96,10 @@ impl durus::View for ShelfView<'_> {
 
     fn applied(&self) -> Seq {
         self.applied
+    }
+
+    fn acknowledged(&self) -> Seq {
+        self.acknowledged
     }
 
     fn tip(&self) -> Seq {
@@ -112,7 +117,8 @@ impl durus::View for ShelfView<'_> {
 macro_rules! with_view {
     ($core:expr, $out:expr, |$sessions:ident, $now:ident, $view:ident, $actions:ident| $call:expr) => {{
         let applied = $core.shelf.indexed();
-        let $view = &ShelfView { shelf: &$core.shelf, checker: &$core.checker, applied };
+        let acknowledged = $core.acknowledged();
+        let $view = &ShelfView { shelf: &$core.shelf, checker: &$core.checker, applied, acknowledged };
         let ($sessions, $now) = (&mut $core.sessions, $core.now);
         let mut actions = Vec::new();
         let $actions = &mut actions;
@@ -129,8 +135,14 @@ impl Core {
             return self.turn_away(input, out);
         }
         if !self.serving {
-            let now = self.now;
+            let (now, before) = (self.now, out.len());
+            if self.is_holding()
+                && let Input::ClientClosed { conn } = input
+            {
+                self.on_client_closed(conn, out);
+            }
             self.early_clients.put(input, &self.setup.limits, now, out);
+            self.leave_held(before, out);
             return;
         }
         match input {
@@ -196,7 +208,7 @@ impl Core {
         self.on_session_actions(actions, out);
     }
 
-    fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
+    pub(super) fn on_client_closed(&mut self, conn: ConnId, out: &mut Vec<Action>) {
         let mut actions = Vec::new();
         self.sessions.closed(conn, &mut actions);
         self.on_session_actions(actions, out);
@@ -302,7 +314,9 @@ impl Core {
 
     pub(super) fn drive_requests(&mut self, out: &mut Vec<Action>) {
         self.turn_away_early(out);
+        let before = out.len();
         self.early_clients.tick(&self.setup.limits, self.now, out);
+        self.leave_held(before, out);
         let mut actions = Vec::new();
         self.sessions.tick(self.now, &mut actions);
         self.on_session_actions(actions, out);
@@ -323,6 +337,10 @@ impl Core {
 
     /// The newest elected master, if we are on its epoch.
     fn master_to_ask(&self) -> Option<(Epoch, NodeId)> {
+        // What they ask is of a state that may be lost.
+        if self.is_holding() {
+            return None;
+        }
         let (master, _) = self.control.master()?;
         let epoch = self.control.epoch();
         (self.control.fencing().map(|fencing| fencing.epoch).is_none() && self.promised == epoch)

@@ -55,6 +55,11 @@ pub(super) struct WantedOids {
 }
 
 impl Asker {
+    /// Of a client of this node.
+    pub(super) fn is_of(&self, node: NodeId) -> bool {
+        self.node == node
+    }
+
     pub(super) fn session(&self, session: u64) -> SessionKey {
         SessionKey { node: self.node, session }
     }
@@ -235,7 +240,7 @@ impl Core {
             records: &records,
             touched: touched.as_ref(),
         };
-        let verdict = self.judge_commit(&request)?;
+        let verdict = self.judge_commit(&asker, &request)?;
         if verdict != Verdict::SendTouched {
             self.end_turn(session);
         }
@@ -277,9 +282,9 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
-        let committed = self.committed;
+        let told = self.told_to(&asker);
         let answer = match self.checker.find(commit_id) {
-            Some(seq) if seq <= committed => Answer::CommittedSeq(seq.0),
+            Some(seq) if seq <= told => Answer::CommittedSeq(seq.0),
             Some(seq) => {
                 if let Some(master) = self.master() {
                     master.in_flight.insert(seq, asker);
@@ -305,13 +310,18 @@ impl Core {
         Ok((known || mutants::broken(Mutant::AheadBelieved)).then_some(seq))
     }
 
-    fn judge_commit(&mut self, request: &CommitRequest<'_>) -> Result<Verdict, String> {
+    fn judge_commit(
+        &mut self,
+        asker: &Asker,
+        request: &CommitRequest<'_>,
+    ) -> Result<Verdict, String> {
+        let acknowledged = self.told_to(asker);
         let shelf = &self.shelf;
         let exists = |oid| shelf.contains(oid).map_err(|error| error.to_string());
         let stored = |oid| shelf.load(oid).map_err(|error| error.to_string());
         let Role::Master(master) = &self.role else { return Err("not master".into()) };
         let ground = Ground {
-            committed: self.committed,
+            acknowledged,
             exists: &exists,
             pool: &master.oids,
             dead: self.pack.dead(),
@@ -323,6 +333,7 @@ impl Core {
     fn append_commit(&mut self, asker: Asker, request: &CommitRequest<'_>, out: &mut Vec<Action>) {
         let seq = self.shelf.tip().seq.next();
         let time_us = self.next_time_us();
+        self.note_waiting();
         let Some(master) = self.master() else { return };
         master.in_flight.insert(seq, asker);
         master.oids.used(request.records.iter().map(|(oid, _)| *oid));
@@ -334,16 +345,6 @@ impl Core {
             commit_id: request.commit_id,
         };
         self.append_own(&meta, request.records, out);
-    }
-
-    /// Everything up to `committed` is: whoever waits for it hears so.
-    pub(super) fn answer_committed(&mut self, committed: Seq, out: &mut Vec<Action>) {
-        let Some(master) = self.master() else { return };
-        let later = master.in_flight.split_off(&committed.next());
-        let done = std::mem::replace(&mut master.in_flight, later);
-        for (seq, asker) in done {
-            self.answer(asker, Answer::CommittedSeq(seq.0), out);
-        }
     }
 
     // ---- fresh reads ----
@@ -408,9 +409,9 @@ impl Core {
     }
 
     fn answer_synced(&mut self, waiting: Vec<Asker>, out: &mut Vec<Action>) {
-        let committed = self.committed;
         for asker in waiting {
-            self.answer(asker, Answer::SyncedSeq(committed.0), out);
+            let seq = self.synced_to(&asker);
+            self.answer(asker, Answer::SyncedSeq(seq.0), out);
         }
     }
 

@@ -35,6 +35,7 @@ struct Checked {
     base_hash: Chain,
     prev: Tip,
     commit: Tip,
+    acknowledged: Seq,
     transactions: Bytes,
     want_reply: bool,
 }
@@ -47,6 +48,7 @@ fn checked(append: pb::Append) -> Result<Checked, wire::WireError> {
         base_hash: wire::chain("base hash", &append.base_hash)?,
         prev: wire::tip("prev", append.prev.as_ref())?,
         commit: wire::tip("commit", append.commit.as_ref())?,
+        acknowledged: Seq(append.acknowledged_seq),
         transactions: append.transactions,
         want_reply: append.want_reply,
     })
@@ -156,6 +158,7 @@ impl Core {
         }
         // What was taken is in the file whatever came after it in the message.
         self.matched(append.commit, proved, forks, tip.seq);
+        self.learn_acknowledged(append.acknowledged);
         if !taken.is_empty() {
             self.write_appended(offset, join(taken), out);
         } else if append.want_reply && outcome.is_ok() && !forks {
@@ -335,7 +338,11 @@ impl Core {
     /// Cuts the file back to `point`; what is cut is kept as an orphan.
     pub(super) fn cut_back(&mut self, point: Tip, whose: &str, out: &mut Vec<Action>) {
         let tip = self.shelf.tip();
-        if point.seq < self.committed {
+        let known = match mutants::broken(Mutant::LocalNeverCut) {
+            true => self.committed.max(self.acknowledged()),
+            false => self.committed,
+        };
+        if point.seq < known {
             self.suspect = format!(
                 "asked to cut back to seq {} for {whose}, but seq {} is known to be committed",
                 point.seq, self.committed
@@ -353,8 +360,9 @@ impl Core {
             tip.seq,
             &tip.chain.to_string()[..8]
         );
+        let lost = self.note_lost(point.seq, &keep_as);
         let header = format!(
-            "packmaster orphan 1\ngeneration {generation}\nbase_hash {}\nafter {point}\nto {tip}\ncut_for {whose}\ncut_at_wall_us {}\n\n",
+            "packmaster orphan 1\ngeneration {generation}\nbase_hash {}\nafter {point}\nto {tip}\ncut_for {whose}\ncut_at_wall_us {}\n{lost}\n",
             self.shelf.base_hash(),
             self.now.wall_us,
         );
@@ -367,6 +375,8 @@ impl Core {
         }
         self.checker.truncated(point.seq);
         self.sessions.truncated(point.seq);
+        let applied = self.shelf.indexed();
+        self.drop_shown(point.seq, applied, out);
         // What comes before the point may still be on its way to the disk.
         if self.durable.seq > point.seq {
             self.durable = point;

@@ -12,7 +12,7 @@ use slog::o;
 
 use super::proof::Proof;
 use super::{
-    Core, Role, Setup, admin, beats, disk, fetch, generations, giving, ladder, packing, requests,
+    Core, Role, Setup, admin, beats, disk, durability, fetch, generations, giving, ladder, packing, requests,
 };
 use crate::control::{Member, Role as MemberRole, Settings, State};
 use crate::durus::{CommitChecker, Sessions};
@@ -76,6 +76,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         synced::write(&*disk, shelf.generation(), shelf.tip().offset)?;
     }
     disk.sync_dir()?;
+    let cut_before = durability::cut_before(&*disk, setup.id)?;
     let recovering = loss::read(&*disk, promised)?;
     let suspect = match disk.exists(AMNESIAC)? {
         true => "this disk does not hold what this node has promised".to_string(),
@@ -134,6 +135,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
             shelf.generation(),
         ),
         serving: false,
+        told: durability::Told::new(cut_before),
         early_clients: Default::default(),
         requests: requests::Requests::default(),
         pack: packing::PackRun::default(),
