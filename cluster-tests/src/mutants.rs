@@ -175,6 +175,22 @@ impl Hunt {
                 favour: vec![(weight::LOSSY, 40), (weight::PACK, 60)],
                 ..usual
             },
+            M::AllIsMajority
+            | M::ShownIsTold
+            | M::LocalAnnounced
+            | M::LocalNeverCut
+            | M::LocalToldElsewhere
+            | M::LostStillServed => Options {
+                clients: 6,
+                every_us: Some(120_000),
+                favour: vec![
+                    (weight::SETTING, 60),
+                    (weight::CRASH, 15),
+                    (weight::CUT, 40),
+                    (weight::LAGGY, 20),
+                ],
+                ..usual
+            },
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
             _ => usual,
         };

@@ -223,7 +223,7 @@ fn judge(cluster: &Cluster, sessions: Vec<Session>) -> Judged {
         files.read(&node.data);
     }
     let (initial, order) = files.order(tip);
-    let mut history = History { initial, order, sessions, mark: history::mark };
+    let mut history = History { initial, order, sessions, mark: history::mark, abandoned: false };
     let judged = history::judge(&history).unwrap_or_else(|violation| panic!("{violation}"));
     // The same without what was acknowledged last must not pass.
     let last = last_acknowledged(&history.sessions);

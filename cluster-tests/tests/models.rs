@@ -121,6 +121,7 @@ fn every_rule_of_elections_is_needed() {
         (BootChecked, "ChainMatch"),
         (AppendNamesTip, "ChainMatch"),
         (WatermarkAfterMatch, "ReadIsCommittedPrefix"),
+        (CommittedAnnounced, "ReadIsCommittedPrefix"),
     ];
     for (rule, property) in rules {
         fall("election", Election::new(MUTANT).without(rule), property);

@@ -65,7 +65,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 78] = [
+const SOMETIMES: [&str; 84] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -100,6 +100,12 @@ const SOMETIMES: [&str; 78] = [
     "pack's leftovers removed",
     "older generation removed",
     "setting changed",
+    "acknowledged by all",
+    "commit waited for all",
+    "acknowledged by the master alone",
+    "acknowledged locally and lost",
+    "clients held for what a majority may lack",
+    "clients of what was lost disconnected",
     "commits held to hand over",
     "an administrator's request done",
     "an administrator's request refused",

@@ -280,6 +280,7 @@ impl Node {
             transactions: transactions.into(),
             want_reply: odd & 64 != 0,
             commit: Some(commit),
+            acknowledged_seq: 0,
         };
         self.says(ground.master, Kind::Append(append));
     }

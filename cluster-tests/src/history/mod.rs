@@ -48,6 +48,8 @@ pub struct History<'a> {
     pub sessions: Vec<Session>,
     /// Finds the mark in an object's data.
     pub mark: fn(&[u8]) -> Option<Mark>,
+    /// An election has chosen another history: only what was seen of this one is judged, and not what became of it.
+    pub abandoned: bool,
 }
 
 /// What happened to the committed state, in the order of the files.
@@ -71,6 +73,8 @@ pub enum Step<'a> {
 pub struct Session {
     pub name: String,
     pub events: Vec<Event>,
+    /// It saw another history: what it sent is known, what it saw is not judged here.
+    pub elsewhere: bool,
 }
 
 /// One question and its answer. An answer that never came has the last of all times.
@@ -126,6 +130,8 @@ pub enum Outcome {
     Conflict,
     /// The connection ended first.
     Unknown,
+    /// Acknowledged, and only the master had it (durability `local`): it may be lost if mastership moved.
+    Alone,
     /// The client itself took no for an answer: nothing was sent.
     GivenUp,
 }
@@ -203,6 +209,8 @@ pub struct Judged {
     pub invalid_loads: u64,
     pub missing_loads: u64,
     pub syncs: u64,
+    /// Acknowledged by a master alone, and lost.
+    pub lost: u64,
 }
 
 /// Judges a whole history.
@@ -210,9 +218,11 @@ pub fn judge(history: &History<'_>) -> Result<Judged, Violation> {
     let mut judged = Judged::default();
     let sent = order::Sent::collect(&history.sessions)?;
     let past = order::walk(history, &sent, &mut judged)?;
-    order::outcomes(&sent, &past, &mut judged)?;
+    if !history.abandoned {
+        order::outcomes(&sent, &past, &mut judged)?;
+    }
     let acknowledged = sessions::Acknowledged::new(&sent, &past);
-    for session in &history.sessions {
+    for session in history.sessions.iter().filter(|session| !session.elsewhere) {
         sessions::judge(session, &sent, &past, &acknowledged, &mut judged)?;
     }
     Ok(judged)

@@ -25,7 +25,7 @@ impl<'a> Sent<'a> {
         for event in sessions.iter().flat_map(|session| &session.events) {
             let What::Commit(commit) = &event.what else { continue };
             let answered = match commit.outcome {
-                Outcome::Unknown => NEVER,
+                Outcome::Unknown | Outcome::Alone => NEVER,
                 _ => event.answered,
             };
             let one = SentOne { commit, asked: event.asked, answered };
@@ -308,7 +308,8 @@ impl<'a> Walk<'a> {
 pub(super) fn outcomes(sent: &Sent<'_>, past: &Past, judged: &mut Judged) -> Result<(), Violation> {
     for (tag, one) in &sent.by_tag {
         match (one.commit.outcome, past.seqs.get(tag)) {
-            (Outcome::Acknowledged, Some(_)) => judged.acknowledged += 1,
+            (Outcome::Acknowledged | Outcome::Alone, Some(_)) => judged.acknowledged += 1,
+            (Outcome::Alone, None) => judged.lost += 1,
             (Outcome::Acknowledged, None) => {
                 let what = format!("{} was acknowledged and is lost", tag_text(tag));
                 return broken(Rule::AckedIsDurable, what);

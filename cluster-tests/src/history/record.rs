@@ -97,7 +97,7 @@ impl Recorded {
         let (asked, answered, what) = match parsed {
             Line::Open { node } => {
                 let name = format!("{client}.{} at {node}", self.sessions.len());
-                self.sessions.push(Session { name, events: Vec::new() });
+                self.sessions.push(Session { name, ..Session::default() });
                 return;
             }
             Line::Lost { t, node, why } => {

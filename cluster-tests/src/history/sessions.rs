@@ -92,9 +92,15 @@ pub(super) fn judge(
                 judged.missing_loads += 1;
                 view.missing(*oid)?;
             }
-            What::Commit(commit) if commit.outcome == Outcome::Acknowledged => {
+            What::Commit(commit)
+                if matches!(commit.outcome, Outcome::Acknowledged | Outcome::Alone) =>
+            {
                 // Nothing that it holds may have changed unseen before its own transaction.
-                let seq = past.seqs[&commit.tag];
+                let Some(&seq) = past.seqs.get(&commit.tag) else {
+                    let (name, tag) = (&session.name, tag_text(&commit.tag));
+                    let what = format!("{name} was acknowledged {tag}, which is lost, and went on");
+                    return broken(Rule::SessionMonotone, what);
+                };
                 view.held.extend(commit.writes.iter().map(|oid| (*oid, seq)));
                 view.floor = view.floor.max(seq);
                 view.looks_again("after its commit")?;

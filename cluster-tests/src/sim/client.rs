@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ledger::MAGIC;
-use super::parse::{Object, be32, be64, object};
+use super::parse::{Hash, Object, be32, be64, object};
 use super::rng::Rng;
 use crate::history::{self, Event, Session, Time, What};
 
@@ -41,13 +41,18 @@ pub struct Sent {
     pub asked: Time,
     /// As found on the disks when it was acknowledged.
     pub seq: u64,
+    /// When, by the judge's clock.
+    pub answered: Time,
+    /// Only its own node had it then (durability `local`).
+    pub alone: bool,
 }
 
 impl Sent {
     /// For the judge. What a node has acknowledged is acknowledged, even if the client was gone before it heard.
     pub fn event(&self, tag: Tag) -> Event {
         let (outcome, answered) = match self.outcome {
-            _ if self.seq > 0 => (history::Outcome::Acknowledged, 2 * self.seq),
+            _ if self.alone => (history::Outcome::Alone, history::NEVER),
+            _ if self.seq > 0 => (history::Outcome::Acknowledged, self.answered),
             Outcome::Refused => (history::Outcome::Conflict, history::NEVER),
             _ => (history::Outcome::Unknown, history::NEVER),
         };
@@ -57,14 +62,22 @@ impl Sent {
     }
 }
 
+struct Home {
+    node: usize,
+    conn: u64,
+    tip: Option<Hash>,
+}
+
 #[derive(Default)]
 pub struct Book {
     /// Oids under which a transaction made new objects.
     pub made: BTreeMap<Tag, Vec<u64>>,
     pub sent: BTreeMap<Tag, Sent>,
     pub sessions: Vec<Session>,
-    /// The newest seq that was acknowledged to a client.
-    pub acked_seq: u64,
+    /// Where each session is, or was.
+    homes: Vec<Home>,
+    /// Acknowledgements so far.
+    answers: u64,
     pub acked: u64,
     pub refused: u64,
     pub unknown: u64,
@@ -75,10 +88,33 @@ pub struct Book {
 }
 
 impl Book {
-    /// The judge's clock. In one thread, what was acknowledged so far tells before from after: a transaction is
-    /// answered at twice its seq, which is before everything that is asked once it is.
+    /// The judge's clock. In one thread, what was acknowledged so far tells before from after: an acknowledgement is an even
+    /// number, everything that is asked until the next one is the odd number after it.
     pub fn clock(&self) -> Time {
-        2 * self.acked_seq + 1
+        2 * self.answers + 1
+    }
+
+    /// A node has acknowledged it.
+    pub fn acknowledged(&mut self, tag: &Tag, seq: u64, alone: bool) {
+        self.answers += 1;
+        let answered = 2 * self.answers;
+        let sent = self.sent.get_mut(tag).expect("sent");
+        assert_eq!(sent.outcome, Outcome::Open, "a commit answered twice");
+        (sent.seq, sent.answered, sent.alone) = (seq, answered, alone);
+    }
+
+    /// The node's disk has left the history that ends in `tip`: sessions that have ended there saw that history.
+    pub fn left(&mut self, node: usize, tip: Hash, is_open: impl Fn(u64) -> bool) {
+        for home in self.homes.iter_mut().filter(|home| home.node == node && home.tip.is_none()) {
+            if !is_open(home.conn) {
+                home.tip = Some(tip);
+            }
+        }
+    }
+
+    /// By session: the history that it saw, if its node has left that.
+    pub fn tips(&self) -> impl Iterator<Item = Option<Hash>> {
+        self.homes.iter().map(|home| home.tip)
     }
 
     fn note(&mut self, session: usize, asked: Time, what: What) {
@@ -201,7 +237,8 @@ impl Client {
     pub fn connected(&mut self, node: usize, conn: u64, book: &mut Book) -> Vec<u8> {
         let session = book.sessions.len();
         let name = format!("session {session} of c{} at n{}", self.id, node + 1);
-        book.sessions.push(Session { name, events: Vec::new() });
+        book.sessions.push(Session { name, ..Session::default() });
+        book.homes.push(Home { node, conn, tip: None });
         self.connection = Some(Connection { node, conn, session, received: Vec::new() });
         self.cache.clear();
         self.pool.clear();
@@ -435,7 +472,9 @@ impl Client {
         let reads = self.reads.iter().map(|(oid, tag)| (*oid, *tag)).collect();
         let writes = self.writes.iter().map(|(oid, _)| *oid).collect();
         let (outcome, asked) = (Outcome::Open, book.clock());
-        book.sent.insert(self.tag, Sent { session, reads, writes, outcome, asked, seq: 0 });
+        let sent =
+            Sent { session, reads, writes, outcome, asked, seq: 0, answered: 0, alone: false };
+        book.sent.insert(self.tag, sent);
         let mut data = Vec::new();
         for (oid, object) in &self.writes {
             let record = record(*oid, object);

@@ -422,7 +422,7 @@ fn ways(rng: &mut Rng, node: usize, other: usize, nodes: usize) -> Vec<(usize, u
 /// Files are of some hundred KB at most, and a run is of seconds: so are the settings.
 fn settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
     let distance = |rng: &mut Rng| ("pack.min_distance", format!("{}s", rng.below(3)));
-    let mut settings = match rng.below(14) {
+    let mut settings = match rng.below(20) {
         0..=2 => vec![("pack.garbage_share", rng.between(5, 60).to_string()), distance(rng)],
         3 | 4 => vec![("pack.bytes", rng.between(2_000, 50_000).to_string()), distance(rng)],
         5 => vec![distance(rng)],
@@ -431,6 +431,10 @@ fn settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
         8 => vec![("pack.rate", rng.between(100_000, 1_000_000).to_string())],
         9 => vec![("keep.generations", rng.between(1, 4).to_string())],
         10 => vec![("keep.age", format!("{}s", rng.below(20)))],
+        14..=19 => {
+            let value = ["all", "local", "local", "majority"][rng.index(4)];
+            vec![("durability", value.to_string())]
+        }
         12 | 13 => vec![("pack.master", "hand_over".to_string())],
         _ => vec![("keep.bytes", rng.between(10_000, 500_000).to_string())],
     };

@@ -13,11 +13,56 @@ pub struct Judged {
     pub generations: usize,
     pub unknown_found: u64,
     pub unknown_absent: u64,
+    /// Acknowledged by a master alone, and lost.
+    pub lost: u64,
 }
 
 /// # Panics
 /// With what is violated, if anything is.
 pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
+    let sessions = sessions(book);
+    let (transactions, seals) = ledger.history(tip);
+    let ours: BTreeSet<(u64, Hash)> =
+        transactions.iter().map(|tx| (tx.seq, tx.data_hash)).collect();
+    // Who saw a history that is no part of this one is judged by that one (durability `local`).
+    let is_elsewhere = |tip: &Hash| {
+        let mut at = &ledger.txs[tip];
+        while let Kind::Seal { previous, .. } = at.kind
+            && at.seq > 0
+        {
+            at = &ledger.txs[&previous];
+        }
+        at.seq > 0 && !ours.contains(&(at.seq, at.data_hash))
+    };
+    let mut tips: Vec<Option<Hash>> =
+        book.tips().map(|tip| tip.filter(is_elsewhere)).collect();
+    tips.resize(sessions.len(), None);
+    let judged = judge_by(ledger, &sessions, &tips, None, tip);
+    let others: BTreeSet<Hash> = tips.iter().flatten().copied().collect();
+    for other in others {
+        judge_by(ledger, &sessions, &tips, Some(other), other);
+    }
+    Judged {
+        transactions: transactions.len(),
+        generations: seals.len(),
+        unknown_found: judged.unknown_found,
+        unknown_absent: judged.unknown_absent,
+        lost: judged.lost,
+    }
+}
+
+/// Those sessions that saw `seen`, by the history that ends in `tip`.
+fn judge_by(
+    ledger: &Ledger,
+    sessions: &[Session],
+    tips: &[Option<Hash>],
+    seen: Option<Hash>,
+    tip: Hash,
+) -> history::Judged {
+    let mut sessions = sessions.to_vec();
+    for (session, saw) in sessions.iter_mut().zip(tips) {
+        session.elsewhere = *saw != seen;
+    }
     let (transactions, seals) = ledger.history(tip);
     // A seal comes after the transaction at its cut.
     let cuts: BTreeMap<u64, Hash> =
@@ -34,15 +79,9 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
             order.push(Step::Pack { generation, base: &ledger.bases[seal], switch });
         }
     }
-    let sessions = sessions(book);
-    let history = History { initial: BTreeMap::new(), order, sessions, mark };
-    let judged = history::judge(&history).unwrap_or_else(|violation| panic!("{violation}"));
-    Judged {
-        transactions: transactions.len(),
-        generations: seals.len(),
-        unknown_found: judged.unknown_found,
-        unknown_absent: judged.unknown_absent,
-    }
+    let history =
+        History { initial: BTreeMap::new(), order, sessions, mark, abandoned: seen.is_some() };
+    history::judge(&history).unwrap_or_else(|violation| panic!("{violation}"))
 }
 
 /// The seq of a new generation's own election: the first epoch start after the cut that was never written in the generation

@@ -16,6 +16,7 @@
 //! | LeaderCompleteness | when a master's epoch start becomes durable | `is_complete` |
 //! | CommittedNeverTruncated | at every change of a disk; at every word on what is committed | `keeps_committed`, `claim` |
 //! | CommitNeedsOwnEpoch | at every append that commits something new | `messages::on_append` |
+//! | AckedByAll | at every answer to a client, with durability `all` | `has_everybody` |
 //! | AckedIsDurable | at every acknowledgement, commit, and answer to a client; at the end | `messages`, `on_acknowledged`, `history` |
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
@@ -84,6 +85,8 @@ struct DiskView {
     hurt: bool,
     /// A base that was built here came out wrong.
     spoilt: bool,
+    /// Tips of what was cut off, or left for another generation's file.
+    left: Vec<Hash>,
     /// What the node last said it is at in a pack, and of what it is master or leader.
     says: Says,
 }
@@ -150,6 +153,8 @@ impl Ledger {
                 })
                 .collect();
             let had_current = view.current.is_some();
+            let tip = view.current.and_then(|number| view.files.get(&number)).and_then(File::tip);
+            let before = view.current;
             view.current = match names.get("current.durus") {
                 Some(Entry::Link(target)) => match names.get(target) {
                     Some(Entry::File(number)) => Some(*number),
@@ -160,6 +165,9 @@ impl Ledger {
                 },
                 _ => None,
             };
+            if view.current != before {
+                view.left.extend(tip);
+            }
             assert!(
                 view.current.is_some() || !had_current || view.fate != Fate::Sound,
                 "violated OneRename: node {} has no current file any more",
@@ -196,6 +204,9 @@ impl Ledger {
             let before = file.txs.clone();
             let found = read_on(file, inode.durable(), from.unwrap_or(0) as usize);
             file.len = inode.durable().len();
+            if before.iter().any(|tx| is_cut(file, tx)) {
+                view.left.extend(before.last().map(|tx| tx.2));
+            }
             let is_lost = |tx: &&(u64, usize, Hash)| is_cut(file, tx) && !is_kept(&platter, &tx.2);
             if view.fate == Fate::Sound
                 && let Some((seq, ..)) = before.iter().find(is_lost)
@@ -314,6 +325,8 @@ impl Ledger {
     /// Something is about to happen to the disk that no crash does. What it has now counts as acknowledged for good.
     pub fn disk_damaged(&mut self, node: usize, fate: Fate) {
         let view = &mut self.disks[node];
+        let tip = view.current.and_then(|number| view.files.get(&number)).and_then(File::tip);
+        view.left.extend(tip);
         if let Some(current) = view.current.and_then(|number| view.files.get(&number)) {
             view.had_below = view.had_below.max(current.cut);
         }
@@ -357,10 +370,11 @@ impl Ledger {
             || view.files.values().any(|file| file.generation > current.generation && is_it(file))
     }
 
-    /// A client is about to hear that its transaction is committed. Its seq.
-    pub fn on_acknowledged(&self, tag: &[u8; 16]) -> u64 {
-        let found = self.tags.get(tag).into_iter().flatten();
-        for (seq, data) in found {
+    /// A client of `node` is about to hear that its transaction is stored. Its seq, and whether no majority has it: that is
+    /// allowed only if durability may be `local`, and only if the node's own disk has it.
+    pub fn on_acknowledged(&self, node: usize, tag: &[u8; 16], local: bool) -> (u64, bool) {
+        let found = || self.tags.get(tag).into_iter().flatten();
+        for (seq, data) in found() {
             // Another transaction is known to be committed there: this copy is an orphan's. What is below a file's cut
             // can't be looked up on the disks any more.
             if self.committed.get(seq).is_some_and(|committed| committed != data) {
@@ -368,14 +382,40 @@ impl Ledger {
             }
             let holders = (0..self.disks.len()).filter(|node| self.has(*node, *seq, data)).count();
             if holders > self.disks.len() / 2 {
-                return *seq;
+                return (*seq, false);
             }
+        }
+        let current = |seq: &u64, data: &Hash| {
+            let file = self.disks[node].current.and_then(|it| self.disks[node].files.get(&it));
+            file.and_then(|file| file.at(*seq)).is_some_and(|at| self.txs[&at].data_hash == *data)
+        };
+        if local && let Some((seq, _)) = found().find(|(seq, data)| current(seq, data)) {
+            return (*seq, true);
         }
         panic!(
             "violated AckedIsDurable: a client hears that {} is committed, and no majority of disks has it: {:?}",
             tag_text(tag),
             self.tags.get(tag).map(|seqs| seqs.iter().map(|(seq, _)| *seq).collect::<Vec<_>>())
         );
+    }
+
+    /// With durability `all`: every voter's disk has what is acknowledged. (What is below a file's cut is in its base.)
+    pub fn has_everybody(&self, tag: &[u8; 16], seq: u64) {
+        let datas: Vec<Hash> =
+            self.tags[tag].iter().filter(|(at, _)| *at == seq).map(|(_, data)| *data).collect();
+        for node in (0..self.disks.len()).filter(|node| self.disks[*node].fate == Fate::Sound) {
+            assert!(
+                datas.iter().any(|data| self.has(node, seq, data)),
+                "violated AckedByAll: a client hears that {} is stored at seq {seq}, and node {} has it not",
+                tag_text(tag),
+                node + 1
+            );
+        }
+    }
+
+    /// Tips of histories that this node's disk had and has no more, since the last time.
+    pub fn take_left(&mut self, node: usize) -> Vec<Hash> {
+        std::mem::take(&mut self.disks[node].left)
     }
 
     /// The newest epoch's master (from 0), as its appends say it.

@@ -216,6 +216,9 @@ pub struct World {
     fences: Vec<(u64, bool)>,
     /// When commits were sent that are not answered yet.
     sent_at: BTreeMap<Tag, u64>,
+    /// Since when durability is `all` wherever a process runs; and when it was last `local` anywhere.
+    all_since: Option<u64>,
+    local_at: Option<u64>,
     faults: Counts,
     sometimes: Counts,
     events: u64,
@@ -299,6 +302,8 @@ impl World {
             elections: Vec::new(),
             fences: Vec::new(),
             sent_at: BTreeMap::new(),
+            all_since: None,
+            local_at: None,
             faults: Counts::new(),
             sometimes: Counts::new(),
             events: 0,
@@ -361,6 +366,7 @@ impl World {
         World::add(&mut self.sometimes, "generation switch", packs);
         World::add(&mut self.sometimes, "in-doubt commit found", judged.unknown_found);
         World::add(&mut self.sometimes, "in-doubt commit absent", judged.unknown_absent);
+        World::add(&mut self.sometimes, "acknowledged locally and lost", judged.lost);
         self.trace.line(format_args!("judged: {judged:?}"));
     }
 
@@ -457,8 +463,10 @@ impl World {
             Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),
             Event::RoomAgain { node } => self.hosts[node].medium.lock().set_room(Room::Enough),
             Event::Unlimit { by } => {
-                let (name, value) = ("pack.rate".to_string(), "default".to_string());
-                self.ask(by, Verb::ConfigSet(ConfigSet { name, value }));
+                for name in ["pack.rate", "durability"] {
+                    let (name, value) = (name.to_string(), "default".to_string());
+                    self.ask(by, Verb::ConfigSet(ConfigSet { name, value }));
+                }
             }
             Event::Unhold { by } => {
                 self.ask(by, Verb::SetPause(SetPause { paused: false }));

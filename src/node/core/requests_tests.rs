@@ -229,6 +229,7 @@ fn who_has_stored_the_root_by_a_master_that_died_is_acknowledged_by_the_next() {
     master.shelf.written_to(master.shelf.tip().offset);
     master.shelf.index_to(stored);
     master.committed = stored;
+    master.learn_acknowledged(stored);
     make_open_master(&mut master, 5);
     let generation = own_generation(&node);
     elect_second(&mut node, 5, generation);

@@ -15,6 +15,11 @@
 //! * Nodes are interchangeable: states are sorted. Whom an election prefers among those it may elect is left open.
 //! * A second fence of an election that is still under way is left out, since the controller never makes one.
 //!
+//! **Two marks.** What a master acknowledges to its own clients (`replication::quorum`) is another mark than what is
+//! committed, and with durability `local` above it. No other rule looks at it: it needs no state here, and
+//! `CommittedAnnounced` shows what happens if slaves are told of it as committed. With `all` it is below, and changes
+//! nothing for elections.
+//!
 //! **Change of voters**, as it is to be built. The voters are those of the newest election; a change is an election
 //! like any other. Three rules make it safe, and each is needed:
 //!
@@ -256,6 +261,10 @@ impl Election {
         let upto = self.majority_has(w, node);
         if upto >= first && upto > sent.commit {
             out.push(Step::Commit(node));
+        }
+        let alone = it.durable.min(it.log.len());
+        if !self.on(Rule::CommittedAnnounced) && sent.commit >= start && alone > sent.commit {
+            out.push(Step::AnnounceAlone(node));
         }
         if sent.commit >= start && w.written < self.scope.writes {
             out.push(Step::Write(node));

@@ -32,6 +32,9 @@ pub enum Rule {
     OwnEpochCommits,
     /// The master shows nothing before its epoch start is committed.
     ServeAfterStart,
+    /// Slaves are told of what a majority has, also if the master has acknowledged more to its clients, as its own disk alone
+    /// has it (durability `local`).
+    CommittedAnnounced,
     AckCarriesEpoch,
     AckCarriesChain,
     /// An append is taken only onto the tip that it names, by chain.

@@ -183,6 +183,7 @@ pub enum Step {
         epoch: u8,
     },
     Expose(u8),
+    AnnounceAlone(u8),
 }
 
 impl World {
@@ -227,6 +228,7 @@ impl Step {
             Step::CutToWatermark { node, upto } => Step::CutToWatermark { node: place(node), upto },
             Step::Adopt { node, epoch } => Step::Adopt { node: place(node), epoch },
             Step::Expose(node) => Step::Expose(place(node)),
+            Step::AnnounceAlone(node) => Step::AnnounceAlone(place(node)),
         }
     }
 }

@@ -59,6 +59,10 @@ impl Election {
                     self.broke(w, Broken::ReadIsCommittedPrefix);
                 }
             }
+            Step::AnnounceAlone(node) => {
+                let it = w.nodes[usize::from(node)];
+                w.sent[usize::from(it.master)].commit = it.durable;
+            }
             Step::Expose(node) => self.commit_upto(w, w.nodes[usize::from(node)].log),
         }
     }

@@ -5,8 +5,11 @@ use packmaster::node::core::Input;
 use packmaster::types::ConnId;
 
 use super::{Event, World};
-use crate::sim::client::{Next, Outcome, Tag};
+use crate::sim::client::{Next, Tag};
 use crate::sim::ledger::tag_text;
+
+/// A commit that took so long waited for a node.
+const WAITED_US: u64 = 300_000;
 
 impl World {
     /// The client's next turn, and only that.
@@ -146,12 +149,21 @@ impl World {
             && let Some(tag) = self.clients[client].awaits_commit()
             && bytes.first() == Some(&b'O')
         {
-            let seq = self.ledger.on_acknowledged(&tag);
+            let sent_at = self.sent_at.get(&tag).copied().unwrap_or(0);
+            let local = self.local_at.is_some_and(|at| at >= sent_at);
+            let (seq, alone) = self.ledger.on_acknowledged(node, &tag, local);
+            if self.all_since.is_some_and(|since| since < sent_at) {
+                self.ledger.has_everybody(&tag, seq);
+                self.count("acknowledged by all");
+                if self.now - sent_at > WAITED_US {
+                    self.count("commit waited for all");
+                }
+            }
+            if alone {
+                self.count("acknowledged by the master alone");
+            }
             self.note_carried(&tag);
-            let sent = self.book.sent.get_mut(&tag).expect("sent");
-            assert_eq!(sent.outcome, Outcome::Open, "a commit answered twice");
-            sent.seq = seq;
-            self.book.acked_seq = self.book.acked_seq.max(seq);
+            self.book.acknowledged(&tag, seq, alone);
             self.trace.line(format_args!(
                 "n{} acknowledges {} at seq {seq}",
                 node + 1,

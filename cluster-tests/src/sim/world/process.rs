@@ -9,6 +9,7 @@ use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{self, Outcome};
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
+use packmaster::replication::quorum::Durability;
 use packmaster::storage::task::Performer;
 use packmaster::types::{BootId, NodeId, Now};
 use prost::Message as _;
@@ -228,6 +229,28 @@ impl World {
     pub(super) fn look(&mut self, node: usize) {
         let medium = self.hosts[node].medium.clone();
         self.ledger.look(node, &medium);
+        for tip in self.ledger.take_left(node) {
+            let conns = self.hosts[node].process.as_ref().map(|process| &process.conns);
+            let is_open = |conn: u64| conns.is_some_and(|conns| conns.contains_key(&conn));
+            // Without durability `local` nobody was shown what can be cut.
+            if self.local_at.is_some() {
+                self.book.left(node, tip, is_open);
+            }
+        }
+    }
+
+    /// What the nodes act by decides what an acknowledgement is worth.
+    fn note_durability(&mut self) {
+        let running = self.hosts.iter().filter_map(|host| host.process.as_ref());
+        let settings: Vec<Durability> =
+            running.map(|process| process.core.durability()).collect();
+        if settings.contains(&Durability::Local) {
+            self.local_at = Some(self.now);
+        }
+        match settings.iter().all(|setting| *setting == Durability::All) {
+            true => _ = self.all_since.get_or_insert(self.now),
+            false => self.all_since = None,
+        }
     }
 
     pub(super) fn put(&mut self, node: usize, input: Input) {
@@ -294,6 +317,7 @@ impl World {
         let wait = process.core.deadline().saturating_sub(mono_us);
         let wait = self.hosts[node].until_mono(wait.min(2_000_000));
         self.wake_soon(node, wait.clamp(20, 1_000_000));
+        self.note_durability();
         let life = self.hosts[node].life;
         for action in out {
             if self.hosts[node].life != life {
