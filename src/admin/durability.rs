@@ -92,7 +92,9 @@ impl DurabilityStatus {
         }
         if self.only_on_master > 0 {
             let (count, ms) = (self.only_on_master, self.only_on_master_ms);
-            out += &format!("        {count} transactions are only on the master now, the oldest for {ms} ms\n");
+            out += &format!(
+                "        {count} transactions are only on the master now, the oldest for {ms} ms\n"
+            );
         }
         for lost in &self.losses {
             let LossStatus { node, epoch, transactions, after_seq, to_seq, kept, at } = lost;

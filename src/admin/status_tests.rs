@@ -265,7 +265,8 @@ fn local_durability_states_the_loss_it_permits() {
     let mut view = cluster(3);
     view.durability = "local".into();
     edit(&mut view, 1).position.as_mut().unwrap().tip.as_mut().unwrap().seq = 104;
-    *edit(&mut view, 1) = Beat { acknowledged_seq: 104, alone_ms: 35, ..edit(&mut view, 1).clone() };
+    *edit(&mut view, 1) =
+        Beat { acknowledged_seq: 104, alone_ms: 35, ..edit(&mut view, 1).clone() };
     let told = status(&view);
     assert_eq!(told.if_master_died.transactions_at_risk, 4);
     assert!(told.summary.contains("4 acknowledged commits"), "{}", told.summary);
@@ -273,7 +274,10 @@ fn local_durability_states_the_loss_it_permits() {
     assert_eq!((now.only_on_master, now.only_on_master_ms), (4, 35));
     let text = crate::admin::render::status(&told);
     assert!(text.contains("LOST if mastership moves"), "{text}");
-    assert!(text.contains("4 transactions are only on the master now, the oldest for 35 ms"), "{text}");
+    assert!(
+        text.contains("4 transactions are only on the master now, the oldest for 35 ms"),
+        "{text}"
+    );
     // What was acknowledged stays so.
     view.durability = "majority".into();
     assert_eq!(status(&view).if_master_died.transactions_at_risk, 4);
@@ -293,7 +297,11 @@ fn what_is_lost_stays_told_with_the_file_that_has_it() {
         at_wall_us: 1_700_000_000_000_000,
     }];
     let told = status(&view);
-    assert!(told.summary.contains("Up to 4 acknowledged transactions were LOST"), "{}", told.summary);
+    assert!(
+        told.summary.contains("Up to 4 acknowledged transactions were LOST"),
+        "{}",
+        told.summary
+    );
     let text = crate::admin::render::status(&told);
     assert!(text.contains("kept on n3 in orphans/g00000002-seq81-84-abababab.orphan"), "{text}");
 }

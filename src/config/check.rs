@@ -303,8 +303,9 @@ fn check_durability(durability: &str) -> Result<()> {
     if durability == "majority" {
         return Ok(());
     }
-    let why =
-        format!("{durability:?} is not possible here: leave it out, and type `packmaster ctl config set durability VALUE`");
+    let why = format!(
+        "{durability:?} is not possible here: leave it out, and type `packmaster ctl config set durability VALUE`"
+    );
     Err(invalid("durability", why))
 }
 

@@ -47,9 +47,8 @@ impl State {
         if self.alone_in(epoch) != Some(node) {
             return Err(format!("node {node} acknowledged nothing alone in epoch {epoch}"));
         }
-        let known = |other: &Loss| {
-            (other.node, other.epoch, &other.kept) == (node, epoch, &loss.kept)
-        };
+        let known =
+            |other: &Loss| (other.node, other.epoch, &other.kept) == (node, epoch, &loss.kept);
         if self.losses.iter().any(known) {
             return Err(format!("what node {node} has lost of epoch {epoch} is known already"));
         }

@@ -392,7 +392,16 @@ impl Sessions {
         self.requests.insert(id, conn);
         self.wait(
             conn,
-            Waiting::Commit(Commit { id, base, ahead, records, bytes, in_turn, seq: None, said: false }),
+            Waiting::Commit(Commit {
+                id,
+                base,
+                ahead,
+                records,
+                bytes,
+                in_turn,
+                seq: None,
+                said: false,
+            }),
             now,
         );
         self.ask_commit(conn, TOUCHED_ALONG_BYTES_MAX, out);

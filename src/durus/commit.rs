@@ -218,11 +218,7 @@ impl CommitChecker {
         let known = self.find(request.commit_id);
         if let Some(seq) = known.filter(|_| !mutants::broken(Mutant::CommitIdNotChecked)) {
             let told = seq <= ground.acknowledged;
-            return Ok(if told {
-                Verdict::AlreadyCommitted(seq)
-            } else {
-                Verdict::InFlight(seq)
-            });
+            return Ok(if told { Verdict::AlreadyCommitted(seq) } else { Verdict::InFlight(seq) });
         }
         let (base, last) = (request.base, self.last);
         if self.conflicts.contains(&request.commit_id) {

@@ -224,8 +224,13 @@ fn a_reference_to_nothing_that_was_there_before_is_nobodys_fault() {
     let base = BaseOids { unused: Some(set(&[10, 11])), map_end: Oid(12) };
     let pool = OidPool::new(base, Oid(12));
     let before = |oid: Oid| Ok((oid.0 == 5).then(|| record(5, 0, &[1, 10]).1));
-    let ground =
-        Ground { acknowledged: Seq(103), exists: &exists, pool: &pool, dead: None, stored: &before };
+    let ground = Ground {
+        acknowledged: Seq(103),
+        exists: &exists,
+        pool: &pool,
+        dead: None,
+        stored: &before,
+    };
     let refers = |oid: u64, to: &[u64]| Ask { records: vec![record(oid, 1, to)], ..ask(103, &[]) };
     assert_eq!(judge_on(&mut checker(), &refers(5, &[10, 1]), &ground), Verdict::Accept);
     assert!(is_conflict(&judge_on(&mut checker(), &refers(5, &[10, 11]), &ground)));

@@ -712,13 +712,7 @@ impl Sessions {
     }
 
     /// What sessions were shown is not the cluster's: all of them end, and nothing that they asked for is asked any more.
-    /// From now on `applied` is shown.
-    pub fn start_over(
-        &mut self,
-        applied: Seq,
-        reason: CloseReason,
-        out: &mut Vec<SessionAction>,
-    ) {
+    pub fn end_all(&mut self, reason: &CloseReason, out: &mut Vec<SessionAction>) {
         let open: Vec<ConnId> = self.sessions.keys().copied().collect();
         open.iter().for_each(|conn| self.close(*conn, reason.clone(), out));
         // What becomes of a commit that is not settled is nobody's business any more: it was made on what is gone.
@@ -731,7 +725,13 @@ impl Sessions {
         self.settling.clear();
         self.in_file.clear();
         self.commit_bytes = 0;
-        self.log = ChangeLog::new(applied, self.log.generation());
+    }
+
+    /// Nobody is connected; those who come are shown this. Numbers of requests go on.
+    pub fn begin_again(&mut self, applied: Seq, generation: Generation) {
+        assert!(self.sessions.is_empty(), "sessions that were shown something else");
+        self.log = ChangeLog::new(applied, generation);
+        self.announced = generation;
     }
 
     /// The last of a session: nothing of it is outstanding.

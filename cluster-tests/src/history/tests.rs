@@ -99,7 +99,8 @@ impl Sample {
             events: events.clone(),
         };
         let sessions = self.sessions.iter().enumerate().map(session).collect();
-        let judged = judge(&History { initial: initial(), order, sessions, mark, abandoned: false });
+        let judged =
+            judge(&History { initial: initial(), order, sessions, mark, abandoned: false });
         judged.map_err(|violation| {
             println!("{violation}");
             violation.rule

@@ -43,7 +43,9 @@ pub struct Sent {
     pub seq: u64,
     /// When, by the judge's clock.
     pub answered: Time,
-    /// Only its own node had it then (durability `local`).
+    /// Durability may have been `local`: clients elsewhere need not see it yet.
+    pub local: bool,
+    /// And only its own node had it then: it may be lost.
     pub alone: bool,
 }
 
@@ -51,7 +53,7 @@ impl Sent {
     /// For the judge. What a node has acknowledged is acknowledged, even if the client was gone before it heard.
     pub fn event(&self, tag: Tag) -> Event {
         let (outcome, answered) = match self.outcome {
-            _ if self.alone => (history::Outcome::Alone, history::NEVER),
+            _ if self.local => (history::Outcome::Alone, history::NEVER),
             _ if self.seq > 0 => (history::Outcome::Acknowledged, self.answered),
             Outcome::Refused => (history::Outcome::Conflict, history::NEVER),
             _ => (history::Outcome::Unknown, history::NEVER),
@@ -95,12 +97,13 @@ impl Book {
     }
 
     /// A node has acknowledged it.
-    pub fn acknowledged(&mut self, tag: &Tag, seq: u64, alone: bool) {
+    pub fn acknowledged(&mut self, tag: &Tag, seq: u64, local: bool, alone: bool) {
         self.answers += 1;
         let answered = 2 * self.answers;
         let sent = self.sent.get_mut(tag).expect("sent");
         assert_eq!(sent.outcome, Outcome::Open, "a commit answered twice");
-        (sent.seq, sent.answered, sent.alone) = (seq, answered, alone);
+        (sent.seq, sent.answered) = (seq, answered);
+        (sent.local, sent.alone) = (local, alone);
     }
 
     /// The node's disk has left the history that ends in `tip`: sessions that have ended there saw that history.
@@ -472,8 +475,8 @@ impl Client {
         let reads = self.reads.iter().map(|(oid, tag)| (*oid, *tag)).collect();
         let writes = self.writes.iter().map(|(oid, _)| *oid).collect();
         let (outcome, asked) = (Outcome::Open, book.clock());
-        let sent =
-            Sent { session, reads, writes, outcome, asked, seq: 0, answered: 0, alone: false };
+        let (seq, answered, local, alone) = (0, 0, false, false);
+        let sent = Sent { session, reads, writes, outcome, asked, seq, answered, local, alone };
         book.sent.insert(self.tag, sent);
         let mut data = Vec::new();
         for (oid, object) in &self.writes {

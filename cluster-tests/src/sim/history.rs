@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::client::Book;
-use super::ledger::{Ledger, tag_of};
+use super::ledger::{Ledger, tag_of, tag_text};
 use super::parse::{Hash, Kind, Tx, be64};
 use crate::history::{self, History, Mark, Session, Step, Tag, What};
 
@@ -34,10 +34,17 @@ pub fn judge(ledger: &Ledger, book: &Book, tip: Hash) -> Judged {
         }
         at.seq > 0 && !ours.contains(&(at.seq, at.data_hash))
     };
-    let mut tips: Vec<Option<Hash>> =
-        book.tips().map(|tip| tip.filter(is_elsewhere)).collect();
+    let mut tips: Vec<Option<Hash>> = book.tips().map(|tip| tip.filter(is_elsewhere)).collect();
     tips.resize(sessions.len(), None);
     let judged = judge_by(ledger, &sessions, &tips, None, tip);
+    for (tag, _) in book.sent.iter().filter(|(_, sent)| sent.seq > 0 && !sent.alone) {
+        let places = ledger.tags.get(tag).into_iter().flatten();
+        assert!(
+            { places }.any(|place| ours.contains(place)),
+            "violated AckedIsDurable: {} was acknowledged when a majority had it, and is lost",
+            tag_text(tag)
+        );
+    }
     let others: BTreeSet<Hash> = tips.iter().flatten().copied().collect();
     for other in others {
         judge_by(ledger, &sessions, &tips, Some(other), other);

@@ -55,6 +55,8 @@ pub(super) struct Told {
     alone: VecDeque<(Seq, Now)>,
     /// When the mark last moved, or had nothing to move to.
     moved: Now,
+    /// Clients were served by this process.
+    has_served: bool,
     /// Mastership has ended, and clients were shown more than is committed.
     held: bool,
     /// Cut from this node's file, and not in the replicated state yet.
@@ -199,6 +201,11 @@ impl Core {
         }
     }
 
+    /// True the first time.
+    pub(super) fn serves_first(&mut self) -> bool {
+        !std::mem::replace(&mut self.told.has_served, true)
+    }
+
     pub(super) fn is_holding(&self) -> bool {
         self.told.held
     }
@@ -249,7 +256,8 @@ impl Core {
         let mut lines = String::new();
         for (epoch, (transactions, newest)) in lost {
             let (at_wall_us, after_seq) = (self.now.wall_us, point.0);
-            lines += &format!("{COMMITS}{epoch} {transactions} {after_seq} {newest} {at_wall_us}\n");
+            lines +=
+                &format!("{COMMITS}{epoch} {transactions} {after_seq} {newest} {at_wall_us}\n");
             if self.told.untold.len() < UNTOLD_MAX {
                 self.told.untold.push(TailLost {
                     node: self.setup.id.0,
@@ -266,7 +274,7 @@ impl Core {
     }
 
     /// The file is cut back to `point`, or replaced by one that shows `applied`: clients that were shown more are
-    /// disconnected, and told why.
+    /// disconnected, and told why. This node serves again when all that its file shows is committed.
     pub(super) fn drop_shown(&mut self, point: Seq, applied: Seq, out: &mut Vec<Action>) {
         let shown = self.sessions.newest_shown();
         self.told.acknowledged = self.told.acknowledged.min(point);
@@ -282,7 +290,7 @@ impl Core {
         self.told.held = false;
         let mut actions = Vec::new();
         let reason = CloseReason::Lost { after: point };
-        self.sessions.start_over(applied, reason, &mut actions);
+        self.sessions.end_all(&reason, &mut actions);
         self.on_session_actions(actions, out);
         self.beats.soon();
     }

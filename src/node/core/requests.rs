@@ -118,7 +118,8 @@ macro_rules! with_view {
     ($core:expr, $out:expr, |$sessions:ident, $now:ident, $view:ident, $actions:ident| $call:expr) => {{
         let applied = $core.shelf.indexed();
         let acknowledged = $core.acknowledged();
-        let $view = &ShelfView { shelf: &$core.shelf, checker: &$core.checker, applied, acknowledged };
+        let $view =
+            &ShelfView { shelf: &$core.shelf, checker: &$core.checker, applied, acknowledged };
         let ($sessions, $now) = (&mut $core.sessions, $core.now);
         let mut actions = Vec::new();
         let $actions = &mut actions;
@@ -178,11 +179,16 @@ impl Core {
             return;
         }
         self.serving = true;
-        let (limits, boot) = (self.setup.limits.clone(), self.setup.boot);
-        self.sessions =
-            durus::Sessions::new(limits, boot, self.shelf.indexed(), self.shelf.generation());
-        // Nothing was asked for before, or its number would be given again; and the master must hear of this generation.
-        assert!(self.requests.open.is_empty(), "a request of nobody's session");
+        let (shown, generation) = (self.shelf.indexed(), self.shelf.generation());
+        if self.serves_first() {
+            let (limits, boot) = (self.setup.limits.clone(), self.setup.boot);
+            self.sessions = durus::Sessions::new(limits, boot, shown, generation);
+            // Nothing was asked for before, or its number would be given again.
+            assert!(self.requests.open.is_empty(), "a request of nobody's session");
+        } else {
+            self.sessions.begin_again(shown, generation);
+        }
+        // The master must hear of this generation.
         self.requests.registered = None;
         self.requests.register_sent = None;
         for input in self.early_clients.take() {

@@ -163,7 +163,7 @@ impl World {
                 self.count("acknowledged by the master alone");
             }
             self.note_carried(&tag);
-            self.book.acknowledged(&tag, seq, alone);
+            self.book.acknowledged(&tag, seq, local, alone);
             self.trace.line(format_args!(
                 "n{} acknowledges {} at seq {seq}",
                 node + 1,

@@ -242,8 +242,7 @@ impl World {
     /// What the nodes act by decides what an acknowledgement is worth.
     fn note_durability(&mut self) {
         let running = self.hosts.iter().filter_map(|host| host.process.as_ref());
-        let settings: Vec<Durability> =
-            running.map(|process| process.core.durability()).collect();
+        let settings: Vec<Durability> = running.map(|process| process.core.durability()).collect();
         if settings.contains(&Durability::Local) {
             self.local_at = Some(self.now);
         }

@@ -44,7 +44,10 @@ const SAID: [(&str, &str); 38] = [
     ("raft amnesia noticed", "this node has forgotten what it acknowledged;"),
     ("strange disk not believed", "a node comes with another disk"),
     ("no pack now", "no pack now"),
-    ("clients held for what a majority may lack", "mastership ended with transactions that were acknowledged"),
+    (
+        "clients held for what a majority may lack",
+        "mastership ended with transactions that were acknowledged",
+    ),
     ("clients of what was lost disconnected", "transactions that were acknowledged here are lost"),
     ("older generation could not be opened", "an older generation can't be served"),
 ];
