@@ -104,3 +104,48 @@ pub(super) fn put_loss(loss: &Loss) -> pb::TailLost {
         at_wall_us: loss.at_wall_us,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(epoch: u64, kept: &str) -> pb::TailLost {
+        let kept = kept.to_string();
+        pb::TailLost { node: 1, epoch, transactions: 3, after_seq: 10, to_seq: 14, kept, at_wall_us: 5 }
+    }
+
+    /// Node 1 was master of epoch 4 with durability `local`; it is epoch 6.
+    fn state() -> State {
+        let alone = [(Epoch(4), NodeId(1))].into();
+        State { epoch: Epoch(6), alone, ..State::default() }
+    }
+
+    #[test]
+    fn a_loss_is_told_once_and_only_of_who_could_acknowledge_alone() {
+        let mut state = state();
+        let (why, node) = state.on_tail_lost(&lost(4, "orphans/a")).unwrap();
+        assert!(why.contains("up to 3 transactions") && why.contains("seq 11 to 14"), "{why}");
+        assert_eq!((node, state.lost_transactions), (NodeId(1), 3));
+        assert!(state.on_tail_lost(&lost(4, "orphans/a")).unwrap_err().contains("known already"));
+        assert!(state.on_tail_lost(&lost(5, "orphans/b")).unwrap_err().contains("nothing alone"));
+        let other = pb::TailLost { node: 2, ..lost(4, "orphans/b") };
+        assert!(state.on_tail_lost(&other).unwrap_err().contains("nothing alone"));
+        state.on_tail_lost(&lost(4, "orphans/b")).unwrap();
+        assert_eq!((state.losses().count(), state.lost_transactions), (2, 6));
+        assert_eq!(State::decode(&state.encode()), Ok(state));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let state = state();
+        for bad in [
+            pb::TailLost { transactions: 0, ..lost(4, "a") },
+            pb::TailLost { transactions: u64::MAX, ..lost(4, "a") },
+            pb::TailLost { to_seq: u64::MAX, ..lost(4, "a") },
+            lost(4, ""),
+            lost(4, &"a".repeat(NAME_MAX + 1)),
+        ] {
+            assert!(state.may_be_lost(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

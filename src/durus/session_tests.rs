@@ -698,3 +698,64 @@ fn any_other_client_gets_every_answer_of_a_bulk_load() {
     node.sync_all();
     assert_eq!(node.sent(late), [&[0, 0, 0, 1], &all[..], &one].concat());
 }
+
+/// With durability `all` a commit is shown before its client may be told.
+#[test]
+fn a_commit_that_is_shown_is_answered_when_its_client_may_be_told() {
+    let begun = || {
+        let mut node = Node::with_two();
+        node.store.acknowledged = Some(Seq(10));
+        node.send(A, b"C");
+        node.sent(A);
+        node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+        let (id, commit_id) = node.commit_id();
+        node.apply(&[(1, record(1, b"mine"))], commit_id);
+        assert_eq!(node.sent(A), b"", "not every voter has it");
+        node.send(B, &[b"S".to_vec(), load(1)].concat());
+        node.sync_all();
+        assert_eq!(node.sent(B), [told(&[1]), found(&record(1, b"mine"))].concat(), "others see it");
+        (node, id)
+    };
+    // By the master's answer; once.
+    let (mut node, id) = begun();
+    node.committed(id, 11);
+    node.committed(id, 11);
+    assert_eq!(node.sent(A), b"O");
+    // By the mark that the master announces.
+    let (mut node, id) = begun();
+    node.store.acknowledged = Some(Seq(11));
+    node.sessions.poke(node.now, &node.store, &mut node.out);
+    assert_eq!(node.sent(A), b"O");
+    assert!(!node.sessions.outstanding(id));
+    // Who leaves leaves nothing behind: it is stored.
+    let (mut node, id) = begun();
+    node.sessions.closed(A, &mut node.out);
+    assert!(!node.sessions.outstanding(id));
+    // And who waits for too long is told that the outcome is not known.
+    let (mut node, id) = begun();
+    node.later(Limits::default().wait_max_ms);
+    assert!(matches!(node.closed_for(), CloseReason::Unanswered { what: "a commit", .. }));
+    assert!(!node.sessions.outstanding(id));
+}
+
+/// With durability `local` a history that was shown can be left behind.
+#[test]
+fn when_what_was_shown_is_lost_all_sessions_end_and_nothing_of_them_is_asked_any_more() {
+    let mut node = Node::with_two();
+    node.send(A, b"C");
+    node.send(A, &commit_data(&[(1, record(1, b"mine"))]));
+    let (id, _) = node.commit_id();
+    node.send(B, b"S");
+    let sync = node.sync_id();
+    node.sessions.end_all(&CloseReason::Lost { after: Seq(9) }, &mut node.out);
+    let closes = |action: &SessionAction| matches!(action, SessionAction::Close { .. });
+    assert_eq!(node.asked().iter().filter(|action| closes(action)).count(), 2);
+    assert!(!node.sessions.outstanding(id) && !node.sessions.outstanding(sync));
+    node.store.applied = Seq(9);
+    node.sessions.begin_again(Seq(9), Generation(1));
+    node.committed(id, 10);
+    node.open(ConnId(77));
+    node.send(ConnId(77), b"S");
+    node.sync_all();
+    assert_eq!(node.sent(ConnId(77)), told(&[]));
+}
