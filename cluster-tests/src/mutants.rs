@@ -179,7 +179,6 @@ impl Hunt {
             | M::ShownIsTold
             | M::LocalAnnounced
             | M::LocalNeverCut
-            | M::LocalToldElsewhere
             | M::LostStillServed => Options {
                 clients: 6,
                 every_us: Some(120_000),
@@ -188,6 +187,19 @@ impl Hunt {
                     (weight::CRASH, 15),
                     (weight::CUT, 40),
                     (weight::LAGGY, 20),
+                ],
+                ..usual
+            },
+            // Where the asking node has the transaction, and is not among those who elect without it.
+            M::LocalToldElsewhere => Options {
+                nodes: 5,
+                clients: 8,
+                every_us: Some(100_000),
+                favour: vec![
+                    (weight::SETTING, 40),
+                    (weight::CUT, 80),
+                    (weight::LOSSY, 30),
+                    (weight::STALL, 20),
                 ],
                 ..usual
             },

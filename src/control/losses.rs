@@ -111,7 +111,15 @@ mod tests {
 
     fn lost(epoch: u64, kept: &str) -> pb::TailLost {
         let kept = kept.to_string();
-        pb::TailLost { node: 1, epoch, transactions: 3, after_seq: 10, to_seq: 14, kept, at_wall_us: 5 }
+        pb::TailLost {
+            node: 1,
+            epoch,
+            transactions: 3,
+            after_seq: 10,
+            to_seq: 14,
+            kept,
+            at_wall_us: 5,
+        }
     }
 
     /// Node 1 was master of epoch 4 with durability `local`; it is epoch 6.

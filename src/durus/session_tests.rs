@@ -713,7 +713,11 @@ fn a_commit_that_is_shown_is_answered_when_its_client_may_be_told() {
         assert_eq!(node.sent(A), b"", "not every voter has it");
         node.send(B, &[b"S".to_vec(), load(1)].concat());
         node.sync_all();
-        assert_eq!(node.sent(B), [told(&[1]), found(&record(1, b"mine"))].concat(), "others see it");
+        assert_eq!(
+            node.sent(B),
+            [told(&[1]), found(&record(1, b"mine"))].concat(),
+            "others see it"
+        );
         (node, id)
     };
     // By the master's answer; once.
