@@ -11,6 +11,7 @@ pub mod failover;
 pub mod mutants;
 pub mod node;
 pub mod pack;
+pub mod plausible;
 pub mod proto;
 pub mod raft;
 pub mod replication;

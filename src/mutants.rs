@@ -90,6 +90,12 @@ mutants! {
     // Raft.
     RaftUnsynced: "Raft's records are durable before their messages leave", "tikv #8381";
     RaftSendsEarly: "Raft's messages wait for their records", "tikv #8381";
+    RaftLogMadeAnew: "a Raft log that is gone beside other evidence is lost, not fresh", "packmaster: a lost Raft log";
+    FarTermBelieved: "a term far ahead is not believed", "packmaster: one forged number";
+    FarIndexBelieved: "a Raft index far ahead is not believed", "packmaster: one forged number";
+    FarEpochBelieved: "an epoch far ahead is neither promised nor counted up from", "packmaster: one forged number";
+    ViewBelieved: "one message does not prove that a disk has forgotten", "packmaster: one forged number";
+    FarSeqBelieved: "a commit position far ahead is not believed", "packmaster: one forged number";
     // Clients.
     VisibleBeforeCommit: "clients see only what is committed", "ZEO #142";
     OldRoundConfirms: "a read is confirmed by answers to a question asked after it came", "lease read by a paused process";

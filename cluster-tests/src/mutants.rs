@@ -203,6 +203,16 @@ impl Hunt {
                 ],
                 ..usual
             },
+            M::RaftLogMadeAnew => {
+                Options { every_us: Some(150_000), favour: vec![(weight::LOSE, 60)], ..usual }
+            }
+            M::FarTermBelieved
+            | M::FarIndexBelieved
+            | M::FarEpochBelieved
+            | M::ViewBelieved
+            | M::FarSeqBelieved => {
+                Options { every_us: Some(60_000), favour: vec![(weight::FORGE, 100)], ..usual }
+            }
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
             _ => usual,
         };

@@ -65,7 +65,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 84] = [
+const SOMETIMES: [&str; 88] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -143,6 +143,10 @@ const SOMETIMES: [&str; 84] = [
     "recovered",
     "amnesia noticed",
     "node that stands aside reports so",
+    "lost memory noticed at a start",
+    "lost data file noticed at a start",
+    "number not believed",
+    "message with a forged number",
     "strange disk not believed",
     "crash at start",
     "crash in a disk operation",
@@ -153,7 +157,7 @@ const SOMETIMES: [&str; 84] = [
 ];
 
 /// And every kind of fault.
-const FAULTS: [&str; 36] = [
+const FAULTS: [&str; 43] = [
     "kill",
     "power failure",
     "crash in a disk operation",
@@ -190,6 +194,13 @@ const FAULTS: [&str; 36] = [
     "disk: image made",
     "disk: rolled back",
     "disk: replaced",
+    "disk: Raft log lost",
+    "disk: one copy of the Raft log lost",
+    "disk: promise lost",
+    "disk: identity lost",
+    "disk: link to the data lost",
+    "disk: data file lost",
+    "forged number",
 ];
 
 fn number(name: &str) -> Option<u64> {

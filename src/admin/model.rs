@@ -184,6 +184,19 @@ pub struct NodeStatus {
     /// In a pack it has built another base than two others, and no right one since: which, and what to do; `null`: it has not.
     #[serde(default)]
     pub odd_build: Option<String>,
+    /// What came in this node's name and can't be true, by who was sent it: it was not acted upon.
+    #[serde(default)]
+    pub disbelieved: Vec<Disbelieved>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Disbelieved {
+    pub seen_by: String,
+    /// The newest: "term 461 (ours 7)".
+    pub what: String,
+    pub seconds_ago: f64,
+    /// Since the process of `seen_by` started.
+    pub times: u64,
 }
 
 /// How a node has moved to newer generations since it started. The rungs of the ladder: `local`, built from its own file;

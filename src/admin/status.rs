@@ -2,10 +2,11 @@
 
 use super::eligible::{Candidate, eligible, winner};
 use super::model::{
-    Addresses, DiskStatus, GenerationStatus, IfMasterDied, Lag, LastRebase, Loser, NodeStatus,
-    PackNode, PackStatus, Phase, RebaseNow, RebaseStatus, RungStatus, Status, Verdict, Verified,
+    Addresses, Disbelieved, DiskStatus, GenerationStatus, IfMasterDied, Lag, LastRebase, Loser,
+    NodeStatus, PackNode, PackStatus, Phase, RebaseNow, RebaseStatus, RungStatus, Status, Verdict,
+    Verified,
 };
-use super::view::ClusterView;
+use super::view::{ClusterView, Heard};
 use super::{durability, generations, hex, rfc3339, room, summary};
 use crate::proto::control::{Beat, GenerationRecord, Member, PackState, Rebases, Rung, RungNow};
 use crate::proto::replication::{Position, Tip};
@@ -211,6 +212,7 @@ fn node(view: &ClusterView, member: &Member) -> NodeStatus {
         rebase: said(&beat.rebase),
         rebases: beat.rebases.as_deref().map(rebases).unwrap_or_default(),
         odd_build: odd_build(view, member),
+        disbelieved: disbelieved(view, id),
     }
 }
 
@@ -221,6 +223,20 @@ fn odd_build(view: &ClusterView, member: &Member) -> Option<String> {
         odd.generation,
         hex(&odd.base_hash)
     ))
+}
+
+fn disbelieved(view: &ClusterView, id: NodeId) -> Vec<Disbelieved> {
+    let seen = |(by, heard): (&NodeId, &Heard)| {
+        let of_it = heard.beat.disbeliefs.iter().find(|it| it.node == id.0)?;
+        let age_ms = of_it.age_ms.saturating_add(heard.age_ms);
+        Some(Disbelieved {
+            seen_by: view.name(*by),
+            what: of_it.what.clone(),
+            seconds_ago: age_ms as f64 / 1000.0,
+            times: of_it.times,
+        })
+    };
+    view.heard.iter().filter_map(seen).collect()
 }
 
 fn rebases(told: &Rebases) -> RebaseStatus {

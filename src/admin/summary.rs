@@ -21,7 +21,24 @@ pub(super) fn summary(view: &ClusterView, status: &Status) -> String {
     if status.paused {
         line.insert_str(0, "PAUSED (no automatic failover). ");
     }
+    for node in &status.nodes {
+        line.push_str(&disbelieved(node));
+    }
     line
+}
+
+/// In whose name something came that can't be true: a broken node, or somebody who speaks in its name.
+fn disbelieved(node: &NodeStatus) -> String {
+    /// It stays in the node's row after that.
+    const NEWS_SECONDS: f64 = 3600.0;
+    let newest = node.disbelieved.iter().min_by(|a, b| a.seconds_ago.total_cmp(&b.seconds_ago));
+    let Some(newest) = newest.filter(|it| it.seconds_ago < NEWS_SECONDS) else {
+        return String::new();
+    };
+    format!(
+        " {} sends what can't be true: {}, says {}, {:.0} s ago; it was not believed.",
+        node.name, newest.what, newest.seen_by, newest.seconds_ago
+    )
 }
 
 fn healthy(status: &Status) -> String {
@@ -99,10 +116,17 @@ fn unavailable(view: &ClusterView, status: &Status) -> String {
         "local" => "Durability is local: what only a lost master had would be lost",
         _ => "Nothing acknowledged is lost: it is on a majority",
     };
-    format!(
+    let mut line = format!(
         "Unavailable, commits wait: {why}. {answering} of {all} nodes answer {}. {safe}.",
         status.answered_by
-    )
+    );
+    for node in &status.nodes {
+        // Up to its first colon it says what is wrong, after that what follows from it.
+        if let Some(why) = node.suspect.as_ref().and_then(|why| why.split(':').next()) {
+            line.push_str(&format!(" {} takes no part: {why}.", node.name));
+        }
+    }
+    line
 }
 
 fn of_master(view: &ClusterView, master: NodeId) -> String {
@@ -158,8 +182,15 @@ fn for_node(node: &NodeStatus) -> Option<String> {
     if !node.answering {
         return Some(format!("systemctl restart packmaster  # on {host}: {name} does not answer"));
     }
-    if node.suspect.is_some() {
-        return Some(format!("packmaster shelf verify FILE  # on {host}: {name} is suspect"));
+    if let Some(why) = &node.suspect {
+        // A file that recovers, or that a person must look at, is one thing; a memory that is gone is another.
+        let forgotten = ["Raft log", "promised", "disk is not"].iter().any(|it| why.contains(it));
+        return Some(match forgotten {
+            true => format!(
+                "systemctl stop packmaster  # on {host}: {name} has lost its memory; put its data directory back as it was"
+            ),
+            false => format!("packmaster shelf verify FILE  # on {host}: {name} is suspect"),
+        });
     }
     // What a node says of itself when it is failing is of its disk.
     if let Some(why) = &node.failing {

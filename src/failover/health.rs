@@ -65,17 +65,18 @@ impl Health {
 
     pub fn on_beat(&mut self, id: NodeId, beat: Beat, now: Now) {
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.promised = peer.promised.max(beat.promise_durable);
-            if beat.open
-                && let Some(tip) = beat.position.as_ref().and_then(|at| at.tip.as_ref())
-            {
-                peer.acked = peer.acked.max((beat.promised, tip.seq));
-            }
             peer.beat = Some((beat, now));
         }
     }
 
-    /// It has `seq` durably, in the history of `epoch`'s master.
+    /// It has promised `epoch` durably; the caller has made sure that this can be true.
+    pub fn on_promised(&mut self, id: NodeId, epoch: u64) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.promised = peer.promised.max(epoch);
+        }
+    }
+
+    /// It has `seq` durably, in the history of `epoch`'s master; the caller has made sure of that by its chain.
     pub fn on_acked(&mut self, id: NodeId, epoch: u64, seq: u64) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.promised = peer.promised.max(epoch);

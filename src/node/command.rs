@@ -11,7 +11,7 @@ use slog::{Logger, crit, error, info};
 use super::activation::{self, ActivationError, Passed};
 use super::core::{Core, FETCH_BYTES_MAX, FOLLOW_BYTES, Setup, StartError, start};
 use super::hello::Me;
-use super::identity::{IdentityError, new_boot};
+use super::identity::{IdentityError, Known, mark_born, new_boot};
 use super::limits::{self, Limits};
 use super::prepare::{PrepareError, prepare};
 use super::run_loop::{Clock, Machine};
@@ -107,15 +107,16 @@ fn run_node(
     let limits = Limits::new(&config.limits, log.clone());
     let prepared = prepare(&config, log)?;
     let boot = new_boot()?;
-    let setup = setup(&config, &prepared.disk, prepared.disk_uuid, boot, log);
+    let setup = setup(&config, &prepared.disk, prepared.known, boot, log);
     let clock = Clock::start();
     let (mut core, raft_log) = start(setup, clock.now())?;
+    mark_born(&*prepared.disk, &config.cluster, config.node, prepared.known)?;
 
     let me = Me {
         cluster: config.cluster.clone(),
         node: config.node,
         boot,
-        disk_uuid: prepared.disk_uuid,
+        disk_uuid: prepared.known.disk_uuid,
     };
     let parts = Parts {
         config: Arc::new(config),
@@ -149,7 +150,7 @@ fn run_node(
 fn setup(
     config: &Config,
     disk: &Arc<crate::storage::posix::PosixDisk>,
-    disk_uuid: [u8; 16],
+    known: Known,
     boot: BootId,
     log: &Logger,
 ) -> Setup {
@@ -168,7 +169,8 @@ fn setup(
     Setup {
         id: config.node,
         boot,
-        disk_uuid,
+        disk_uuid: known.disk_uuid,
+        born: known.born,
         cluster: config.cluster.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         members: config.members.iter().map(member).collect(),

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use slog::{Logger, info};
 
 pub use super::core::FIRST;
-use super::identity::{self, IdentityError};
+use super::identity::{self, IdentityError, Known};
 use crate::config::Config;
+use crate::raft::RaftLog;
 use crate::shelf::{self, Shelf, ShelfError};
 use crate::storage::posix::{DirLock, PosixDisk};
 use crate::storage::task::CURRENT;
@@ -44,7 +45,7 @@ pub enum PrepareError {
 /// A data directory that is ready.
 pub struct Prepared {
     pub disk: Arc<PosixDisk>,
-    pub disk_uuid: [u8; 16],
+    pub known: Known,
     /// Keeps other processes out.
     pub lock: DirLock,
 }
@@ -54,9 +55,11 @@ pub fn prepare(config: &Config, log: &Logger) -> Result<Prepared, PrepareError> 
     made.map_err(|source| PrepareError::Make { path: config.data.clone(), source })?;
     let disk = Arc::new(PosixDisk::new(&config.data));
     let lock = disk.lock()?;
-    let disk_uuid = identity::read_or_make(&*disk, &config.cluster, config.node)?;
+    let known = identity::read_or_make(&*disk, &config.cluster, config.node, identity::new_uuid)?;
     if let Some(path) = &config.import {
-        match import(&*disk, path)? {
+        // Where a Raft log is, or was, the data was there before it: it may be lost now, and is not to be begun anew.
+        let new = !known.born && !RaftLog::exists(&*disk)?;
+        match if new { import(&*disk, path)? } else { None } {
             None => {
                 info!(log, "nothing is imported: there is data here already"; "import" => path.display());
             }
@@ -65,7 +68,7 @@ pub fn prepare(config: &Config, log: &Logger) -> Result<Prepared, PrepareError> 
             }
         }
     }
-    Ok(Prepared { disk, disk_uuid, lock })
+    Ok(Prepared { disk, known, lock })
 }
 
 /// Copies the file in, appends the seal if it is a plain Durus file, and gives it its final name: whole or not at all.
@@ -149,10 +152,10 @@ mod tests {
         assert!(imported.starts_with(&old) && imported.len() > old.len(), "no seal");
         let busy = prepare(&config, &log()).err().unwrap().to_string();
         assert!(busy.contains("another packmaster node runs in this directory"), "{busy}");
-        let uuid = first.disk_uuid;
+        let known = first.known;
         drop(first);
         std::fs::write(dir.path().join("old.durus"), b"changed").unwrap();
-        assert_eq!(prepare(&config, &log()).unwrap().disk_uuid, uuid);
+        assert_eq!(prepare(&config, &log()).unwrap().known, known);
         assert_eq!(std::fs::read(config.data.join(FIRST)).unwrap(), imported);
     }
 

@@ -10,7 +10,8 @@
 //!   commit index needs no record for its messages, and if nothing before it waits, neither do they.
 //! * Committed entries come out when raft-rs holds them for committed and durable here, a leader's snapshot when it is
 //!   durable here. The caller applies them before it does anything else.
-//! * The commit index is written too, but nobody waits for that: see `applied_durable`.
+//! * The commit index is written too, and nobody waits for that. It is in the record of the entries that came with it:
+//!   who restarts with an entry knows that those before it were committed when it came.
 
 use std::mem;
 
@@ -23,6 +24,7 @@ use super::convert;
 use super::log::Recovered;
 use super::mem::MemLog;
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Claim, Disbelieved, INDEX_AHEAD_MAX, TERM_AHEAD_MAX, within};
 use crate::proto::control::{RaftHardState, RaftMessage, RaftRecord};
 use crate::types::NodeId;
 
@@ -34,6 +36,8 @@ const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 const UNCOMMITTED_SIZE_MAX: u64 = 16 << 20;
 /// Bytes of one command.
 const COMMAND_SIZE_MAX: usize = 1 << 20;
+/// Type of a leader's heartbeat in a `RaftMessage`.
+pub const HEARTBEAT: u32 = MessageType::MsgHeartbeat as u32;
 /// A leader's heartbeats, in ticks.
 const HEARTBEAT_TICKS: usize = 1;
 
@@ -48,12 +52,18 @@ pub enum DriverError {
     /// Not applied, and nothing else happened; the sender is confused, or not one of us.
     #[error("Raft message of node {from} refused: {why}")]
     Refused { from: u64, why: String },
-    /// This node must not go on: it has forgotten what it acknowledged, or the others have.
+    /// Not acted upon: a number in it is not believed (see `plausible`).
+    #[error("Raft message of node {from} is not believed: {number}")]
+    Disbelieved { from: u64, number: Disbelieved },
+    /// Not acted upon: one message does not prove what it says. If the claim comes to stand, `step_claimed` takes it.
+    #[error("Raft message of node {from} is not believed yet: {number}")]
+    Claimed { from: u64, number: Disbelieved, claim: Claim },
+    /// Not acted upon. What is committed here is committed for ever, so the others have lost it; this node has not.
     #[error(
-        "Raft message of node {from}: {why}. This node's Raft log is not the one it had, or not of this cluster; a \
-         member that lost its disk must get a new node id"
+        "Raft message of node {from}: {why}. What is committed can't change: that node, or those who elected it, \
+         have lost their Raft log"
     )]
-    Amnesia { from: u64, why: String },
+    Contradicts { from: u64, why: String },
     #[error(
         "start Raft: the log is of voters {log:?}, the configuration says {configured:?}; set it as it was"
     )]
@@ -97,8 +107,6 @@ struct Batch {
     installs: u64,
     /// Go out when it is durable.
     held: Vec<Message>,
-    /// Commit index that a restart finds once it is durable; 0: as before.
-    commit: u64,
 }
 
 impl Batch {
@@ -120,7 +128,6 @@ pub struct Driver {
     /// Number of the last record handed out.
     records: u64,
     applied: u64,
-    commit_durable: u64,
     /// What came up outside `poll`.
     out: Polled,
 }
@@ -169,7 +176,6 @@ impl Driver {
             outstanding: None,
             records: 0,
             applied,
-            commit_durable: hard_state.commit,
             out: Polled { restore, ..Default::default() },
         })
     }
@@ -190,12 +196,22 @@ impl Driver {
 
     /// A peer's message, whose sender the caller has made sure of.
     pub fn step(&mut self, message: &RaftMessage) -> Result<(), DriverError> {
+        self.step_believing(message, false)
+    }
+
+    /// One that was refused as `Claimed`, and whose claim stands by now.
+    pub fn step_claimed(&mut self, message: &RaftMessage) -> Result<(), DriverError> {
+        self.step_believing(message, true)
+    }
+
+    fn step_believing(&mut self, message: &RaftMessage, claimed: bool) -> Result<(), DriverError> {
         let from = message.from;
         let refused = |why| DriverError::Refused { from, why };
         if message.to != self.id || from == self.id || self.voters.binary_search(&from).is_err() {
             let why = format!("it is to node {}, this is node {}", message.to, self.id);
             return Err(refused(why));
         }
+        self.check_numbers(message, claimed)?;
         let message = convert::message_to_raft(message, &self.voters).map_err(refused)?;
         self.check(&message)?;
         if message.msg_type == MessageType::MsgTimeoutNow && self.installing() {
@@ -252,11 +268,6 @@ impl Driver {
         self.node.raft.raft_log.term(self.applied).unwrap_or(0)
     }
 
-    /// Up to here a restarted node applies again by itself. What cannot be undone or redone waits for it.
-    pub fn applied_durable(&self) -> u64 {
-        self.applied.min(self.commit_durable)
-    }
-
     /// The leader is known to be dead: do not refuse others our vote on its account. Nothing if this is the leader.
     pub fn forget_leader(&mut self) {
         if !self.is_leader() && self.leader().is_some() {
@@ -305,7 +316,6 @@ impl Driver {
             panic!("record {number} is durable, but none is at the disk");
         };
         assert_eq!(number, expected, "one record at a time");
-        self.commit_durable = self.commit_durable.max(batch.commit);
         self.settle(batch.ready, batch.installs, batch.held);
         if !self.pending.must && self.pending.ready != 0 {
             // readies that came meanwhile and need no record of their own
@@ -334,8 +344,43 @@ impl Driver {
         let snapshot = Snapshot { data, metadata, ..Default::default() };
         self.pending.record.snapshot = Some(convert::snapshot_from_raft(&snapshot));
         self.pending.record.entries.retain(|entry| entry.index > index);
-        self.pending.commit = self.pending.commit.max(index);
         log.compact(snapshot);
+    }
+
+    /// Numbers that lie further ahead than this node can account for: the table in `plausible`. A term or an index that
+    /// was taken once can't be taken back, and raft-rs counts up from it.
+    fn check_numbers(&self, message: &RaftMessage, claimed: bool) -> Result<(), DriverError> {
+        let from = message.from;
+        let (term, last) = (self.term(), self.node.raft.raft_log.last_index());
+        let is = |kind: MessageType| message.msg_type == kind as u32;
+        let disbelieved = |number| DriverError::Disbelieved { from, number };
+        if !mutants::broken(Mutant::FarTermBelieved) {
+            within("term", message.term, term, TERM_AHEAD_MAX).map_err(disbelieved)?;
+        }
+        let votes = is(MessageType::MsgRequestVote) || is(MessageType::MsgRequestPreVote);
+        if votes && message.log_term >= message.term.max(1) {
+            let (theirs, ours) = (message.log_term, message.term);
+            return Err(disbelieved(Disbelieved { what: "term of its last entry", theirs, ours }));
+        }
+        if mutants::broken(Mutant::FarIndexBelieved) {
+            return Ok(());
+        }
+        if is(MessageType::MsgAppend) {
+            let brings = message.index.saturating_add(message.entries.len() as u64);
+            within("commit index", message.commit, brings, INDEX_AHEAD_MAX).map_err(disbelieved)?;
+        }
+        let unproved = |what, theirs, ahead, claim| match within(what, theirs, last, ahead) {
+            Err(number) if !claimed => Err(DriverError::Claimed { from, number, claim }),
+            _ => Ok(()),
+        };
+        if is(MessageType::MsgHeartbeat) && message.term >= term {
+            // A leader tells only what was acknowledged to it.
+            unproved("commit index", message.commit, 0, Claim::RaftLogForgotten)?;
+        }
+        if votes {
+            unproved("last index", message.index, INDEX_AHEAD_MAX, Claim::FarAhead)?;
+        }
+        Ok(())
     }
 
     /// Refuses what raft-rs would panic on.
@@ -347,7 +392,7 @@ impl Driver {
             MessageType::MsgHeartbeat if message.term >= self.term() && message.commit > last => {
                 let why =
                     format!("it says that {} is committed here; {last} is last", message.commit);
-                Err(DriverError::Amnesia { from, why })
+                Err(DriverError::Refused { from, why })
             }
             MessageType::MsgAppend if message.term >= self.term() => {
                 let conflicts =
@@ -360,15 +405,16 @@ impl Driver {
                     Some((index, term)) => {
                         let why =
                             format!("entry {index} of term {term} is committed here otherwise");
-                        Err(DriverError::Amnesia { from, why })
+                        Err(DriverError::Contradicts { from, why })
                     }
                 }
             }
             MessageType::MsgAppendResponse
                 if current && self.is_leader() && !message.reject && message.index > last =>
             {
-                let why = format!("it acknowledges {}; {last} is last", message.index);
-                Err(DriverError::Refused { from, why })
+                let (what, theirs, ours) = ("acknowledged index", message.index, last);
+                let number = Disbelieved { what, theirs, ours };
+                Err(DriverError::Disbelieved { from, number })
             }
             _ => Ok(()),
         }
@@ -405,7 +451,7 @@ impl Driver {
 
     /// Puts what a ready wants kept into memory and into the next record.
     fn keep(&mut self, ready: &Ready) {
-        let Batch { record, must, installs, commit, .. } = &mut self.pending;
+        let Batch { record, must, installs, .. } = &mut self.pending;
         *must |= ready.must_sync();
         if !ready.snapshot().is_empty() {
             let snapshot = ready.snapshot();
@@ -421,7 +467,6 @@ impl Driver {
         }
         if let Some(hard_state) = ready.hs() {
             let hard_state: RaftHardState = convert::hard_state_from_raft(hard_state);
-            *commit = hard_state.commit.max(*commit);
             record.hard_state = Some(hard_state);
         }
     }

@@ -33,8 +33,10 @@ pub enum RaftLogError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(
-        "the Raft log (raft-a.log, raft-b.log) is damaged at byte {offset}: {why}. Keep both files. Put back an \
-         undamaged copy of either, or replace this member by one with a new node id"
+        "the Raft log (raft-a.log, raft-b.log) is damaged at byte {offset}: {why}. Keep both files. Put back either of \
+         them as it was when this node last ran, and start it again; an older copy would let it vote twice. This \
+         version can't replace a member: without its log this node stays out, and the others go on while a majority \
+         of them runs"
     )]
     Corrupt { offset: u64, why: String },
     #[error("append to the Raft log: refused after an earlier disk error")]
@@ -54,15 +56,25 @@ pub struct Recovered {
     /// Contiguous; the first follows the snapshot, or is 1.
     pub entries: Vec<RaftEntry>,
     pub snapshot: Option<RaftSnapshot>,
-    /// There were no files: a new member, or one that lost its disk.
+    /// There were no files. Whether the disk is new or has lost them, its other files tell.
     pub fresh: bool,
     /// What was wrong with the files and is mended now; for the node's log.
     pub repaired: Option<String>,
 }
 
+impl Recovered {
+    /// Nothing was ever kept in it.
+    pub fn is_blank(&self) -> bool {
+        self.hard_state == RaftHardState::default()
+            && self.entries.is_empty()
+            && self.snapshot.is_none()
+    }
+}
+
 pub struct RaftLog {
     disk: Arc<dyn Disk>,
-    files: [Arc<dyn DiskFile>; 2],
+    /// The two copies; none of a lost log.
+    files: Vec<Arc<dyn DiskFile>>,
     generation: u64,
     last_seq: u64,
     /// Length of both files, in bytes.
@@ -74,6 +86,26 @@ pub struct RaftLog {
 }
 
 impl RaftLog {
+    /// Is there anything of a log? It has both names before anything is acknowledged that is in it.
+    pub fn exists(disk: &dyn Disk) -> Result<bool, DiskError> {
+        NAMES.iter().try_fold(false, |any, name| Ok(any | disk.exists(name)?))
+    }
+
+    /// In place of one that is gone. Nothing is made on the disk: files that are put back are found by the next start.
+    pub fn lost(disk: Arc<dyn Disk>) -> (RaftLog, Recovered) {
+        let log = RaftLog {
+            disk,
+            files: Vec::new(),
+            generation: 0,
+            last_seq: 0,
+            end: 0,
+            end_rewritten: 0,
+            image: LogImage::default(),
+            failed: true,
+        };
+        (log, Recovered { fresh: true, ..Default::default() })
+    }
+
     /// Reads the log, mends what one good copy allows, and makes a new one if there is none at all.
     pub fn open(disk: Arc<dyn Disk>) -> Result<(RaftLog, Recovered), RaftLogError> {
         let [a, b] = [read(&*disk, NAMES[0])?, read(&*disk, NAMES[1])?];
@@ -87,7 +119,7 @@ impl RaftLog {
         let mut repaired = None;
         let log = if contents.whole && !left_over {
             let end = contents.end as u64;
-            let files = [disk.open(NAMES[0])?, disk.open(NAMES[1])?];
+            let files = vec![disk.open(NAMES[0])?, disk.open(NAMES[1])?];
             // A process that was killed may have left records that no sync has reached yet: they are acted upon now.
             for file in &files {
                 file.sync()?;
@@ -162,7 +194,7 @@ impl RaftLog {
             disk.rename(temporary, name)?;
             disk.sync_dir()?;
         }
-        let files = [disk.open(NAMES[0])?, disk.open(NAMES[1])?];
+        let files = vec![disk.open(NAMES[0])?, disk.open(NAMES[1])?];
         let end = bytes.len() as u64;
         let (last_seq, end_rewritten) = (seq, end);
         Ok(RaftLog { disk, files, generation, last_seq, end, end_rewritten, image, failed: false })

@@ -12,11 +12,16 @@
 //!
 //! * Nothing leaves this node that depends on a record which is not durable. (A leader's messages do not: raft-rs
 //!   counts the leader itself only once its own entries are durable, Raft thesis 10.2.1.)
-//! * Applied implies committed and durable here. `Driver::applied_durable` says up to where a restart would apply
-//!   again without asking anybody.
+//! * Applied implies committed, and its entry durable here. That it is committed may not be durable yet: a restart
+//!   applies it again when the leader says so once more. Nothing that follows from a command waits for that, and nothing
+//!   has to: what is committed stays committed, so nobody can come to another result, and whatever a node does on its
+//!   disk because of a command (a promise, a flip, the removal of an old generation) is judged anew after a restart, by
+//!   what the disk shows.
 //! * Bytes of a peer or a disk are decoded by prost, into our own messages, and checked; raft-rs's protobuf 2 decoder
 //!   never sees them. What raft-rs would panic on is refused before.
-//! * A damaged log is reported, never taken for an empty or a shorter one.
+//! * A damaged log is reported, never taken for an empty or a shorter one. One that is gone is *lost* if anything else on
+//!   the disk shows that there was one (`node::core::start`), and never made anew then.
+//! * A number that lies too far ahead is not believed (`crate::plausible`), so it is never in the log.
 //!
 //! Nothing here reads the clock, draws a random number, starts a thread or knows what a command means. Members do not
 //! change: the voters are those of the configuration.
@@ -31,5 +36,5 @@ mod mem;
 #[cfg(test)]
 pub(crate) mod test_disk;
 
-pub use driver::{Driver, DriverError, Polled};
+pub use driver::{Driver, DriverError, HEARTBEAT, Polled};
 pub use log::{RaftLog, RaftLogError, Recovered};

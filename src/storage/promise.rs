@@ -3,12 +3,14 @@
 //! The file `promise` holds it twice, in sectors of their own, each with a checksum. Both copies are written by one
 //! write and one sync; a crash in the middle leaves at least one whole copy, of the old promise or of the new one, and
 //! the greater of the whole ones counts. A single damaged copy is tolerated, two are corruption. The first promise of a
-//! disk gets its name only when it is durable: there is no promise file that holds none.
+//! disk gets its name only when it is durable: there is no promise file that holds none. A first start promises epoch 0,
+//! which no election has: from then on a disk without the file has lost it.
 
 use super::{Disk, DiskError};
 use crate::types::Epoch;
 
-const NAME: &str = "promise";
+/// The file's name.
+pub const NAME: &str = "promise";
 const FRESH: &str = "promise.new";
 const MAGIC: &[u8; 8] = b"PMPROM-1";
 /// Distance of the copies: two sectors of any disk we know.

@@ -17,6 +17,15 @@ pub fn text(status: &Status) -> String {
             out.labelled("packmaster_peer_seen_seconds", "node", &node.name, ms as f64 / 1000.0);
         }
     }
+    out.family(
+        "packmaster_disbelieved",
+        "Numbers in a member's name that this node did not believe.",
+    );
+    for node in &status.nodes {
+        let own = node.disbelieved.iter().filter(|it| it.seen_by == status.answered_by);
+        let times: u64 = own.map(|it| it.times).sum();
+        out.labelled("packmaster_disbelieved", "node", &node.name, times as f64);
+    }
     if let Some(pack) = &status.pack {
         packing(&pack.nodes, &mut out);
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use packmaster::durus::Limits;
-use packmaster::node::core::{FIRST, Setup, Timing, start};
-use packmaster::proto::control::Member;
+use packmaster::node::core::{Action, FIRST, Input, Setup, Timing, start};
+use packmaster::proto::control::peer_message::Kind as Said;
+use packmaster::proto::control::{Member, PeerMessage};
 use packmaster::shelf::{self, Kind, Shelf, TxMeta};
 use packmaster::storage::Disk;
 use packmaster::storage::mem::MemDisk;
@@ -154,6 +155,7 @@ pub fn setup(disk: &Arc<dyn Disk>) -> Setup {
         id: NodeId(1),
         boot: BootId(1),
         disk_uuid: [1; 16],
+        born: false,
         cluster: "crashed".into(),
         version: "crashed".into(),
         members: (1..=3).map(member).collect(),
@@ -168,6 +170,20 @@ pub fn setup(disk: &Arc<dyn Disk>) -> Setup {
         disk: disk.clone(),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }
+}
+
+/// A start on a disk that is born or not: what the node says against itself, to a peer that it hears.
+pub fn start_born(disk: &Arc<dyn Disk>, born: bool) -> anyhow::Result<String> {
+    let now = Now { mono_us: 1, wall_us: WALL_US };
+    let (mut core, _) =
+        start(Setup { born, ..setup(disk) }, now).context("the node can't start")?;
+    let mut out = Vec::new();
+    core.step(now, Input::Tick, &mut out);
+    let beat = out.into_iter().find_map(|action| match action {
+        Action::Send { message: PeerMessage { kind: Some(Said::Beat(beat)) }, .. } => Some(beat),
+        _ => None,
+    });
+    Ok(beat.context("it says nothing")?.suspect)
 }
 
 /// The `nth` start of a process on this disk: the production code, nothing before it.

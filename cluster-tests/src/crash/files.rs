@@ -9,7 +9,8 @@ use packmaster::storage::{Disk, DiskFile, loss, promise};
 use packmaster::types::{Epoch, NodeId};
 
 use super::content::{
-    Found, History, LARGE, expect_prefix, plain_file, put, put_current, read, start_node, started,
+    Found, History, LARGE, expect_prefix, plain_file, put, put_current, read, start_born,
+    start_node, started,
 };
 use super::{Crash, Operation};
 use crate::sim::parse;
@@ -17,6 +18,7 @@ use crate::sim::parse;
 pub fn operations() -> Vec<Operation> {
     let mut all = vec![
         make_identity(),
+        first_start(),
         import(),
         start_empty(),
         start_torn(),
@@ -52,8 +54,8 @@ fn open(disk: &Arc<dyn Disk>) -> anyhow::Result<Arc<dyn DiskFile>> {
 /// the disk would have had another one.)
 fn make_identity() -> Operation {
     let make = |disk: &Arc<dyn Disk>| -> anyhow::Result<u64> {
-        let uuid = identity::read_or_make(&**disk, "crashed", NodeId(1))?;
-        Ok(u64::from_be_bytes(uuid[..8].try_into()?) | 1)
+        let known = identity::read_or_make(&**disk, "crashed", NodeId(1), identity::new_uuid)?;
+        Ok(u64::from_be_bytes(known.disk_uuid[..8].try_into()?) | 1)
     };
     Operation {
         name: "identity: made",
@@ -74,6 +76,31 @@ fn make_identity() -> Operation {
 /// seal then left a file that looked like the operator's own torn one, and the node refused to start. And a process that
 /// was killed between writing the seal and syncing it left the next one to make a file current whose seal was in memory
 /// only.)
+/// Identity, Raft log, data file, link, promise, and that all of it is there: wherever a first start is interrupted, the
+/// next one goes on, and takes nothing of what is missing for lost.
+fn first_start() -> Operation {
+    let start = |disk: &Arc<dyn Disk>, acked: &mut u64| -> anyhow::Result<()> {
+        let id = NodeId(1);
+        let known = identity::read_or_make(&**disk, "crashed", id, identity::new_uuid)?;
+        let doubts = start_born(disk, known.born)?;
+        ensure!(doubts.is_empty(), "a first start was taken for a loss: {doubts}");
+        identity::mark_born(&**disk, "crashed", id, known)?;
+        *acked = 1;
+        Ok(())
+    };
+    Operation {
+        name: "first start: everything is born",
+        before: Box::new(|_| Ok(())),
+        act: Box::new(start),
+        check: Box::new(move |disk, crash| {
+            let known = identity::read_or_make(&**disk, "crashed", NodeId(1), identity::new_uuid)?;
+            ensure!(crash.acked == 0 || known.born, "it was born, and is not any more");
+            start(disk, &mut 0)?;
+            Ok(1)
+        }),
+    }
+}
+
 fn import() -> Operation {
     let source = Arc::new(tempfile::NamedTempFile::new().expect("a temporary file"));
     let plain = plain_file();

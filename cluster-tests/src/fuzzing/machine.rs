@@ -85,6 +85,7 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
         id: NodeId(id),
         boot: BootId(1000 * boots + id),
         disk_uuid: disk_uuid(id),
+        born: false,
         cluster: "fuzzed".into(),
         version: "fuzzed".into(),
         members: (1..=nodes).map(member).collect(),

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use packmaster::storage::{Disk, DiskError, DiskFile};
 
-pub use damage::{Image, Part};
+pub use damage::{Gone, Image, Part};
 use trouble::Troubles;
 pub use trouble::{Error, Room};
 

@@ -3,7 +3,7 @@
 //! What is promised holds while a majority of the disks keep what was synced to them. So at the start of a run a
 //! minority of the nodes is chosen whose disks may be damaged, rolled back or replaced; everything else happens to all.
 
-use super::disk::{Error, Part};
+use super::disk::{Error, Gone, Part};
 use super::rng::Rng;
 
 #[derive(Clone, Debug)]
@@ -47,6 +47,8 @@ pub mod weight {
     pub const WRONG_BUILD: usize = 24;
     pub const LATE: usize = 25;
     pub const PACK_AGAIN: usize = 26;
+    pub const LOSE: usize = 27;
+    pub const FORGE: usize = 28;
 }
 
 impl Default for Options {
@@ -211,6 +213,17 @@ pub enum Fault {
         node: usize,
         down_us: u64,
     },
+    /// The power fails, and files are gone.
+    Lose {
+        node: usize,
+        what: Gone,
+        down_us: u64,
+    },
+    /// So many messages in this node's name come with a number that is far ahead, instead of or after the true ones.
+    Forge {
+        node: usize,
+        messages: u32,
+    },
     /// Somebody makes an image of the disk.
     Image {
         node: usize,
@@ -262,6 +275,13 @@ impl Fault {
             Fault::Rot { part: Part::RaftLog, .. } => "disk: bit flip in the Raft log",
             Fault::Rot { part: Part::Promise, .. } => "disk: bit flip in the promise",
             Fault::AstrayWrite { .. } => "disk: misdirected write",
+            Fault::Lose { what: Gone::RaftLog, .. } => "disk: Raft log lost",
+            Fault::Lose { what: Gone::RaftLogCopy, .. } => "disk: one copy of the Raft log lost",
+            Fault::Lose { what: Gone::Promise, .. } => "disk: promise lost",
+            Fault::Lose { what: Gone::Identity, .. } => "disk: identity lost",
+            Fault::Lose { what: Gone::Link, .. } => "disk: link to the data lost",
+            Fault::Lose { what: Gone::Data, .. } => "disk: data file lost",
+            Fault::Forge { .. } => "forged number",
             Fault::Image { .. } => "disk: image made",
             Fault::Rollback { .. } => "disk: rolled back",
             Fault::Replace { .. } => "disk: replaced",
@@ -270,8 +290,8 @@ impl Fault {
 }
 
 /// How often each is drawn, before a run has its own emphasis.
-const WEIGHTS: [u64; 27] =
-    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3, 4, 4];
+const WEIGHTS: [u64; 29] =
+    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3, 4, 4, 2, 4];
 
 /// The character of a run.
 pub struct Schedule {
@@ -390,6 +410,7 @@ impl Schedule {
                 Fault::PackAgain { by: node, cancel_us, again_us: rng.between(1_000, us_max / 2) }
             }
             24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
+            26 => Fault::Forge { node, messages: rng.between(3, 30) as u32 },
             _ => {
                 let Some(node) = unlucky else { return (wait, None) };
                 match which {
@@ -401,6 +422,18 @@ impl Schedule {
                     19 => Fault::AstrayWrite { node, down_us },
                     20 => Fault::Image { node },
                     21 => Fault::Rollback { node },
+                    25 => {
+                        let all = [
+                            Gone::RaftLog,
+                            Gone::RaftLog,
+                            Gone::RaftLogCopy,
+                            Gone::Promise,
+                            Gone::Identity,
+                            Gone::Link,
+                            Gone::Data,
+                        ];
+                        Fault::Lose { node, what: all[rng.index(all.len())], down_us }
+                    }
                     _ => Fault::Replace { node },
                 }
             }

@@ -28,6 +28,7 @@
 //! | WholePosition: what is reported is all there is | at every report | `messages::on_report` |
 //! | OneFile: who is counted together has the same file | at every election | `messages::on_elect` |
 //! | InStep: who says so has its master's file | at every beat | `in_step` |
+//! | RaftLogAgreed | at every durable record of a Raft log | `raft::on_raft_record` |
 //! | base <= committed, durable <= written | at every beat | `messages::on_beat` |
 //! | ReadIsCommittedPrefix, SessionMonotone, GenerationEquivalent, ReferencesClosed | at the end | `history` |
 //! | OidUnique | at the end | `oids` |
@@ -38,6 +39,7 @@ mod file;
 mod fresh;
 mod in_step;
 mod messages;
+mod raft;
 mod started;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +66,8 @@ pub enum Fate {
     Damaged,
     /// As a whole it is what it was some time ago.
     RolledBack,
+    /// It has lost what its node has voted or promised: its Raft log, its promise.
+    Forgotten,
     /// Another, empty disk.
     Replaced,
 }
@@ -98,6 +102,7 @@ pub struct Ledger {
     fresh: fresh::Fresh,
     /// The files that nodes have reported to be in, to an election that counts them: by epoch and node.
     reported: BTreeMap<(u64, u64), BTreeSet<Vec<u8>>>,
+    raft: raft::Agreed,
     /// Every transaction ever seen durable, by its chain.
     pub txs: BTreeMap<Hash, Tx>,
     /// Objects of a generation's base, by the seal's chain.
@@ -158,6 +163,8 @@ impl Ledger {
             view.current = match names.get("current.durus") {
                 Some(Entry::Link(target)) => match names.get(target) {
                     Some(Entry::File(number)) => Some(*number),
+                    // The file was lost, and the node has not looked yet.
+                    None if view.fate != Fate::Sound => None,
                     _ => panic!(
                         "Flip: node {}'s link points at {target}, which is not there",
                         node + 1

@@ -9,6 +9,7 @@ pub mod askers;
 pub mod client;
 pub mod disk;
 pub mod faults;
+pub mod forge;
 pub mod history;
 pub mod ledger;
 pub mod oids;

@@ -127,6 +127,8 @@ struct Host {
     damaged: bool,
     /// In a data file, and no process has looked at it since.
     damage_unseen: bool,
+    /// So many messages in its name are yet to be forged.
+    forge: u32,
     /// It said that it can't go on with that.
     refused: bool,
     /// Out for the rest of the run, and why.
@@ -248,6 +250,7 @@ impl World {
                 disk: None,
                 damaged: false,
                 damage_unseen: false,
+                forge: 0,
                 refused: false,
                 out: None,
                 image: None,

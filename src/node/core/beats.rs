@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use slog::Logger;
 
-use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::admin::room;
 use crate::failover::controller::Timing;
-use crate::proto::control::Beat;
+use crate::mutants::{self, Mutant};
+use crate::plausible::Disbelieved;
 use crate::proto::control::peer_message::Kind;
+use crate::proto::control::{Beat, Disbelief};
 use crate::replication::wire;
 use crate::types::{Epoch, NodeId, Now};
 
@@ -72,8 +73,15 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         // The controller takes the epoch after the greatest that was promised.
-        check_epoch("beat", Epoch(beat.promised))?;
+        if !self.believes_epoch(from, "promised epoch", Epoch(beat.promised)) {
+            return Ok(());
+        }
+        if let Err(number) = check_seqs(&beat) {
+            self.disbelieve(from, &number.to_string());
+            return Ok(());
+        }
         self.on_view_of_me(from, &beat, out);
+        self.note_what_it_had(from, &beat);
         let newer = self.health.beat(from).is_none_or(|known| known.boot != beat.boot);
         self.health.on_beat(from, beat, self.now);
         self.controller_due_us = 0;
@@ -81,6 +89,30 @@ impl Core {
             self.beats.soon();
         }
         Ok(())
+    }
+
+    /// What the sender will be reminded of, should its disk forget it. A number that is wrong would accuse a sound disk: so
+    /// it is remembered once our own log or file shows that it can be true.
+    fn note_what_it_had(&mut self, from: NodeId, beat: &Beat) {
+        let fenced = beat.promise_durable <= self.control.epoch().0;
+        if fenced || mutants::broken(Mutant::ViewBelieved) {
+            self.health.on_promised(from, beat.promise_durable);
+        }
+        let position = beat.position.as_ref().filter(|_| beat.open && fenced);
+        let tip = position.and_then(|at| wire::tip("tip", at.tip.as_ref()).ok());
+        if let Some(tip) = tip.filter(|tip| self.shelf.find(tip).unwrap_or(false)) {
+            self.health.on_acked(from, beat.promised, tip.seq.0);
+        }
+    }
+
+    fn told_disbeliefs(&self) -> Vec<Disbelief> {
+        let told = self.disbelieved.iter().map(|(node, it)| Disbelief {
+            node: node.0,
+            what: it.text.clone(),
+            age_ms: self.now.since_ms(it.last),
+            times: it.times,
+        });
+        told.collect()
     }
 
     pub(super) fn drive_beats(&mut self, out: &mut Vec<Action>) {
@@ -151,6 +183,7 @@ impl Core {
             tail_bytes: self.tail_bytes(),
             old_files: self.old_files.told(),
             keep_generations: u64::from(self.setup.keep_generations),
+            disbeliefs: self.told_disbeliefs(),
             ..Beat::default()
         };
         self.put_durability(&mut beat);
@@ -220,5 +253,21 @@ impl Core {
             Role::Slave(_) => "in step".into(),
             Role::None => "waiting for an election".into(),
         }
+    }
+}
+
+/// base <= durable <= written and committed <= written, in every file. What is committed goes into Raft's state when an
+/// epoch opens.
+fn check_seqs(beat: &Beat) -> Result<(), Disbelieved> {
+    let durable = beat.position.as_ref().and_then(|at| at.tip.as_ref()).map_or(0, |tip| tip.seq);
+    let ours = beat.written_seq;
+    let all = [
+        ("seq of its base", beat.seal_seq),
+        ("durable seq", durable),
+        ("committed seq", beat.committed_seq),
+    ];
+    match all.into_iter().find(|(_, theirs)| *theirs > ours) {
+        Some((what, theirs)) => Err(Disbelieved { what, theirs, ours }),
+        None => Ok(()),
     }
 }

@@ -3,17 +3,19 @@
 use prost::Message;
 
 use super::master::Master;
-use super::{Action, Core, Role};
+use super::{Action, Core, REMEDY, Role};
 use crate::control::{self, Applied, Mastership, Phase, Settings};
 use crate::failover::controller::{Decision, View, preflight};
 use crate::failover::health::Look;
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Claim, Disbelieved, OID_AHEAD_MAX, within};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
-    Asked, Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose, RaftMessage,
+    Asked, Command, FenceRequest, Member as MemberMessage, MemberUp, PackTurn, Propose,
+    RaftMessage, SnapshotPlace,
 };
-use crate::raft::{Driver, DriverError};
+use crate::raft::{Driver, DriverError, HEARTBEAT};
 use crate::replication::quorum::majority;
 use crate::replication::wire;
 use crate::storage::DiskError;
@@ -33,22 +35,43 @@ const NEWS_US: u64 = 60_000_000;
 const PROPOSE_AGAIN_MS: u64 = 300;
 
 impl Core {
-    pub(super) fn on_raft_message(&mut self, message: RaftMessage) -> Result<(), String> {
+    pub(super) fn on_raft_message(
+        &mut self,
+        from: NodeId,
+        message: RaftMessage,
+    ) -> Result<(), String> {
+        if message.from != from.0 {
+            return Err(format!("a Raft message of node {}, sent by node {from}", message.from));
+        }
+        let silent = self.is_unproved() || self.is_doubted();
         let votes = Driver::is_about_votes(&message) && !mutants::broken(Mutant::UnprovedVotes);
-        if !self.suspect.is_empty() || (self.is_unproved() && votes) {
+        if !self.suspect.is_empty() || (silent && votes) {
+            return Ok(());
+        }
+        if let Err(number) = check_snapshot(&message) {
+            self.disbelieve(from, &number.to_string());
             return Ok(());
         }
         self.leave_dead_leader(&message);
         match self.raft.step(&message) {
-            Err(DriverError::Amnesia { from, why }) => {
-                self.suspect =
-                    format!("the Raft log is behind what node {from} knows of it: {why}");
-                slog::crit!(self.log, "this node has forgotten what it acknowledged; it stands aside";
-                    "why" => &self.suspect);
-                self.beats.soon();
+            Ok(()) => {
+                if message.msg_type == HEARTBEAT {
+                    self.claims.withdraw(from, Claim::RaftLogForgotten);
+                }
                 Ok(())
             }
-            result => result.map_err(|error| error.to_string()),
+            Err(DriverError::Disbelieved { number, .. }) => {
+                self.disbelieve(from, &number.to_string());
+                Ok(())
+            }
+            Err(DriverError::Claimed { number, claim, .. }) => {
+                self.on_raft_claim(from, &message, claim, &number)
+            }
+            Err(error @ DriverError::Contradicts { .. }) => {
+                self.disbelieve(from, &error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -66,6 +89,51 @@ impl Core {
             // Its log may be too old, and ours is then wanted.
             self.plan_campaign(1);
         }
+    }
+
+    /// One message proves nothing: see `plausible`.
+    fn on_raft_claim(
+        &mut self,
+        from: NodeId,
+        message: &RaftMessage,
+        claim: Claim,
+        number: &Disbelieved,
+    ) -> Result<(), String> {
+        if !self.claims.make(from, claim, self.now) {
+            self.disbelieve(from, &number.to_string());
+            return Ok(());
+        }
+        if claim == Claim::FarAhead {
+            return self.raft.step_claimed(message).map_err(|error| error.to_string());
+        }
+        let name = self.name_of(from);
+        self.suspect = format!(
+            "its Raft log is behind what it has acknowledged: {name}, which leads Raft, was told of index {}, and the \
+             log ends at {}. The disk was set back, or is another one: {REMEDY}",
+            number.theirs, number.ours
+        );
+        slog::crit!(self.log, "this node has forgotten what it acknowledged; it stands aside";
+            "why" => &self.suspect);
+        self.beats.soon();
+        Ok(())
+    }
+
+    /// A leader says that this node's Raft log has lost something, and that is not settled yet: no votes meanwhile.
+    fn is_doubted(&self) -> bool {
+        self.claims.is_made(Claim::RaftLogForgotten, self.now)
+    }
+
+    /// A peer sent what can't be true. It is not acted upon, and people are told in whose name it came.
+    pub(super) fn disbelieve(&mut self, from: NodeId, what: &str) {
+        if self.disbelieved.note(from, what, self.now) {
+            slog::error!(self.log, "a peer sends what can't be true; it is not believed"; "node" => self.name_of(from),
+                "what" => what);
+            self.beats.soon();
+        }
+    }
+
+    pub(super) fn name_of(&self, id: NodeId) -> String {
+        self.control.member(id).map_or_else(|| format!("node {id}"), |member| member.name.clone())
     }
 
     pub(super) fn on_raft_done(
@@ -88,7 +156,7 @@ impl Core {
         let tick_us = self.setup.timing.raft_tick_ms * 1000;
         if self.now.mono_us >= self.raft_tick_due_us {
             // Without ticks it never campaigns.
-            if self.suspect.is_empty() && !self.is_unproved() {
+            if self.suspect.is_empty() && !self.is_unproved() && !self.is_doubted() {
                 self.raft.tick();
             }
             // A late tick is one tick: a process that was stopped must not think that it waited.
@@ -106,6 +174,9 @@ impl Core {
             }
             for (index, command) in polled.committed {
                 self.apply_command(index, &command, out);
+                if self.exited {
+                    return;
+                }
             }
             if let Some((number, record)) = polled.persist {
                 self.raft_persist_since = Some(self.now);
@@ -139,6 +210,7 @@ impl Core {
             && self.now.mono_us >= due
             && self.suspect.is_empty()
             && !self.is_unproved()
+            && !self.is_doubted()
         {
             self.raft.campaign();
             let again = CAMPAIGN_STEP_MS * 1000 * (voters.len() as u64 + 1);
@@ -180,7 +252,8 @@ impl Core {
         let applied = self.raft.applied();
         if applied >= self.compacted_index + COMPACT_EVERY {
             self.compacted_index = applied;
-            self.raft.compact(applied, self.control.encode());
+            let place = SnapshotPlace { raft_index: applied, raft_term: self.raft.applied_term() };
+            self.raft.compact(applied, [self.control.encode(), place.encode_to_vec()].concat());
         }
     }
 
@@ -221,14 +294,27 @@ impl Core {
         }
     }
 
-    pub(super) fn on_propose(&mut self, propose: Propose) -> Result<(), String> {
-        let command = propose.command.ok_or("propose without a command")?;
+    pub(super) fn on_propose(&mut self, from: NodeId, propose: Propose) -> Result<(), String> {
+        let mut command = propose.command.ok_or("propose without a command")?;
         if !self.raft.is_leader() {
             return Ok(());
         }
-        if let Some(CommandKind::Fence(_) | CommandKind::Elect(_)) = &command.kind {
-            return Err("only the leader itself fences and elects".into());
+        match &command.kind {
+            Some(CommandKind::Fence(_) | CommandKind::Elect(_) | CommandKind::Opened(_)) => {
+                return Err("only the leader itself fences, elects and opens".into());
+            }
+            Some(CommandKind::OidBlock(block)) => {
+                let limit = self.control.oid_limit().0;
+                if let Err(number) = within("oid limit", block.below, limit, OID_AHEAD_MAX) {
+                    self.disbelieve(from, &number.to_string());
+                    return Ok(());
+                }
+            }
+            None => return Err("a command of a kind that this node's program does not know".into()),
+            _ => {}
         }
+        // It is decided here and now, and a time that is far ahead would stay in the state.
+        command.at_wall_us = self.now.wall_us;
         self.consider(&command);
         Ok(())
     }
@@ -295,18 +381,27 @@ impl Core {
     }
 
     fn apply_command(&mut self, index: u64, bytes: &[u8], out: &mut Vec<Action>) {
-        let command = match Command::decode(bytes) {
-            Ok(command) => command,
-            Err(error) => {
-                slog::error!(self.log, "a command can't be read: is this node's program too old?";
-                    "index" => index, "error" => %error);
-                return;
-            }
+        let why = match Command::decode(bytes) {
+            Ok(command) if command.kind.is_some() => return self.apply_known(index, &command, out),
+            Ok(_) => "its kind is not known".to_string(),
+            Err(error) => error.to_string(),
         };
+        // The others apply it: whoever passes over it has another state than they from then on, and says nothing of it.
+        let version = &self.setup.version;
+        let why = format!(
+            "the cluster has agreed on a command that this node's program (version {version}) does not know (Raft index \
+             {index}: {why}): the program is older than the cluster's. Install the version that the other nodes run, and \
+             start this node again; it has lost nothing"
+        );
+        slog::crit!(self.log, "this node stops"; "why" => &why);
+        self.exit(&why, true, out);
+    }
+
+    fn apply_known(&mut self, index: u64, command: &Command, out: &mut Vec<Action>) {
         let before = self.control.clone();
         let outdated = command.on_epoch != before.epoch().0;
-        let applied = self.control.apply(index, &command);
-        self.on_asked_applied(&command, outdated, &applied, out);
+        let applied = self.control.apply(index, command);
+        self.on_asked_applied(command, outdated, &applied, out);
         match applied {
             Applied::Changed => self.on_control_changed(&before, out),
             Applied::Refused(why) => {
@@ -501,6 +596,28 @@ impl Core {
     }
 }
 
+/// A snapshot says in its data where it was taken. Its place becomes the end of this node's log: one that was not taken
+/// there would leave a log that no leader can ever reach.
+fn check_snapshot(message: &RaftMessage) -> Result<(), Disbelieved> {
+    let Some(snapshot) = &message.snapshot else { return Ok(()) };
+    let place = SnapshotPlace::decode(&snapshot.data[..]).unwrap_or_default();
+    if place == SnapshotPlace::default() || mutants::broken(Mutant::FarIndexBelieved) {
+        return Ok(());
+    }
+    let both = [
+        ("snapshot index", snapshot.index, place.raft_index),
+        ("snapshot term", snapshot.term, place.raft_term),
+    ];
+    match both.into_iter().find(|(_, theirs, ours)| theirs != ours) {
+        Some((what, theirs, ours)) => Err(Disbelieved { what, theirs, ours }),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 #[path = "control_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "control_numbers_tests.rs"]
+mod number_tests;

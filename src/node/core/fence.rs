@@ -8,21 +8,37 @@ use super::{Action, Core, Role};
 use crate::control::EPOCH_MAX;
 use crate::failover::election::Report;
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Disbelieved, EPOCH_AHEAD_MAX, within};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{FenceReport, FenceRequest};
 use crate::replication::wire::{self, Position};
 use crate::storage::task::DiskTask;
 use crate::types::{BootId, Epoch, Generation, NodeId, PackId};
 
-/// A promise can't be taken back: one that no epoch can follow would be this node's last.
-pub(super) fn check_epoch(what: &str, epoch: Epoch) -> Result<(), String> {
-    if epoch.0 >= EPOCH_MAX {
-        return Err(format!("{what}: epoch {epoch} is beyond all bounds"));
-    }
-    Ok(())
-}
-
 impl Core {
+    /// A promise can't be taken back, and the next fence takes the epoch after the greatest promise. So an epoch is
+    /// believed when its fence is in our own applied log, or when it is near what we know. False: it is not acted upon,
+    /// and whoever sent it is remembered.
+    pub(super) fn believes_epoch(
+        &mut self,
+        from: NodeId,
+        what: &'static str,
+        epoch: Epoch,
+    ) -> bool {
+        let ours = self.promised.max(self.control.epoch());
+        let ahead = match mutants::broken(Mutant::FarEpochBelieved) {
+            true => EPOCH_MAX,
+            false => EPOCH_AHEAD_MAX,
+        };
+        let near = within(what, epoch.0, ours.0, ahead);
+        if near.is_ok() && epoch.0 < EPOCH_MAX {
+            return true;
+        }
+        let number = Disbelieved { what, theirs: epoch.0, ours: ours.0 };
+        self.disbelieve(from, &number.to_string());
+        false
+    }
+
     /// Takes nothing below `epoch` any more. What is on its way to the disk is waited for by the order of tasks.
     pub(super) fn promise(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
         assert!(epoch > self.promised, "promise {epoch} after {}", self.promised);
@@ -68,7 +84,9 @@ impl Core {
             return Ok(()); // asked again in a moment
         }
         let epoch = Epoch(request.epoch);
-        check_epoch("fence request", epoch)?;
+        if !self.believes_epoch(from, "epoch of a fence", epoch) {
+            return Ok(());
+        }
         if epoch > self.promise_durable && epoch >= self.promised {
             self.fence_asked_by = Some((epoch, from));
         }
@@ -139,6 +157,23 @@ impl Core {
         }
     }
 
+    /// The first election makes a generation's number what the cluster has for ever, and nothing is agreed yet that it
+    /// could be held against: so what one message says has to be what the same process says in another. If it is not, the
+    /// controller asks again.
+    fn agrees_with_beat(&mut self, from: NodeId, report: &Report) -> bool {
+        if self.control.generation().is_some() || from == self.setup.id {
+            return true;
+        }
+        let beat = self.health.beat(from).filter(|beat| beat.boot == report.boot.0);
+        let told = beat.and_then(|beat| beat.position.as_ref()).map(|it| it.generation);
+        let theirs = report.position.generation.0;
+        if let Some(ours) = told.filter(|told| *told != theirs) {
+            let number = Disbelieved { what: "generation of its file", theirs, ours };
+            self.disbelieve(from, &number.to_string());
+        }
+        told == Some(theirs)
+    }
+
     pub(super) fn on_fence_report(
         &mut self,
         from: NodeId,
@@ -162,6 +197,9 @@ impl Core {
             may_be_master: report.may_be_master,
             failing: report.failing,
         };
+        if !self.agrees_with_beat(from, &report) {
+            return Ok(());
+        }
         self.controller.on_report(from, report);
         self.controller_due_us = 0;
         Ok(())

@@ -47,6 +47,7 @@ use crate::failover::controller::Controller;
 pub use crate::failover::controller::Timing;
 use crate::failover::health::{Health, Look};
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Claims, Memory};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
@@ -66,12 +67,19 @@ use packing::{PackRun, Progress};
 use rebase::Rebase;
 use requests::Requests;
 
+/// What works today for a node whose memory is lost for good, in the words of its status.
+const REMEDY: &str = "stop this node, put its data directory back as it was when it last ran (an older copy would let it \
+    vote twice), and start it again. This version can't replace a member: without that this node stays out, and the others \
+    go on while a majority of them runs; start those that are down";
+
 /// What a node is started with.
 pub struct Setup {
     pub id: NodeId,
     /// Of this process; random, never 0.
     pub boot: BootId,
     pub disk_uuid: [u8; 16],
+    /// Everything that a node keeps was durably on this disk once: what is missing now is lost.
+    pub born: bool,
     pub cluster: String,
     /// The program's version, for status.
     pub version: String,
@@ -188,6 +196,10 @@ pub struct Core {
     /// Said to us before we were open.
     early_registers: BTreeMap<NodeId, crate::proto::replication::Register>,
     loopback: VecDeque<PeerMessage>,
+    /// What peers say that one message does not prove.
+    claims: Claims,
+    /// What peers sent that was not believed.
+    disbelieved: Memory,
     /// Not empty: this node's file or promise can't be trusted; it neither votes nor acknowledges.
     suspect: String,
     /// Just started: takes no part before others had a chance to say what they know of this disk.
@@ -328,11 +340,11 @@ impl Core {
     fn route(&mut self, from: NodeId, message: PeerMessage, out: &mut Vec<Action>) {
         let Some(kind) = message.kind else { return };
         let refused = match kind {
-            Kind::Raft(message) => self.on_raft_message(message),
+            Kind::Raft(message) => self.on_raft_message(from, message),
             Kind::Beat(beat) => self.on_beat(from, beat, out),
             Kind::FenceRequest(request) => self.on_fence_request(from, request, out),
             Kind::FenceReport(report) => self.on_fence_report(from, report),
-            Kind::Propose(propose) => self.on_propose(propose),
+            Kind::Propose(propose) => self.on_propose(from, propose),
             Kind::PackTurn(turn) => self.on_pack_turn(turn),
             Kind::AdminForward(forward) => self.on_admin_forward(from, forward, out),
             Kind::AdminForwardReply(reply) => self.on_admin_forward_reply(reply, out),
@@ -350,7 +362,7 @@ impl Core {
             Kind::Register(register) => self.on_register(from, register, out),
             Kind::RegisterReply(reply) => self.on_register_reply(from, reply, out),
             Kind::ClientRequest(request) => self.on_client_request(from, request, out),
-            Kind::ClientReply(reply) => self.on_client_reply(reply, out),
+            Kind::ClientReply(reply) => self.on_client_reply(from, reply, out),
         };
         if let Err(why) = refused {
             slog::warn!(self.log, "refused a peer's message"; "from" => from.0, "why" => why);

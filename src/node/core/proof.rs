@@ -6,23 +6,27 @@
 //! * Every node says in its beats what it knows of each other: the greatest epoch it has said it promised durably, and
 //!   the greatest seq that it acknowledged to the master of an epoch. An election names, through Raft, whose promises
 //!   it was built on, and of each member the newest such election is kept: whoever has heard the promise itself forgets
-//!   it when it is started anew. Whoever finds its own disk below any of that has lost its memory, and stands aside for
-//!   good; a file on the disk says so from then on.
+//!   it when it is started anew. Whoever finds its own disk below any of that has lost its memory, and stands aside; a
+//!   file on the disk says so from then on.
 //! * After a start a node is *unproved*: it neither votes nor promises nor acknowledges until it has heard every other
 //!   member once, and has applied what they had applied of Raft's log. A member that says nothing for as long as makes
 //!   a node count as dead is not waited for any longer: if nobody who remembers is there, nobody can know. (A node that
 //!   restarts in good health must not have to wait for a dead one, and the two cases look the same from within.)
 //!
-//! None of this can accuse a sound disk: what is compared was on it, durably, before anybody heard of it, and neither a
-//! promise nor, within an epoch, what was acknowledged to its master ever goes back.
+//! None of this accuses a sound disk: what is compared was on it, durably, before anybody heard of it, and neither a
+//! promise nor, within an epoch, what was acknowledged to its master ever goes back. But one message may be wrong, or
+//! forged. So an accusation counts only when its peer repeats it (`plausible`, "claims"), and a promise only when our own
+//! applied log has that epoch's fence, which was committed before anybody promised. While somebody accuses this node and
+//! that is not settled, an unproved node stays so.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::disk::Purpose;
-use super::{Action, Core};
+use super::{Action, Core, REMEDY};
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Claim, EPOCH_AHEAD_MAX, SEQ_AHEAD_MAX, within};
 use crate::proto::control::{Beat, PeerView};
 use crate::storage::task::{AMNESIAC, DiskTask};
 use crate::types::{NodeId, Now};
@@ -30,15 +34,23 @@ use crate::types::{NodeId, Now};
 /// Of a node that has just started.
 pub(super) struct Proof {
     since: Now,
-    heard: BTreeSet<NodeId>,
-    /// Up to here others had applied Raft's log.
-    raft_applied: u64,
+    /// Up to where each had applied Raft's log, as it said last.
+    heard: BTreeMap<NodeId, u64>,
 }
 
 impl Proof {
     pub(super) fn new(now: Now) -> Proof {
-        Proof { since: now, heard: BTreeSet::new(), raft_applied: 0 }
+        Proof { since: now, heard: BTreeMap::new() }
     }
+}
+
+/// What a peer's view of this node amounts to.
+enum View {
+    Fine,
+    /// It can't be judged before this node has applied more of Raft's log.
+    Unsettled,
+    /// This disk is below what the peer has heard, and how.
+    Below(String),
 }
 
 impl Core {
@@ -62,37 +74,71 @@ impl Core {
     /// What a peer knows of us.
     pub(super) fn on_view_of_me(&mut self, from: NodeId, beat: &Beat, out: &mut Vec<Action>) {
         let me = self.setup.id.0;
-        if let Some(view) = beat.views.iter().find(|view| view.node == me) {
-            let promised = self.promise_durable.0;
-            if !view.disk_uuid.is_empty() && view.disk_uuid[..] != self.setup.disk_uuid {
-                let why = format!("node {from} knows another disk under its id");
-                self.is_amnesiac(&why, out);
-            } else if view.promised > promised {
-                let why = format!(
-                    "node {from} has heard that it promised epoch {}; its disk has {promised}",
-                    view.promised
-                );
-                self.is_amnesiac(&why, out);
-            } else if view.acked_epoch == promised
-                // What is in the file may have yet to become durable there: at a flip, the new file can be a few writes
-                // behind the old one, which has what was acknowledged (simulator, seed 543).
-                && view.acked_seq > self.shelf.tip().seq.0
-                && self.recovering.is_none()
-                && !self.cutting
-                && !mutants::broken(Mutant::LostAcknowledged)
-            {
-                let why = format!(
-                    "node {from} has heard that it had seq {} of epoch {promised}; its disk has {}",
-                    view.acked_seq,
-                    self.shelf.tip().seq
-                );
-                self.is_amnesiac(&why, out);
+        let view = beat.views.iter().find(|view| view.node == me).cloned();
+        let view = view.map_or(View::Fine, |view| self.judge_view(from, beat, &view));
+        match view {
+            View::Fine => {
+                self.claims.withdraw(from, Claim::DiskForgotten);
+                self.claims.withdraw(from, Claim::Unsettled);
+            }
+            View::Unsettled => {
+                self.claims.make(from, Claim::Unsettled, self.now);
+            }
+            View::Below(why) => {
+                self.claims.withdraw(from, Claim::Unsettled);
+                let stands = self.claims.make(from, Claim::DiskForgotten, self.now);
+                if stands || mutants::broken(Mutant::ViewBelieved) {
+                    self.is_amnesiac(&why, out);
+                }
             }
         }
         if let Some(proof) = &mut self.proof {
-            proof.heard.insert(from);
-            proof.raft_applied = proof.raft_applied.max(beat.raft_applied);
+            proof.heard.insert(from, beat.raft_applied);
         }
+    }
+
+    fn judge_view(&mut self, from: NodeId, beat: &Beat, view: &PeerView) -> View {
+        let (promised, fenced) = (self.promise_durable.0, self.control.epoch().0);
+        let name = self.name_of(from);
+        if !view.disk_uuid.is_empty() && view.disk_uuid[..] != self.setup.disk_uuid {
+            return View::Below(format!("{name} knows another disk under its id"));
+        }
+        if view.promised > promised {
+            if view.promised <= fenced || mutants::broken(Mutant::ViewBelieved) {
+                return View::Below(format!(
+                    "{name} has heard that it promised epoch {}; its disk has {promised}",
+                    view.promised
+                ));
+            }
+            let far = within("epoch that we promised", view.promised, fenced, EPOCH_AHEAD_MAX);
+            if let Err(number) = far {
+                self.disbelieve(from, &number.to_string());
+            }
+            return View::Unsettled;
+        }
+        let tip = self.shelf.tip().seq;
+        let below = view.acked_epoch == promised
+            // What is in the file may have yet to become durable there: at a flip, the new file can be a few writes
+            // behind the old one, which has what was acknowledged (simulator, seed 543).
+            && view.acked_seq > tip.0
+            && self.recovering.is_none()
+            && !self.cutting
+            && !mutants::broken(Mutant::LostAcknowledged);
+        if !below {
+            return View::Fine;
+        }
+        // Whoever heard of it has compared its chain with its own file.
+        if view.acked_seq > beat.written_seq && !mutants::broken(Mutant::ViewBelieved) {
+            let (theirs, ours) = (view.acked_seq, beat.written_seq);
+            if let Err(number) = within("seq that we had", theirs, ours, SEQ_AHEAD_MAX) {
+                self.disbelieve(from, &number.to_string());
+            }
+            return View::Fine;
+        }
+        View::Below(format!(
+            "{name} has heard that it had seq {} of epoch {promised}; its disk has {tip}",
+            view.acked_seq
+        ))
     }
 
     /// An election was built on this node's promise.
@@ -111,9 +157,10 @@ impl Core {
         if !self.suspect.is_empty() || mutants::broken(Mutant::AmnesiacTakesPart) {
             return;
         }
-        self.suspect = format!("this disk does not hold what this node has promised: {why}");
-        slog::crit!(self.log, "this node has forgotten what it promised or acknowledged; it stands aside for good: \
-            give it an empty disk and a new node id"; "why" => why);
+        self.suspect =
+            format!("this disk does not hold what this node has promised ({why}): {REMEDY}");
+        slog::crit!(self.log, "this node has forgotten what it promised or acknowledged; it stands aside"; "why" => why,
+            "what_to_do" => REMEDY);
         self.disk(Purpose::Housekeeping, DiskTask::Create { name: AMNESIAC.into() }, out);
         self.beats.soon();
     }
@@ -121,13 +168,16 @@ impl Core {
     /// Ends the time in which this node takes no part.
     pub(super) fn drive_proof(&mut self, out: &mut Vec<Action>) {
         let Some(proof) = &self.proof else { return };
-        let others = self.control.members().map(|member| member.id);
-        let heard_all =
-            others.filter(|id| *id != self.setup.id).all(|id| proof.heard.contains(&id));
-        let caught_up =
-            self.raft.applied() >= proof.raft_applied || mutants::broken(Mutant::ProvedWithoutLog);
+        let heard = |id: NodeId| id == self.setup.id || proof.heard.contains_key(&id);
+        let heard_all = self.control.members().all(|member| heard(member.id));
+        let applied = self.raft.applied();
+        let caught_up = proof.heard.values().all(|theirs| applied >= *theirs)
+            || mutants::broken(Mutant::ProvedWithoutLog);
         let known = heard_all && caught_up;
-        if !known && self.now.since_ms(proof.since) < self.setup.timing.silence_ms {
+        let accused = self.claims.is_made(Claim::DiskForgotten, self.now)
+            || self.claims.is_made(Claim::Unsettled, self.now);
+        let waited = self.now.since_ms(proof.since) >= self.setup.timing.silence_ms;
+        if accused || (!known && !waited) {
             return;
         }
         self.proof = None;

@@ -3,17 +3,25 @@ use std::sync::Arc;
 use crate::node::core::testing::{self, says};
 use crate::node::core::{Action, Core, Input};
 use crate::proto::control::peer_message::Kind;
-use crate::proto::control::{Beat, FenceRequest, PeerView};
+use crate::proto::control::{Beat, FenceCommand, FenceRequest, PeerView, Reason, command};
 use crate::proto::replication::{Append, CommonPoint};
 use crate::replication::wire;
 use crate::shelf::{self, TxMeta};
 use crate::storage::mem::MemDisk;
 use crate::storage::promise;
 use crate::storage::task::{AMNESIAC, DiskTask, TaskDone};
-use crate::types::{CommitId, Epoch, Now, Seq, Tip};
+use crate::types::{CommitId, Epoch, NodeId, Now, Seq, Tip};
 
 fn node(disk: &Arc<MemDisk>) -> Core {
     testing::first_of_three(disk.clone(), at(0))
+}
+
+/// A disk that was used, and on which this epoch is promised.
+fn promised(epoch: u64) -> Arc<MemDisk> {
+    let disk = Arc::new(MemDisk::default());
+    drop(node(&disk));
+    promise::write(&*disk, Epoch(epoch)).unwrap();
+    disk
 }
 
 fn at(ms: u64) -> Now {
@@ -29,7 +37,16 @@ fn beat(epoch: u64, seq: u64) -> Kind {
         acked_seq: seq,
         ..PeerView::default()
     };
-    Kind::Beat(Beat { views: vec![view], ..Beat::default() })
+    Kind::Beat(Beat { views: vec![view], written_seq: seq.min(100), ..Beat::default() })
+}
+
+/// This node's Raft log has the fence of `epoch`.
+fn fenced(core: &mut Core, epoch: u64) {
+    let reason = Reason::Bootstrap.into();
+    testing::decide(
+        core,
+        command::Kind::Fence(FenceCommand { epoch, reason, ..Default::default() }),
+    );
 }
 
 fn promises(actions: &[Action], promised: u64) -> bool {
@@ -44,8 +61,7 @@ fn fence(epoch: u64) -> Kind {
 
 #[test]
 fn after_a_start_nothing_is_promised_before_the_others_were_heard() {
-    let disk = Arc::new(MemDisk::default());
-    promise::write(&*disk, Epoch(3)).unwrap();
+    let disk = promised(3);
     let mut core = node(&disk);
     assert!(!promises(&says(&mut core, at(1), 2, fence(5)), 5));
     says(&mut core, at(2), 2, beat(3, 0));
@@ -57,8 +73,7 @@ fn after_a_start_nothing_is_promised_before_the_others_were_heard() {
 
 #[test]
 fn who_is_silent_as_long_as_the_dead_are_is_not_waited_for() {
-    let disk = Arc::new(MemDisk::default());
-    promise::write(&*disk, Epoch(3)).unwrap();
+    let disk = promised(3);
     let mut core = node(&disk);
     let silence_ms = core.setup.timing.silence_ms;
     assert!(!promises(&says(&mut core, at(silence_ms - 2), 2, fence(5)), 5));
@@ -67,12 +82,17 @@ fn who_is_silent_as_long_as_the_dead_are_is_not_waited_for() {
 }
 
 #[test]
-fn a_disk_below_what_others_have_heard_of_it_stands_aside_for_good() {
+fn a_disk_below_what_others_have_heard_of_it_stands_aside() {
     for (epoch, seq, why) in [(4, 0, "promised epoch 4"), (3, 7, "had seq 7 of epoch 3")] {
-        let disk = Arc::new(MemDisk::default());
-        promise::write(&*disk, Epoch(3)).unwrap();
+        let disk = promised(3);
         let mut core = node(&disk);
-        let out = says(&mut core, at(1), 2, beat(epoch, seq));
+        fenced(&mut core, 4);
+        let mut out = says(&mut core, at(1), 2, beat(epoch, seq));
+        assert!(core.suspect.is_empty(), "one message proves nothing");
+        out.extend(says(&mut core, at(2), 3, beat(3, 0)));
+        assert!(core.is_unproved(), "and clears nothing");
+        out.extend(says(&mut core, at(101), 2, beat(epoch, seq)));
+        out.extend(says(&mut core, at(202), 2, beat(epoch, seq)));
         assert!(core.suspect.contains(why), "{}", core.suspect);
         let marks = out.iter().any(|action| {
             matches!(action, Action::Disk { work: DiskTask::Create { name }, .. } if name == AMNESIAC)
@@ -82,6 +102,54 @@ fn a_disk_below_what_others_have_heard_of_it_stands_aside_for_good() {
     let disk = Arc::new(MemDisk::default());
     crate::storage::Disk::create(&*disk, AMNESIAC).unwrap();
     assert!(!node(&disk).suspect.is_empty());
+}
+
+/// A forged view, and the true one after it.
+#[test]
+fn one_message_does_not_make_a_sound_disk_stand_aside() {
+    let disk = promised(3);
+    let mut core = node(&disk);
+    fenced(&mut core, 4);
+    for round in 0..9 {
+        let ms = round * 100;
+        says(&mut core, at(ms + 1), 2, beat(4, 0));
+        says(&mut core, at(ms + 2), 2, beat(3, 0));
+    }
+    // Nobody can have heard of what is far from any fence, however often it is said, or of a seq that it has not itself.
+    for (epoch, seq) in [(1 << 61, 0), (u64::MAX, 0), (5 + (1 << 21), 0), (3, 1 << 61)] {
+        for ms in 0..9 {
+            says(&mut core, at(2000 + ms * 100), 2, beat(epoch, seq));
+        }
+        let told = core.own_beat().disbeliefs;
+        assert!(told[0].node == 2 && told[0].what.contains("ours"), "{told:?}");
+    }
+    assert!(core.suspect.is_empty(), "{}", core.suspect);
+}
+
+/// Found by the simulator (forged numbers): a beat of n2 said that it had promised an epoch that nobody ever will, and
+/// whoever heard it told n2 so ever after.
+#[test]
+fn what_a_peer_had_is_remembered_only_if_it_can_be_true() {
+    let mut core = node(&Arc::new(MemDisk::default()));
+    fenced(&mut core, 4);
+    let beat =
+        |promise_durable| Kind::Beat(Beat { promised: 4, promise_durable, ..Beat::default() });
+    says(&mut core, at(1), 2, beat(1 << 60));
+    says(&mut core, at(2), 2, beat(5));
+    assert_eq!(core.views()[0].promised, 0);
+    says(&mut core, at(3), 2, beat(4));
+    assert_eq!(core.views()[0].promised, 4);
+    // And no epoch is counted up from what is far ahead.
+    for promised in [1 << 61, (1 << 62) - 1, u64::MAX, 5 + (1 << 21)] {
+        says(&mut core, at(4), 2, Kind::Beat(Beat { promised, ..Beat::default() }));
+        assert_eq!(core.health.beat(NodeId(2)).unwrap().promised, 4);
+        assert!(!promises(&says(&mut core, at(5), 2, fence(promised)), promised));
+        assert!(core.own_beat().disbeliefs[0].what.contains(&promised.to_string()));
+    }
+    // Raft says so: then it is believed, however far it is.
+    fenced(&mut core, 200_000_000);
+    says(&mut core, at(700), 2, beat(4));
+    assert!(promises(&says(&mut core, at(701), 2, fence(200_000_000)), 200_000_000));
 }
 
 /// Found by the simulator (seed 204): two transactions were on their way to a slow disk when the master said that only

@@ -14,6 +14,7 @@ use super::serve::ASK_AGAIN_MS;
 use super::{Action, Core, Input};
 use crate::durus::{self, Ahead, CommitChecker, SessionAction};
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Disbelieved, OID_AHEAD_MAX, SEQ_AHEAD_MAX, within};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::proto::replication::client_reply::Answer;
@@ -429,8 +430,25 @@ impl Core {
 
     // ---- answers ----
 
+    /// A session waits until its node has what the answer names: one that can't be true is not taken, and asked for again.
+    fn check_answer(&self, from: NodeId, answer: &Answer) -> Result<(), Disbelieved> {
+        let written = self.health.beat(from).map_or(0, |beat| beat.written_seq);
+        let known = written.max(self.shelf.tip().seq.0);
+        match answer {
+            Answer::SyncedSeq(seq) | Answer::TurnSeq(seq) | Answer::CommittedSeq(seq) => {
+                within("seq of an answer", *seq, known, SEQ_AHEAD_MAX)
+            }
+            Answer::Oids(grant) => {
+                let greatest = grant.oids.iter().copied().max().unwrap_or(0);
+                within("oid", greatest, self.control.oid_limit().0, OID_AHEAD_MAX)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn on_client_reply(
         &mut self,
+        from: NodeId,
         reply: pb::ClientReply,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
@@ -449,7 +467,12 @@ impl Core {
             return Ok(());
         }
         let id = reply.id;
-        match reply.answer.ok_or("reply without an answer")? {
+        let answer = reply.answer.ok_or("reply without an answer")?;
+        if let Err(number) = self.check_answer(from, &answer) {
+            self.disbelieve(from, &number.to_string());
+            return Ok(());
+        }
+        match answer {
             Answer::RegisterFirst(_) => {
                 if self.requests.registered == Some(epoch) {
                     self.requests.registered = None;

@@ -79,7 +79,9 @@ fn tells(node: &mut Core, ms: u64, master: &mut Core, due: Vec<Action>) -> Vec<A
     for kind in kinds(due) {
         for answer in kinds(says(master, at(ms), 2, kind)) {
             match answer {
-                Kind::ClientReply(reply) => node.on_client_reply(reply, &mut out).unwrap(),
+                Kind::ClientReply(reply) => {
+                    node.on_client_reply(NodeId(2), reply, &mut out).unwrap()
+                }
                 Kind::RegisterReply(reply) => {
                     node.on_register_reply(NodeId(2), reply, &mut out).unwrap();
                 }
@@ -106,10 +108,10 @@ fn what_an_older_master_gives_out_is_refused_once_a_newer_was_told_what_we_hold(
         id: 61,
         answer: Some(Answer::Oids(pb::OidGrant { oids: vec![16360] })),
     };
-    core.on_client_reply(grant(4), &mut Vec::new()).unwrap();
+    core.on_client_reply(NodeId(2), grant(4), &mut Vec::new()).unwrap();
     assert!(core.requests.open.contains_key(&61), "the new master is asked");
     core.requests.open.get_mut(&61).unwrap().sent = Some((Epoch(5), now));
-    core.on_client_reply(grant(5), &mut Vec::new()).unwrap();
+    core.on_client_reply(NodeId(2), grant(5), &mut Vec::new()).unwrap();
     assert!(!core.requests.open.contains_key(&61));
 }
 
@@ -168,7 +170,7 @@ fn a_pack_is_asked_for_once_until_that_is_answered() {
     let done = Some(Answer::Done(true));
     let boot = core.setup.boot.0;
     let reply = pb::ClientReply { epoch: 5, boot, id: first, answer: done };
-    core.on_client_reply(reply, &mut Vec::new()).unwrap();
+    core.on_client_reply(NodeId(2), reply, &mut Vec::new()).unwrap();
     assert!(asked(&core).is_empty());
     client_says(&mut core, CLIENT, b"P");
     assert!(matches!(asked(&core)[..], [next] if next > first));
@@ -214,7 +216,7 @@ fn who_has_stored_the_root_by_a_master_that_died_is_acknowledged_by_the_next() {
         let id = *node.requests.open.iter().find(|(_, open)| is_sync(open)).unwrap().0;
         let (boot, answer) = (node.setup.boot.0, Some(Answer::SyncedSeq(0)));
         let reply = pb::ClientReply { epoch: 4, boot, id, answer };
-        node.on_client_reply(reply, &mut out).unwrap();
+        node.on_client_reply(NodeId(2), reply, &mut out).unwrap();
     }
     assert_eq!(sent(&out), [0; 4], "nothing has changed");
     let record = crate::shelf::testing::record(0, b"root", &[]);

@@ -7,6 +7,7 @@ use super::master::Master;
 use super::{Action, Core, Role};
 use crate::durus::{self, Allocation, CommitRequest, Ground, SessionKey, Verdict};
 use crate::mutants::{self, Mutant};
+use crate::plausible::within;
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{OidBlock, PackStart};
@@ -105,7 +106,9 @@ impl Core {
         };
         // What another process of that node asked for is nobody's.
         master.turns.retain(|turn| turn.asker.node != from || turn.asker.boot == boot);
-        let told = Generation(register.told_generation);
+        // Nobody was told of a generation that its master has not: then it counts as not told.
+        let told = Some(Generation(register.told_generation));
+        let told = told.filter(|told| *told <= shelf.generation()).unwrap_or_default();
         master.registered.insert(from, Registered { boot, told });
         let revoked = revoked.into_iter().map(|(session, oids)| wire::put_pool(session, oids));
         let (epoch, revoked) = (master.epoch.0, revoked.collect());
@@ -148,7 +151,18 @@ impl Core {
                     master.confirm.ask(asker);
                 }
             }
-            Ask::Commit(commit) => return self.on_commit(asker, commit, out),
+            Ask::Commit(commit) => {
+                // Nobody was told of more than there is: judged as of later, it would overwrite what its client has not
+                // seen.
+                let ours = self.shelf.tip().seq.0;
+                if let Err(number) = within("base of a commit", commit.base_seq, ours, 0)
+                    && !mutants::broken(Mutant::FarSeqBelieved)
+                {
+                    self.disbelieve(from, &number.to_string());
+                    return Ok(());
+                }
+                return self.on_commit(asker, commit, out);
+            }
             Ask::NewOids(wanted) => {
                 let (session, count) = (wanted.session, wanted.count.min(255));
                 self.grant_oids(WantedOids { asker, session, count }, out);
@@ -171,10 +185,16 @@ impl Core {
                 self.answer(asker, Answer::Done(true), out);
             }
             Ask::Told(told) => {
+                let told = Generation(told.generation);
+                let ours = self.shelf.generation();
+                if let Err(number) = within("told generation", told.0, ours.0, 0) {
+                    self.disbelieve(from, &number.to_string());
+                    return Ok(());
+                }
                 if let Some(known) =
                     self.master().and_then(|master| master.registered.get_mut(&from))
                 {
-                    known.told = known.told.max(Generation(told.generation));
+                    known.told = known.told.max(told);
                 }
                 self.judge_holes();
                 self.answer(asker, Answer::Done(true), out);

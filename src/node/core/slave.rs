@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::disk::Purpose;
-use super::fence::check_epoch;
 use super::{Action, Core, Role};
 use crate::mutants::{self, Mutant};
+use crate::plausible::{SEQ_AHEAD_MAX, within};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
@@ -69,7 +69,9 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let append = checked(append).map_err(|error| format!("append: {error}"))?;
-        check_epoch("append", append.epoch)?;
+        if !self.believes_epoch(from, "epoch of an append", append.epoch) {
+            return Ok(());
+        }
         if !self.suspect.is_empty() || self.cutting || self.is_unproved() {
             return Ok(());
         }
@@ -157,7 +159,7 @@ impl Core {
             }
         }
         // What was taken is in the file whatever came after it in the message.
-        self.matched(append.commit, proved, forks, tip.seq);
+        self.matched(from, append.commit, proved, forks, tip.seq);
         self.learn_acknowledged(append.acknowledged);
         if !taken.is_empty() {
             self.write_appended(offset, join(taken), out);
@@ -195,8 +197,9 @@ impl Core {
     /// The master's word on what is committed counts only now, when our file is proved to be a prefix of its file.
     /// `proved`: up to here our file is known to be the master's, by this very append. `forks`: and not further.
     /// `before`: where our file ended before it.
-    fn matched(&mut self, commit: Tip, proved: Seq, forks: bool, before: Seq) {
+    fn matched(&mut self, from: NodeId, commit: Tip, proved: Seq, forks: bool, before: Seq) {
         let tip = self.shelf.tip().seq;
+        let by_chain = commit.seq <= tip && self.shelf.find(&commit).unwrap_or(false);
         let Role::Slave(slave) = &mut self.role else { return };
         let was_prefix = slave.is_prefix(before);
         slave.matched |= !forks || mutants::broken(Mutant::ForkMatches);
@@ -204,11 +207,17 @@ impl Core {
         if slave.is_prefix(tip) != was_prefix {
             self.beats.soon();
         }
+        // A number without its chain says how much of what the append proves is committed, if it can be true.
+        let far = within("commit position", commit.seq.0, proved.0, SEQ_AHEAD_MAX);
+        if let Err(number) = far
+            && !by_chain
+            && !mutants::broken(Mutant::FarSeqBelieved)
+        {
+            return self.disbelieve(from, &number.to_string());
+        }
         if commit.seq >= slave.announced.seq {
             slave.announced = commit;
         }
-        let by_chain =
-            commit.seq <= self.shelf.tip().seq && self.shelf.find(&commit).unwrap_or(false);
         let known = if by_chain { commit.seq } else { proved.min(commit.seq) };
         self.committed = self.committed.max(known);
     }

@@ -4,6 +4,20 @@
 //! with its whole chain. A torn tail is cut aside; corruption stops the start with words for the operator. A flip or a
 //! build that a crash interrupted needs nothing here: the link points at one whole file or the other, and the rebase
 //! ladder finishes the rest.
+//!
+//! A first start makes, each durably before the next: the Raft log, the data file and the link to it, the promise (of
+//! epoch 0). Then the shell notes in the identity that the disk is *born*. So what is missing beside anything that comes
+//! later in this order was lost, and a crash in a first start never looks like a loss:
+//!
+//! | missing | beside | |
+//! | --- | --- | --- |
+//! | Raft log | born, link or promise | *lost*: this node may vote and acknowledge what it can't remember. It starts, says so, and takes no part; no log is made, so that one that is put back is found |
+//! | promise | born | *lost*, and noted on the disk: the same |
+//! | link, or the file it points at | born, a promise of an epoch, or a Raft log with something in it | the data is lost: fetched from the others, and this node counts for nothing until it has all of it (`storage::loss`) |
+//! | anything | nothing | a first start, or one that was interrupted |
+//!
+//! Directories of older programs are never born, and have no promise before the first election: there, a missing promise
+//! is taken for none, as they did, and the others tell if there was one (`proof`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +26,7 @@ use slog::o;
 
 use super::proof::Proof;
 use super::{
-    Core, Role, Setup, admin, beats, disk, durability, fetch, generations, giving, ladder, packing,
+    Core, REMEDY, Role, Setup, admin, beats, disk, durability, fetch, generations, giving, ladder, packing,
     requests,
 };
 use crate::control::{Member, Role as MemberRole, Settings, State};
@@ -20,6 +34,7 @@ use crate::durus::{CommitChecker, Sessions};
 use crate::failover::controller::Controller;
 use crate::failover::health::Health;
 use crate::mutants::{self, Mutant};
+use crate::plausible::{Claims, Memory};
 use crate::raft::{Driver, DriverError, RaftLog, RaftLogError};
 use crate::shelf::{self, Opened, Shelf, ShelfError};
 use crate::storage::loss::{self, Loss};
@@ -28,6 +43,10 @@ use crate::storage::synced;
 use crate::storage::task::{AMNESIAC, CURRENT};
 use crate::storage::{Disk, DiskError};
 use crate::types::{Epoch, Generation, NodeId, Now, Seq};
+
+/// What works today for a node alone that has lost its memory.
+const ALONE: &str = "A node alone has nobody to ask: put raft-a.log or raft-b.log back as they were when it last ran. Its \
+    objects are whole: current.durus is a Durus file, which stock Durus opens";
 
 /// The first generation's file.
 pub const FIRST: &str = "g00000001.durus";
@@ -48,12 +67,15 @@ pub enum StartError {
     RaftLog(#[from] RaftLogError),
     #[error("Raft: {0}")]
     Raft(#[from] DriverError),
-    #[error(
-        "{0}; this node can't take part. Restore its disk, or give it an empty one and a new node id"
-    )]
+    #[error("{0}; this node can't take part: {REMEDY}")]
     Promise(#[from] PromiseError),
     #[error("{name}: {error}")]
     Shelf { name: String, error: ShelfError },
+    #[error(
+        "{0} is gone, and other files show that there was data here. Put the data directory back as it was, or its file \
+         {CURRENT} from a backup; an empty directory begins an empty database"
+    )]
+    DataLost(String),
     #[error("the configuration: {0}")]
     Setup(String),
 }
@@ -62,7 +84,11 @@ pub enum StartError {
 pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let log = setup.log.new(o!("node" => setup.id.0));
     let disk = setup.disk.clone();
-    let (raft_log, recovered) = RaftLog::open(disk.clone())?;
+    let lost = find_lost(&*disk, setup.born)?;
+    let (raft_log, recovered) = match lost.raft_log {
+        true => RaftLog::lost(disk.clone()),
+        false => RaftLog::open(disk.clone())?,
+    };
     if let Some(repaired) = &recovered.repaired {
         slog::warn!(log, "the Raft log was mended from its second copy"; "what" => repaired);
     }
@@ -70,7 +96,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let promised = promised.unwrap_or(Epoch(0));
     let others = setup.members.len() > 1;
     remove_unfinished(&*disk)?;
-    let shelf = open_current(&disk, promised, &log, now, others)?;
+    let was_used = setup.born || promised > Epoch(0) || !recovered.is_blank();
+    let shelf = open_current(&disk, promised, &log, now, others, was_used)?;
     // What was read may be in memory only, if a process was killed before its sync: it is reported as durable from now on.
     shelf.file().sync()?;
     if !others {
@@ -79,10 +106,12 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     disk.sync_dir()?;
     let cut_before = durability::cut_before(&*disk, setup.id)?;
     let recovering = loss::read(&*disk, promised)?;
-    let suspect = match disk.exists(AMNESIAC)? {
-        true => "this disk does not hold what this node has promised".to_string(),
-        false => String::new(),
-    };
+    let suspect = doubts(&*disk, &lost, others)?;
+    if !suspect.is_empty() {
+        slog::crit!(log, "this node's disk has lost its memory: it takes no part"; "why" => &suspect);
+    } else if !disk.exists(promise::NAME)? {
+        promise::write(&*disk, Epoch(0))?;
+    }
     let members = members(&setup)?;
     let voters: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     let rank = voters.iter().position(|id| *id == setup.id).expect("checked by members()");
@@ -157,6 +186,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         admin: admin::Requests::default(),
         early_registers: BTreeMap::new(),
         loopback: VecDeque::new(),
+        claims: Claims::default(),
+        disbelieved: Memory::default(),
         suspect,
         proof,
         recovering,
@@ -166,6 +197,40 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         setup,
     };
     Ok((core, raft_log))
+}
+
+/// What is not there and was.
+struct Lost {
+    raft_log: bool,
+    promise: bool,
+}
+
+/// Looked at before anything is made. The table is at the head of this file.
+fn find_lost(disk: &dyn Disk, born: bool) -> Result<Lost, DiskError> {
+    let promised = disk.exists(promise::NAME)?;
+    let used = born || promised || disk.read_link(CURRENT)?.is_some();
+    let raft_log = used && !RaftLog::exists(disk)? && !mutants::broken(Mutant::RaftLogMadeAnew);
+    Ok(Lost { raft_log, promise: born && !promised })
+}
+
+/// Why this node takes no part, for its status; empty if it does.
+fn doubts(disk: &dyn Disk, lost: &Lost, others: bool) -> Result<String, DiskError> {
+    let what_to_do = if others { REMEDY } else { ALONE };
+    if lost.raft_log {
+        return Ok(format!(
+            "its Raft log (raft-a.log and raft-b.log) is gone, and its other files show that there was one: it can't know \
+             what it has voted for and acknowledged. {what_to_do}"
+        ));
+    }
+    if lost.promise && !disk.exists(AMNESIAC)? {
+        // The next epoch would be promised into a new file, which the start after that would take for this one.
+        disk.create(AMNESIAC)?.sync()?;
+        disk.sync_dir()?;
+    }
+    Ok(match disk.exists(AMNESIAC)? {
+        true => format!("this disk does not hold what this node has promised. {what_to_do}"),
+        false => String::new(),
+    })
 }
 
 /// Bases that this node was building when its process ended. Durable with the directory's next sync.
@@ -210,8 +275,20 @@ fn open_current(
     log: &slog::Logger,
     now: Now,
     others: bool,
+    was_used: bool,
 ) -> Result<Shelf, StartError> {
-    let name = match disk.read_link(CURRENT)? {
+    let link = disk.read_link(CURRENT)?;
+    let is_there = link.as_ref().map_or(Ok(false), |name| disk.exists(name))?;
+    if was_used && !is_there {
+        let what = link.unwrap_or_else(|| format!("the link {CURRENT}"));
+        if !others {
+            return Err(StartError::DataLost(what));
+        }
+        slog::crit!(log, "the data file is gone: it is fetched from the others; until then this node neither votes nor \
+            acknowledges"; "missing" => what);
+        return begin_anew(&**disk, promised, None, now);
+    }
+    let name = match link {
         Some(name) => name,
         None => {
             if !disk.exists(FIRST)? {
@@ -228,12 +305,12 @@ fn open_current(
     let opened = Shelf::open_proved(&**disk, &name);
     if let Err(damage @ (ShelfError::Corrupt { .. } | ShelfError::NotShelf { .. })) = &opened
         && others
-        && promise::read(&**disk)?.is_some()
+        && promised > Epoch(0)
     {
         // It has taken part: the others have the file.
         slog::crit!(log, "the file's base is damaged: it is kept aside, and fetched from the others; until then this \
             node neither votes nor acknowledges"; "damage" => %damage);
-        return begin_anew(&**disk, promised, &name, now);
+        return begin_anew(&**disk, promised, Some(&name), now);
     }
     let (Opened { shelf, torn }, mut damage) = at(&name, opened)?;
     if let Some(ShelfError::Corrupt { offset, why, .. }) = &damage
@@ -272,22 +349,25 @@ fn open_current(
 fn begin_anew(
     disk: &dyn Disk,
     promised: Epoch,
-    damaged: &str,
+    damaged: Option<&str>,
     now: Now,
 ) -> Result<Shelf, StartError> {
-    // Which generation it was is not known either: no later one makes up for it within the epoch.
-    let (generation, end) = (Generation(u64::MAX), disk.open(damaged)?.len()?);
-    loss::write(disk, Loss { epoch: promised, generation, end })?;
+    // Which generation it was is not known either: no later one makes up for it within the epoch. And of a file that is
+    // gone not even how long it was.
+    let end = damaged.map_or(Ok(u64::MAX), |name| disk.open(name)?.len())?;
+    loss::write(disk, Loss { epoch: promised, generation: Generation(u64::MAX), end })?;
     // The link must never point at what is not there: the damaged file keeps its name as long as it is the current one.
-    let blank = if damaged == BLANK { BLANK_AGAIN } else { BLANK };
+    let blank = if damaged == Some(BLANK) { BLANK_AGAIN } else { BLANK };
     if disk.exists(blank)? {
         disk.remove(blank)?;
     }
     let shelf = at(blank, Shelf::create(disk, blank))?;
     disk.set_link(CURRENT, blank)?;
     disk.sync_dir()?;
-    disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
-    disk.sync_dir()?;
+    if let Some(damaged) = damaged {
+        disk.rename(damaged, &format!("orphans/{damaged}-damaged-{}", now.wall_us))?;
+        disk.sync_dir()?;
+    }
     Ok(shelf)
 }
 

@@ -13,6 +13,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
     Elect, FenceCommand, GenerationRecord, Member, PeerMessage, Reason, command,
 };
+use crate::raft::RaftLog;
 use crate::replication::wire;
 use crate::storage::mem::MemDisk;
 use crate::storage::{Disk, task};
@@ -25,6 +26,15 @@ pub(super) fn first_of_three(disk: Arc<dyn Disk>, now: Now) -> Core {
 
 /// Node 1 of so many, started on this disk.
 pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
+    // A disk that was used has a Raft log.
+    if !disk.list().expect("a good disk").is_empty() {
+        drop(RaftLog::open(disk.clone()).expect("a good disk"));
+    }
+    start(setup_of(nodes, disk, false), now).expect("a good disk").0
+}
+
+/// Node 1 of so many.
+pub(super) fn setup_of(nodes: u64, disk: Arc<dyn Disk>, born: bool) -> Setup {
     let member = |id: u64| Member {
         id,
         name: format!("n{id}"),
@@ -32,10 +42,11 @@ pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
         may_be_master: true,
         ..Member::default()
     };
-    let setup = Setup {
+    Setup {
         id: NodeId(1),
         boot: BootId(11),
         disk_uuid: [1; 16],
+        born,
         cluster: "c".into(),
         version: "v".into(),
         members: (1..=nodes).map(member).collect(),
@@ -49,8 +60,7 @@ pub(super) fn first_of(nodes: u64, disk: Arc<dyn Disk>, now: Now) -> Core {
         fetch_bytes_per_s_max: None,
         disk,
         log: Logger::root(Discard, o!()),
-    };
-    start(setup, now).expect("a good disk").0
+    }
 }
 
 /// Node 1 of three, the open master of this epoch.

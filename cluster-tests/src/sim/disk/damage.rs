@@ -25,6 +25,27 @@ pub enum Part {
     Promise,
 }
 
+/// Files that vanish, by their names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gone {
+    /// Both copies.
+    RaftLog,
+    RaftLogCopy,
+    Promise,
+    Identity,
+    /// The link that says which file is current.
+    Link,
+    /// The file it points at.
+    Data,
+}
+
+impl Gone {
+    /// What was voted, promised or acknowledged is forgotten, and no peer can give it back.
+    pub fn is_memory(self) -> bool {
+        matches!(self, Gone::RaftLog | Gone::Promise | Gone::Identity)
+    }
+}
+
 /// A disk as it was, without what was not synced.
 pub struct Image {
     names: BTreeMap<String, Entry>,
@@ -189,6 +210,32 @@ impl Platter {
         self.forget_unnamed();
         self.changed.extend(self.inodes.keys().copied());
         self.names_changed = true;
+    }
+
+    /// Files are gone, as if they had never been. False: they were not there.
+    pub fn vanish(&mut self, what: Gone) -> bool {
+        let current = match self.durable_names.get("current.durus") {
+            Some(Entry::Link(target)) => target.clone(),
+            _ => return false,
+        };
+        let names: Vec<&str> = match what {
+            Gone::RaftLog => vec!["raft-a.log", "raft-b.log"],
+            Gone::RaftLogCopy => vec!["raft-b.log"],
+            Gone::Promise => vec!["promise"],
+            Gone::Identity => vec!["identity.toml"],
+            Gone::Link => vec!["current.durus"],
+            Gone::Data => vec![&current],
+        };
+        let there = names.iter().all(|name| self.durable_names.contains_key(*name));
+        if there {
+            for name in names {
+                self.names.remove(name);
+                self.durable_names.remove(name);
+            }
+            self.forget_unnamed();
+            self.names_changed = true;
+        }
+        there
     }
 
     /// An empty disk in its place.

@@ -17,10 +17,10 @@ impl Ledger {
     pub fn on_send(&mut self, from: usize, lived_us: u64, message: &PeerMessage) {
         self.is_proved(from, lived_us, message);
         self.is_fresh(from, message);
-        if self.disks[from].fate == Fate::RolledBack {
+        if matches!(self.disks[from].fate, Fate::RolledBack | Fate::Forgotten) {
             assert!(
                 !counts(message),
-                "violated AmnesiacSilent: node {} has an older disk, and says {message:?}",
+                "violated AmnesiacSilent: node {}'s disk has forgotten, and it says {message:?}",
                 from + 1
             );
         }

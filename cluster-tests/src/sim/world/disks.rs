@@ -96,6 +96,11 @@ impl World {
         let process = self.process(node);
         let (number, record) = process.records.pop_front().expect("not empty");
         let result = process.raft_log.append(&record);
+        // What is on the disk of one that did not come to its end is not known.
+        match result.is_ok() {
+            true => self.ledger.on_raft_record(node, &record),
+            false => self.ledger.raft_log_lost(node),
+        }
         if self.fuse_burnt(node) {
             return;
         }

@@ -5,7 +5,7 @@ use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{AdminRequest, ConfigSet, Pack, PackVerb, Promote, SetPause};
 
 use super::{Event, Late, World};
-use crate::sim::disk::{Part, Room};
+use crate::sim::disk::{Gone, Part, Room};
 use crate::sim::faults::Fault;
 use crate::sim::ledger::Fate;
 
@@ -37,6 +37,7 @@ impl World {
             | Fault::DiskError { node, .. } => node,
             Fault::Rot { .. }
             | Fault::AstrayWrite { .. }
+            | Fault::Lose { .. }
             | Fault::Image { .. }
             | Fault::Rollback { .. }
             | Fault::Replace { .. } => return self.damage(fault),
@@ -154,6 +155,12 @@ impl World {
                 self.wrong_builder = Some(node);
                 self.hosts[node].medium.lock().spoil_builds(builds);
             }
+            Fault::Forge { node, messages } => {
+                if self.hosts.len() == 1 {
+                    return false;
+                }
+                self.hosts[node].forge = messages;
+            }
             Fault::Hold { by, us } => {
                 self.ask(by, Verb::SetPause(SetPause { paused: true }));
                 self.at(us, Event::Unhold { by });
@@ -177,6 +184,7 @@ impl World {
     fn damage(&mut self, fault: &Fault) -> bool {
         let (Fault::Rot { node, .. }
         | Fault::AstrayWrite { node, .. }
+        | Fault::Lose { node, .. }
         | Fault::Image { node }
         | Fault::Rollback { node }
         | Fault::Replace { node }) = *fault
@@ -198,13 +206,19 @@ impl World {
         }
         // Twice at once and unseen, in the last transactions, can look like a torn tail, which a node must cut off (seeds
         // 8075180, 8103175).
-        let in_a_file = !matches!(fault, Fault::Rot { part: Part::Promise | Part::RaftLog, .. });
+        let in_a_file = match fault {
+            Fault::Rot { part, .. } => !matches!(part, Part::Promise | Part::RaftLog),
+            Fault::Lose { what, .. } => matches!(what, Gone::Link | Gone::Data),
+            _ => true,
+        };
         if in_a_file && self.hosts[node].damage_unseen {
             return false;
         }
         self.trace.line(format_args!("FAULT {fault:?}"));
         let down_us = match *fault {
-            Fault::Rot { down_us, .. } | Fault::AstrayWrite { down_us, .. } => down_us,
+            Fault::Rot { down_us, .. }
+            | Fault::AstrayWrite { down_us, .. }
+            | Fault::Lose { down_us, .. } => down_us,
             _ => unreachable!("sorted above"),
         };
         let medium = self.hosts[node].medium.clone();
@@ -215,6 +229,9 @@ impl World {
                 medium.lock().power_fails(&mut self.rng, self.loss);
             }
         }
+        if let Fault::Lose { what, .. } = *fault {
+            return self.lose(node, what, in_a_file);
+        }
         self.ledger.disk_damaged(node, Fate::Damaged);
         let what = match *fault {
             Fault::Rot { part, .. } => medium.lock().rot(part, &mut self.rng),
@@ -224,6 +241,27 @@ impl World {
         self.hosts[node].damaged = true;
         self.hosts[node].damage_unseen |= in_a_file;
         self.trace.line(format_args!("n{}: damaged: {what}", node + 1));
+        self.look(node);
+        true
+    }
+
+    /// Files are gone. Without its memory the node is not to take part any more, and has to know that by itself.
+    fn lose(&mut self, node: usize, what: Gone, in_a_file: bool) -> bool {
+        if !self.hosts[node].medium.lock().vanish(what) {
+            return false;
+        }
+        match what.is_memory() {
+            true => {
+                self.ledger.disk_damaged(node, Fate::Forgotten);
+                self.hosts[node].out = Some(format!("its disk has lost its {what:?}"));
+            }
+            false => self.ledger.disk_damaged(node, Fate::Damaged),
+        }
+        if let Gone::RaftLog = what {
+            self.ledger.raft_log_lost(node);
+        }
+        self.hosts[node].damaged = true;
+        self.hosts[node].damage_unseen |= in_a_file;
         self.look(node);
         true
     }
@@ -254,11 +292,13 @@ impl World {
             (Fault::Rollback { .. }, Some(image)) => {
                 self.ledger.disk_damaged(node, Fate::RolledBack);
                 self.hosts[node].medium.lock().restore(&image);
+                self.ledger.raft_log_lost(node);
                 self.hosts[node].out = Some("its disk is an older image".into());
             }
             _ => {
                 self.ledger.disk_damaged(node, Fate::Replaced);
                 self.hosts[node].medium.lock().wipe();
+                self.ledger.raft_log_lost(node);
                 self.hosts[node].disk_uuid[1] ^= 0x55;
                 self.hosts[node].out = Some("it has another disk".into());
             }

@@ -51,6 +51,7 @@ impl World {
         for node in 0..self.hosts.len() {
             self.hosts[node].slow = 1;
             self.hosts[node].doom = None;
+            self.hosts[node].forge = 0;
             self.hosts[node].medium.lock().disarm();
             self.resume(node);
             if !self.hosts[node].powered {

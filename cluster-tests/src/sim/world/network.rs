@@ -10,8 +10,9 @@ use packmaster::proto::replication::client_request::Ask;
 use packmaster::types::NodeId;
 use prost::Message as _;
 
-use super::words::words;
+use super::words::{self, words};
 use super::{Event, Flight, World};
+use crate::sim::forge;
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: usize, message: PeerMessage) {
@@ -52,6 +53,7 @@ impl World {
             self.count("decision's message repeated late");
         }
         self.repeat_refused(from, to, &message);
+        let Some(message) = self.forge(from, to, message) else { return };
         let fragile = self.rng.chance(500);
         let copy = self.twice_permille > 0 && self.rng.chance(self.twice_permille);
         let flight = Flight { from, to, to_life, era, fragile, message };
@@ -92,6 +94,31 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// A message in this node's name with a number that is far ahead: in place of its own one (None), or after it.
+    fn forge(&mut self, from: usize, to: usize, message: PeerMessage) -> Option<PeerMessage> {
+        /// Of its messages, until the fault is done: a few of the many kinds there are.
+        const FORGED_PERMILLE: u64 = 40;
+        if self.hosts[from].forge == 0 || !self.rng.chance(FORGED_PERMILLE) {
+            return Some(message);
+        }
+        let Some((forged, what)) = forge::forged(&message, &mut self.rng) else {
+            return Some(message);
+        };
+        self.hosts[from].forge -= 1;
+        let kind = words::kind(&message);
+        self.trace.line(format_args!("n{} -> n{}: FORGED {kind}: {what}", from + 1, to + 1));
+        self.count("message with a forged number");
+        let link = self.link(from, to);
+        let (to_life, era) = (link.to_life, link.era);
+        if !link.cut {
+            // After it, so that the lane's order holds.
+            let after = 5000 + self.rng.below(20_000);
+            let flight = Flight { from, to, to_life, era, fragile: true, message: forged };
+            self.at(after, Event::Deliver(Box::new(flight)));
+        }
+        self.rng.chance(500).then_some(message)
     }
 
     pub(super) fn fly(&mut self, flight: Flight) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use packmaster::durus::Limits;
 use packmaster::node::core::{Action, Input, Setup, Timing, start};
+use packmaster::node::identity;
 use packmaster::pack::Pace;
 use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{self, Outcome};
@@ -16,6 +17,8 @@ use prost::Message as _;
 
 use super::words::describe;
 use super::{Event, Host, Process, World};
+
+const CLUSTER: &str = "simulated";
 
 impl World {
     pub(super) fn setup(&mut self, node: usize) -> Setup {
@@ -40,7 +43,8 @@ impl World {
             id: NodeId(node as u64 + 1),
             boot: BootId(self.rng.number() | 1),
             disk_uuid: self.hosts[node].disk_uuid,
-            cluster: "simulated".into(),
+            born: false,
+            cluster: CLUSTER.into(),
             version: "simulated".into(),
             members,
             timing: Timing { pack_failed_ms: 2000, ..Timing::default() },
@@ -73,7 +77,7 @@ impl World {
         self.hosts[node].life += 1;
         let life = self.hosts[node].life;
         self.trace.line(format_args!("n{} starts, life {life}", node + 1));
-        let setup = self.setup(node);
+        let mut setup = self.setup(node);
         let fuse = (!self.mending && self.options.faults && self.rng.chance(60))
             .then(|| self.rng.below(30) as u32);
         self.hosts[node].medium.lock().set_fuse(fuse);
@@ -82,7 +86,15 @@ impl World {
         }
         self.import(node);
         let now = Now { mono_us: 1, wall_us: self.hosts[node].wall_us(self.now) };
-        let started = start(setup, now);
+        // As production does it: whose disk it is, everything that is read back, and that it is all there.
+        let (disk, id, uuid) = (setup.disk.clone(), setup.id, setup.disk_uuid);
+        let known = identity::read_or_make(&*disk, CLUSTER, id, || Ok(uuid));
+        let started = known.map_err(|error| error.to_string()).and_then(|known| {
+            setup.born = known.born;
+            let started = start(setup, now).map_err(|error| error.to_string())?;
+            let born = identity::mark_born(&*disk, CLUSTER, id, known);
+            born.map(|()| started).map_err(|error| error.to_string())
+        });
         if self.script.is_some() && self.scripted_fuse_burnt(node) {
             return;
         }
@@ -106,7 +118,7 @@ impl World {
                 self.trace.line(format_args!("n{} refuses to start: {error}", node + 1));
                 self.count("damaged node refused to start");
                 self.hosts[node].refused = true;
-                self.hosts[node].out = Some(error.to_string());
+                self.hosts[node].out = Some(error);
                 None
             }
             Err(error) => panic!("violated restart: node {} can't start again: {error}", node + 1),
@@ -421,12 +433,17 @@ impl World {
         let process = self.process(node);
         let tasks = std::mem::take(&mut process.tasks);
         process.performer.perform(&*disk, tasks);
+        let mut done = Vec::new();
         while let Some((_, record)) = process.records.pop_front() {
             if let Err(error) = process.raft_log.append(&record) {
                 assert!(disk_hurt(&self.hosts[node]), "the Raft log takes a record: {error}");
+                self.ledger.raft_log_lost(node);
+                done.clear();
                 break;
             }
+            done.push(record);
         }
+        done.iter().for_each(|record| self.ledger.on_raft_record(node, record));
         self.look(node);
     }
 

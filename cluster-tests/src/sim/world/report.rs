@@ -6,7 +6,7 @@ use super::World;
 use crate::sim::{Counts, Report};
 
 /// Rare branches of the nodes, by the beginning of what they say when they take them.
-const SAID: [(&str, &str); 38] = [
+const SAID: [(&str, &str); 43] = [
     ("torn tail cut", "the file ends inside its last transaction"),
     ("orphan made", "cut back to the common point"),
     ("local rebuild", "rebasing: building the generation from our own file"),
@@ -41,6 +41,9 @@ const SAID: [(&str, &str); 38] = [
     ("damaged base repair", "the file's base is damaged"),
     ("recovered", "recovered: this node votes"),
     ("amnesia noticed", "this node has forgotten what it promised"),
+    ("lost memory noticed at a start", "this node's disk has lost its memory"),
+    ("lost data file noticed at a start", "the data file is gone"),
+    ("number not believed", "a peer sends what can't be true"),
     ("raft amnesia noticed", "this node has forgotten what it acknowledged;"),
     ("strange disk not believed", "a node comes with another disk"),
     ("no pack now", "no pack now"),

@@ -21,6 +21,12 @@ pub(super) fn describe(work: &DiskTask) -> String {
     }
 }
 
+/// What it is, without what is in it.
+pub(super) fn kind(message: &PeerMessage) -> String {
+    let text = message.kind.as_ref().map(|kind| format!("{kind:?}")).unwrap_or_default();
+    text.split('(').next().unwrap_or_default().to_string()
+}
+
 /// A message in a line; None for what comes all the time.
 pub(super) fn words(message: &PeerMessage) -> Option<String> {
     let tip = |tip: &Option<packmaster::proto::replication::Tip>| {
