@@ -26,6 +26,7 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
+            | Mutant::FarIndexBelieved
     )
 }
 

@@ -106,7 +106,7 @@ fn a_forged_number_ends_nothing_and_is_named() {
         assert!(after.epoch < before.epoch + 10, "epoch {} after {}", after.epoch, before.epoch);
         assert!(after.summary.contains("sends what can't be true"), "{}", after.summary);
     }
-    let json = cluster.ctl(&["status", "--output", "json"]).done().json();
+    let json = cluster.ctl(&["status"]).done().json();
     for node in json["nodes"].as_array().expect("nodes") {
         let told = node["disbelieved"].as_array().expect("a list");
         assert!(!told.is_empty(), "{node}");
