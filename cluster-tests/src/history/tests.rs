@@ -97,6 +97,7 @@ impl Sample {
         let session = |(n, events): (usize, &Vec<Event>)| Session {
             name: format!("s{n}"),
             events: events.clone(),
+            elsewhere: false,
         };
         let sessions = self.sessions.iter().enumerate().map(session).collect();
         let judged =

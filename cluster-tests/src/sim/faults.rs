@@ -397,6 +397,7 @@ impl Schedule {
                 Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
             }
             23 => Fault::Setting { by: node, settings: settings(rng) },
+            24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
             25 => {
                 let permille = [100, 400, 900][rng.index(3)];
                 let twice_permille = rng.between(0, 800);
@@ -409,8 +410,7 @@ impl Schedule {
                 let cancel_us = rng.between(2_000, us_max);
                 Fault::PackAgain { by: node, cancel_us, again_us: rng.between(1_000, us_max / 2) }
             }
-            24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
-            26 => Fault::Forge { node, messages: rng.between(3, 30) as u32 },
+            28 => Fault::Forge { node, messages: rng.between(3, 30) as u32 },
             _ => {
                 let Some(node) = unlucky else { return (wait, None) };
                 match which {
@@ -422,7 +422,7 @@ impl Schedule {
                     19 => Fault::AstrayWrite { node, down_us },
                     20 => Fault::Image { node },
                     21 => Fault::Rollback { node },
-                    25 => {
+                    27 => {
                         let all = [
                             Gone::RaftLog,
                             Gone::RaftLog,

@@ -34,7 +34,7 @@ fn a_command_that_is_not_known_stops_the_node() {
         assert_eq!(core.control.applied(), applied);
     }
     let mut core = first_of_three(Arc::new(MemDisk::default()), NOW);
-    let kind = Some(CommandKind::Pause(Pause { paused: true, asked_by: "test".into() }));
+    let kind = Some(CommandKind::Pause(Pause { after: 0, paused: true, asked_by: "test".into() }));
     let known = Command { kind, ..Command::default() };
     core.apply_command(1, &known.encode_to_vec(), &mut Vec::new());
     assert!(core.control.paused() && !core.exited);

@@ -26,8 +26,8 @@ use slog::o;
 
 use super::proof::Proof;
 use super::{
-    Core, REMEDY, Role, Setup, admin, beats, disk, durability, fetch, generations, giving, ladder, packing,
-    requests,
+    Core, REMEDY, Role, Setup, admin, beats, disk, durability, fetch, generations, giving, ladder,
+    packing, requests,
 };
 use crate::control::{Member, Role as MemberRole, Settings, State};
 use crate::durus::{CommitChecker, Sessions};
