@@ -87,6 +87,8 @@ mutants! {
     ProvedWithoutLog: "who has just started knows of Raft's log what the others know before it takes part", "openraft PR 2002";
     LostAcknowledged: "a disk that lacks what it acknowledged takes no part", "KIP-966";
     RecoveringCounts: "who has lost data acknowledges nothing until all of it is back", "KIP-966";
+    OpenTimeoutByClock: "an elected node is replaced when nothing moves, not when time is up", "packmaster: 51 MB on a slow line, no master for ever";
+    TransferForgotten: "what is there of a transaction outlives the epoch in which it came", "packmaster: 51 MB on a slow line, no master for ever";
     // Raft.
     RaftUnsynced: "Raft's records are durable before their messages leave", "tikv #8381";
     RaftSendsEarly: "Raft's messages wait for their records", "tikv #8381";

@@ -10,11 +10,14 @@ use super::election::{self, Report, Verdict};
 use super::health::{Health, Look, Opinions};
 use super::packs::Packs;
 pub use super::packs::preflight;
+pub use super::progress::PromoteAsked;
+use super::progress::{Opening, PromoteStep, Promoting};
 use crate::admin::eligible::eligible;
 use crate::control::{Phase, State};
 use crate::mutants::{self, Mutant};
+use crate::plausible::EPOCH_AHEAD_MAX;
 use crate::proto::control::command::Kind;
-use crate::proto::control::{Beat, ControlState, FenceCommand, Opened, Reason};
+use crate::proto::control::{Beat, ControlState, FenceCommand, Opened, PromoteProgress, Reason};
 use crate::replication::quorum::majority;
 use crate::types::{Epoch, Generation, NodeId, Now, PackId};
 
@@ -29,8 +32,12 @@ pub struct Timing {
     pub raft_tick_ms: u64,
     /// Raft followers wait so many ticks for their leader.
     pub raft_election_ticks: u64,
-    /// An elected master that has not opened by then is replaced.
+    /// An elected master that has moved next to nothing toward opening for this long is replaced.
     pub open_timeout_ms: u64,
+    /// Next to nothing: less than so many bytes a second.
+    pub opening_bytes_per_s_min: u64,
+    /// A promote is called off when its target has come no nearer to the master for this long.
+    pub promote_patience_ms: u64,
     /// How long an election waits for voters that seem alive, beyond a majority.
     pub report_grace_ms: u64,
     /// How long a pack waits for stragglers once a majority is ready.
@@ -49,6 +56,8 @@ impl Default for Timing {
             raft_tick_ms: 25,
             raft_election_ticks: 16,
             open_timeout_ms: 2000,
+            opening_bytes_per_s_min: 8 << 10,
+            promote_patience_ms: 5000,
             report_grace_ms: 150,
             straggler_ms: 10_000,
             pack_again_ms: 1000,
@@ -124,16 +133,17 @@ pub enum Decision {
     },
     /// A person must look: the election can't go on.
     Alarm(String),
-}
-
-/// Somebody asked for a master by name.
-#[derive(Clone, Debug)]
-pub struct PromoteAsked {
-    pub target: NodeId,
-    /// Whose master is to be replaced: in any other epoch there is another, or the target is master already.
-    pub epoch: Epoch,
-    pub asked_by: String,
-    pub why: String,
+    /// A promote waits until its target, which lacks so many bytes, lacks little.
+    PromoteWaits {
+        target: NodeId,
+        lacks_bytes: u64,
+    },
+    /// A promote will not be.
+    PromoteCalledOff {
+        target: NodeId,
+        asked_by: String,
+        why: String,
+    },
 }
 
 const REASK_MS: u64 = 100;
@@ -146,9 +156,12 @@ pub struct Controller {
     fence: Option<(Epoch, Now)>,
     asked: BTreeMap<NodeId, Now>,
     proposed: Option<(Kind, Now)>,
-    promote: Option<PromoteAsked>,
-    /// When this leader first saw the present election, and when it first saw it open.
-    elected: Option<(Epoch, Now)>,
+    promote: Option<Promoting>,
+    /// The present election, while it is not open.
+    election: Option<Opening>,
+    /// Since when somebody says that it has left this epoch, which is open.
+    broken: Option<(Epoch, Now)>,
+    /// When this leader first saw the present epoch open.
     pub(super) opened: Option<(Epoch, Now)>,
     /// Since when clients have been waiting for a master.
     outage: Option<Now>,
@@ -162,8 +175,14 @@ impl Controller {
         *self = Controller::default();
     }
 
-    pub fn ask_promote(&mut self, asked: PromoteAsked) {
-        self.promote = Some(asked);
+    /// In this epoch, at this time.
+    pub fn ask_promote(&mut self, asked: PromoteAsked, epoch: Epoch, now: Now) {
+        self.promote = Some(Promoting::new(asked, epoch, now));
+    }
+
+    /// For this leader's beats: the promote that it was asked for last.
+    pub fn promote_told(&self) -> Option<PromoteProgress> {
+        self.promote.as_ref().map(Promoting::told)
     }
 
     pub fn on_report(&mut self, from: NodeId, report: Report) {
@@ -209,9 +228,7 @@ impl Controller {
             self.asked.clear();
             self.outage.get_or_insert(view.now);
         }
-        if self.promote.as_ref().is_some_and(|asked| Some(asked.target) == fence.target) {
-            self.promote = None;
-        }
+        self.promote.take_if(|promote| Some(promote.asked.target) == fence.target);
         let since = self.fence.expect("just set").1;
         let voters = view.state.voters();
         let fits =
@@ -249,8 +266,8 @@ impl Controller {
 
     fn opening(&mut self, view: &View<'_>, out: &mut Vec<Decision>) {
         let epoch = view.state.epoch();
-        if self.elected.map(|(of, _)| of) != Some(epoch) {
-            self.elected = Some((epoch, view.now));
+        if self.election.as_ref().is_none_or(|election| election.epoch != epoch) {
+            self.election = Some(Opening::new(epoch, view.now));
         }
         let (master, boot) = view.state.master().expect("somebody was elected");
         let beat = view.beat(master);
@@ -265,23 +282,19 @@ impl Controller {
             self.propose(view, Kind::Opened(opened), out);
             return;
         }
-        let since = self.elected.expect("just set").1;
-        let late = view.now.since_ms(since) >= view.timing.open_timeout_ms;
         let restarted = beat.is_some_and(|beat| beat.boot != boot.0);
         let opinions = self.opinions(view, master);
         let dead = opinions.refused >= majority(view.state.voters().len());
-        if late || restarted || dead {
-            let why = match (restarted, dead) {
-                (true, _) => format!("{} restarted before it opened", name(view, master)),
-                (_, true) => format!("{} died before it opened", name(view, master)),
-                _ => format!(
-                    "{} did not open in {} ms",
-                    name(view, master),
-                    view.timing.open_timeout_ms
-                ),
-            };
-            self.fence_now(view, Reason::NotOpened, None, "automatic", &why, out);
-        }
+        let election = self.election.as_mut().expect("just set");
+        let stuck = election.stuck(view, master);
+        let why = match (restarted, dead, stuck) {
+            (true, ..) => "restarted before it opened".to_string(),
+            (_, true, _) => "died before it opened".to_string(),
+            (.., Some(why)) => why,
+            _ => return,
+        };
+        let why = format!("{} {why}", name(view, master));
+        self.fence_now(view, Reason::NotOpened, None, "automatic", &why, out);
     }
 
     // ---- open: watch the master, do what was asked ----
@@ -306,18 +319,87 @@ impl Controller {
             self.fence_now(view, Reason::HandOver, None, "automatic", &why, out);
             return;
         }
-        if !view.state.paused() && self.judge_master(view, master, out) {
+        if !view.state.paused()
+            && (self.judge_master(view, master, out) || self.end_broken_epoch(view, master, out))
+        {
             return;
         }
-        if let Some(asked) = self.promote.clone() {
-            let other = asked.epoch != epoch && !mutants::broken(Mutant::LatePromoteTaken);
-            if other || asked.target == master {
-                self.promote = None;
-                return;
-            }
-            let why = asked.why.clone();
-            self.fence_now(view, Reason::Promote, Some(asked.target), &asked.asked_by, &why, out);
+        self.go_on_with_promote(view, master, out);
+    }
+
+    /// A promote fences when its target lacks little: until then the present master goes on.
+    fn go_on_with_promote(&mut self, view: &View<'_>, master: NodeId, out: &mut Vec<Decision>) {
+        let Some(mut promote) = self.promote.take() else { return };
+        if promote.asked.target == master {
+            return;
         }
+        match promote.step(view, master) {
+            PromoteStep::Waits | PromoteStep::Over => {}
+            PromoteStep::BeginsToWait { lacks_bytes } => {
+                out.push(Decision::PromoteWaits { target: promote.asked.target, lacks_bytes });
+            }
+            PromoteStep::CalledOff { why } => {
+                let PromoteAsked { target, asked_by, .. } = promote.asked.clone();
+                out.push(Decision::PromoteCalledOff { target, asked_by, why });
+            }
+            PromoteStep::Fence => {
+                let PromoteAsked { target, asked_by, why } = promote.asked.clone();
+                self.fence_now(view, Reason::Promote, Some(target), &asked_by, &why, out);
+            }
+        }
+        self.promote = Some(promote);
+    }
+
+    /// Somebody has left the epoch for one that Raft does not know: the master, which then serves nobody, or a slave, which
+    /// takes nothing from it any more. No connection and no silence will ever tell, so what they say themselves counts, if
+    /// they say it for so long that it can be no old word. True if something was decided.
+    fn end_broken_epoch(
+        &mut self,
+        view: &View<'_>,
+        master: NodeId,
+        out: &mut Vec<Decision>,
+    ) -> bool {
+        let epoch = view.state.epoch();
+        let Some(why) = self.broken_epoch(view, master) else {
+            self.broken = None;
+            return false;
+        };
+        let since = match self.broken {
+            Some((of, since)) if of == epoch => since,
+            _ => view.now,
+        };
+        self.broken = Some((epoch, since));
+        if view.now.since_ms(since) < view.timing.open_timeout_ms {
+            return false;
+        }
+        self.outage = Some(since);
+        self.fence_now(view, Reason::NotOpened, Some(master), "automatic", &why, out);
+        true
+    }
+
+    fn broken_epoch(&self, view: &View<'_>, master: NodeId) -> Option<String> {
+        let epoch = view.state.epoch();
+        let says = |id: NodeId| view.beat(id).filter(|_| view.is_alive(id));
+        let beat = says(master);
+        if let Some(beat) = beat.filter(|beat| !beat.open || beat.promised != epoch.0) {
+            return Some(format!(
+                "{} is the master of epoch {epoch} and says that it is not: it has promised epoch {} and is {}",
+                name(view, master),
+                beat.promised,
+                if beat.open { "open" } else { "not open" },
+            ));
+        }
+        let ahead = |beat: &&Beat| {
+            beat.promised > epoch.0
+                && beat.promised - epoch.0 <= EPOCH_AHEAD_MAX
+                && beat.suspect.is_empty()
+        };
+        let left = |id: NodeId| says(id).filter(ahead).map(|beat| (id, beat.promised));
+        let (id, promised) = view.state.voters().into_iter().find_map(left)?;
+        Some(format!(
+            "{} has promised epoch {promised}, which was never decided, and takes nothing in epoch {epoch}",
+            name(view, id)
+        ))
     }
 
     /// Replaces a master that is dead or silent, and relieves one that is failing. True if something was decided.
@@ -380,12 +462,15 @@ impl Controller {
         why: &str,
         out: &mut Vec<Decision>,
     ) {
-        let promised = view.state.members().filter_map(|member| view.beat(member.id));
-        let highest = promised.map(|beat| beat.promised).max().unwrap_or(0);
+        let present = view.state.epoch().0;
+        let beats = view.state.members().filter_map(|member| view.beat(member.id));
+        // One forged promise near the end of the range would use it up.
+        let believed = |promised: &u64| promised.saturating_sub(present) <= EPOCH_AHEAD_MAX;
+        let highest = beats.map(|beat| beat.promised).filter(believed).max().unwrap_or(0);
         let switch = view.state.pack().filter(|_| reason == Reason::GenerationSwitch);
         let fence = FenceCommand {
             pack: switch.map_or(0, |pack| pack.id.0),
-            epoch: highest.max(view.state.epoch().0) + 1,
+            epoch: highest.max(present) + 1,
             reason: reason.into(),
             target: target.map_or(0, |id| id.0),
             asked_by: asked_by.to_string(),

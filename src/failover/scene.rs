@@ -91,6 +91,7 @@ impl Scene {
         };
         self.ok(Kind::Elect(elect));
         self.ok(Kind::Opened(pb::Opened { epoch, seq: epoch + 1, clients_waited_us: 0 }));
+        self.beats.values_mut().for_each(|beat| beat.promised = epoch);
     }
 
     #[track_caller]

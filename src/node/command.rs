@@ -23,6 +23,7 @@ use crate::failover::controller::Timing;
 use crate::node::core::io::{Action, Input, SMALL_COMMIT_BYTES_MAX};
 use crate::proto::control;
 use crate::raft::{RaftLog, RaftLogError};
+use crate::replication::transfer::Pacing;
 use crate::storage::DiskError;
 use crate::telemetry::{self, TelemetryError};
 use crate::types::{BootId, Now};
@@ -182,6 +183,7 @@ fn setup(
         sent_again_bytes_max: SENT_AGAIN_BYTES_MAX,
         follow_bytes: FOLLOW_BYTES,
         fetch_bytes_per_s_max: Some(config.limits.fetch_bytes_per_s_max).filter(|max| *max > 0),
+        pacing: Pacing::default(),
         disk: disk.clone(),
         log: log.clone(),
     }

@@ -52,6 +52,11 @@ pub fn tip(what: &'static str, tip: Option<&pb::Tip>) -> Result<Tip, WireError> 
     })
 }
 
+/// The end of a transaction that arrives in pieces, and how many of its bytes are there.
+pub fn incoming(incoming: &pb::Incoming) -> Result<(Tip, u64), WireError> {
+    Ok((tip("end of what is incoming", incoming.end.as_ref())?, incoming.bytes))
+}
+
 pub fn tips(what: &'static str, tips: &[pb::Tip]) -> Result<Vec<Tip>, WireError> {
     tips.iter().map(|each| tip(what, Some(each))).collect()
 }

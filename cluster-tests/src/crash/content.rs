@@ -8,6 +8,7 @@ use packmaster::durus::Limits;
 use packmaster::node::core::{Action, FIRST, Input, Setup, Timing, start};
 use packmaster::proto::control::peer_message::Kind as Said;
 use packmaster::proto::control::{Member, PeerMessage};
+use packmaster::replication::transfer::Pacing;
 use packmaster::shelf::{self, Kind, Shelf, TxMeta};
 use packmaster::storage::Disk;
 use packmaster::storage::mem::MemDisk;
@@ -167,6 +168,7 @@ pub fn setup(disk: &Arc<dyn Disk>) -> Setup {
         sent_again_bytes_max: 64 << 10,
         follow_bytes: 512,
         fetch_bytes_per_s_max: None,
+        pacing: Pacing::default(),
         disk: disk.clone(),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }

@@ -11,6 +11,7 @@ use packmaster::pack::{Job, Step};
 use packmaster::proto::admin::AdminRequest;
 use packmaster::proto::control::{Member, PeerMessage, RaftRecord};
 use packmaster::raft::RaftLog;
+use packmaster::replication::transfer::Pacing;
 use packmaster::storage::mem::MemDisk;
 use packmaster::storage::task::{CURRENT, DiskTask, perform};
 use packmaster::storage::{Disk, DiskFile};
@@ -97,6 +98,7 @@ fn setup(id: u64, nodes: u64, boots: u64, disk: &MemDisk) -> Setup {
         sent_again_bytes_max: 64 << 10,
         follow_bytes: 64,
         fetch_bytes_per_s_max: None,
+        pacing: Pacing::default(),
         disk: Arc::new(disk.clone()),
         log: slog::Logger::root(slog::Discard, slog::o!()),
     }

@@ -271,7 +271,17 @@ impl Node {
         if odd & 8 != 0 {
             commit.seq = script.number();
         }
+        // All of it as a piece: a whole transaction, if it is one, from its beginning or from somewhere.
+        let piece = (odd & 128 != 0).then(|| {
+            let data = Bytes::from(std::mem::take(&mut transactions));
+            let offset = prev.end.wrapping_add(data.len() as u64);
+            let end = pb::Tip { epoch, seq, offset, chain: Bytes::copy_from_slice(&chain.0) };
+            let offset = if script.byte() & 1 == 0 { 0 } else { script.number() };
+            pb::Piece { end: Some(end), offset, data }
+        });
         let append = pb::Append {
+            number: 0,
+            piece,
             epoch: if odd & 16 == 0 { ground.epoch } else { script.number() },
             boot: if odd & 32 == 0 { ground.boot } else { script.number() },
             generation: ground.generation,

@@ -391,9 +391,10 @@ impl Core {
             true => format!("{} was asked for", promote.node),
             false => promote.reason,
         };
-        self.controller.ask_promote(PromoteAsked { target, epoch, asked_by, why });
+        let asked = PromoteAsked { target, asked_by, why };
+        self.controller.ask_promote(asked, epoch, self.now);
         self.controller_due_us = 0;
-        Ok(format!("{} is taking over", promote.node))
+        Ok(format!("{} is taking over, as soon as it lacks little", promote.node))
     }
 
     fn lag_of(&self, target: NodeId) -> String {

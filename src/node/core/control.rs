@@ -584,6 +584,12 @@ impl Core {
                 Decision::PackWaits { cause, why } => {
                     slog::warn!(self.log, "a pack is due and can't begin"; "cause" => cause, "why" => why);
                 }
+                Decision::PromoteWaits { target, lacks_bytes } => {
+                    slog::info!(self.log, "promote: the target catches up first"; "target" => target.0, "lacks_bytes" => lacks_bytes);
+                }
+                Decision::PromoteCalledOff { target, asked_by, why } => {
+                    slog::warn!(self.log, "promote: called off; the master goes on"; "target" => target.0, "asked_by" => asked_by, "why" => why);
+                }
                 Decision::Alarm(why) => {
                     slog::crit!(self.log, "election stopped: a person must look"; "why" => &why);
                 }

@@ -55,6 +55,9 @@ impl Core {
             self.drop_floor_pull();
             self.hold_if_ahead();
         }
+        if mutants::broken(Mutant::TransferForgotten) {
+            (self.incoming, self.late_fetch) = Default::default();
+        }
         // Whoever follows in both files has the last transactions in both when it reports.
         self.follow_at_once(out);
         self.disk(Purpose::Promise { epoch }, DiskTask::Promise { epoch }, out);

@@ -16,7 +16,7 @@ use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::{points, wire};
 use crate::shelf::Shelf;
-use crate::types::{Chain, Generation, NodeId};
+use crate::types::{Chain, Generation, NodeId, Seq, Tip};
 
 /// Of a file in one answer, whatever is asked for.
 pub const FETCH_BYTES_MAX: u32 = 1 << 20;
@@ -63,6 +63,10 @@ impl Core {
                 // Beyond our end there is no other history: the one who asks has more of the same.
                 let differs = differs.filter(|tip| tip.seq <= shelf.tip().seq);
                 reply.newer_mismatch = differs.as_ref().map(wire::put_tip);
+                reply.next = match found {
+                    Some(found) => self.durable_after(shelf, found.point.seq)?,
+                    None => None,
+                };
                 reply.file_len = shelf.tip().offset;
                 reply.base_len = shelf.base_end();
             }
@@ -73,6 +77,15 @@ impl Core {
         }
         self.send(from, Kind::ProbeReply(reply), out);
         Ok(())
+    }
+
+    /// The end of the transaction after `seq`, if peers can have it.
+    fn durable_after(&self, shelf: &Shelf, seq: Seq) -> Result<Option<pb::Tip>, String> {
+        let next = seq.0.checked_add(1).map(|next| shelf.tip_at(Seq(next))).transpose();
+        let next = next.map_err(|error| error.to_string())?.flatten();
+        let is_current = shelf.generation() == self.shelf.generation();
+        let durable = |tip: &Tip| !is_current || tip.offset <= self.durable.offset;
+        Ok(next.filter(durable).as_ref().map(wire::put_tip))
     }
 
     /// The file of that base, if it is here and this node can give of it.

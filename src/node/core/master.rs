@@ -12,12 +12,25 @@ use crate::mutants::{self, Mutant};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::confirm::Confirm;
-use crate::replication::follower::Follower;
+use crate::replication::follower::{Brings, Follower, Plan, Said};
 use crate::replication::points::newest_match;
 use crate::replication::quorum::Quorum;
+use crate::replication::transfer::Moved;
 use crate::replication::wire::{self, Position};
 use crate::shelf::{self, TxMeta};
 use crate::types::{CommitId, Epoch, NodeId, Now, Oid, Seq, Tip};
+
+/// Bytes of transactions that are sent to one slave in one step; its acknowledgements bring the next step.
+const STEP_BYTES: u64 = 4 << 20;
+
+/// What a slave says of its file, checked for form.
+struct Acknowledged {
+    durable: Tip,
+    written: Tip,
+    number: u64,
+    /// The end of the transaction after `written`, and how much of it is there.
+    incoming: Option<(Tip, u64)>,
+}
 
 /// A mastership of this node, from its election to the next fence.
 pub(super) struct Master {
@@ -29,6 +42,8 @@ pub(super) struct Master {
     /// The epoch-start transaction, once it is written.
     pub(super) start: Option<Seq>,
     pub(super) open: bool,
+    /// How far its own file has come since the election.
+    pub(super) moved: Moved,
     pub(super) quorum: Quorum,
     pub(super) followers: BTreeMap<NodeId, Follower>,
     /// Reads that wait for a round.
@@ -70,6 +85,7 @@ impl Master {
             floor_holder,
             start: None,
             open: false,
+            moved: Moved::default(),
             quorum: Quorum::new(voters.iter().copied(), Seq(u64::MAX)),
             followers: BTreeMap::new(),
             confirm: Confirm::new(me, voters.iter().copied()),
@@ -154,7 +170,8 @@ impl Core {
         master.start = Some(start);
         master.quorum = Quorum::new(master.voters.iter().copied(), start);
         let slaves = master.voters.iter().copied().filter(|id| *id != self.setup.id);
-        master.followers = slaves.map(|id| (id, Follower::new(before, self.now))).collect();
+        master.followers =
+            slaves.map(|id| (id, Follower::new(before, self.setup.pacing, self.now))).collect();
         slog::info!(self.log, "elected: opening the epoch"; "epoch" => epoch.0, "seq" => start.0);
         let meta = TxMeta {
             kind: shelf::Kind::EpochStart,
@@ -201,44 +218,55 @@ impl Core {
     // ---- to the slaves ----
 
     fn stream(&mut self, out: &mut Vec<Action>) {
-        let tip = self.shelf.tip();
-        let committed = self.committed;
-        let now = self.now;
-        let Role::Master(master) = &mut self.role else { return };
-        let mut plans = Vec::new();
-        for (&id, follower) in &mut master.followers {
-            if let Some(plan) = follower.plan(tip, committed, now) {
-                plans.push((id, plan));
+        let Role::Master(master) = &self.role else { return };
+        let slaves: Vec<NodeId> = master.followers.keys().copied().collect();
+        for id in slaves {
+            let mut begun = 0;
+            while begun < STEP_BYTES
+                && let Some(plan) = self.plan_append(id)
+            {
+                match self.send_append(id, plan, out) {
+                    0 => break,
+                    bytes => begun += bytes,
+                }
             }
-        }
-        for (id, plan) in plans {
-            self.send_append(id, plan, out);
         }
     }
 
-    fn send_append(
-        &mut self,
-        id: NodeId,
-        plan: crate::replication::follower::Plan,
-        out: &mut Vec<Action>,
-    ) {
+    fn plan_append(&mut self, id: NodeId) -> Option<Plan> {
+        let (tip, committed, now) = (self.shelf.tip(), self.committed, self.now);
+        let Role::Master(master) = &mut self.role else { return None };
+        let shelf = &self.shelf;
+        master.followers.get_mut(&id)?.plan(tip, committed, |seq| shelf.end_of(seq), now)
+    }
+
+    /// How many bytes of transactions it has sent.
+    fn send_append(&mut self, id: NodeId, plan: Plan, out: &mut Vec<Action>) -> u64 {
         // A follower is never ahead of us, but a guess may be of a file we have left.
         let Ok(Some(prev)) = self.shelf.tip_at(plan.prev.seq.min(self.shelf.tip().seq)) else {
-            return;
+            return 0;
         };
-        let fits = plan.one_at_least || self.shelf.has_short(prev.offset, plan.bytes_max);
-        let data = if plan.bytes_max > 0 && fits && prev.offset < self.shelf.tip().offset {
-            match self.read_back(prev.offset, plan.bytes_max) {
-                Ok(data) => data,
-                Err(error) => {
-                    slog::error!(self.log, "can't read back what the slaves lack: this node stops, and \
-                        verifies its file when it is started again"; "error" => &error);
-                    self.exit(&format!("disk failed: {error}"), true, out);
-                    return;
+        let read = match plan.brings {
+            Brings::Nothing => Ok((Bytes::new(), None)),
+            Brings::Whole { bytes_max, one_at_least } => {
+                let fits = one_at_least || self.shelf.has_short(prev.offset, bytes_max);
+                match fits && prev.offset < self.shelf.tip().offset {
+                    true => self.read_back(prev.offset, bytes_max).map(|data| (data, None)),
+                    false => Ok((Bytes::new(), None)),
                 }
             }
-        } else {
-            Bytes::new()
+            Brings::Piece { offset, bytes } => self
+                .read_piece(&prev, offset, bytes)
+                .map(|(end, piece)| (Bytes::new(), Some((end, piece)))),
+        };
+        let (data, piece) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                slog::error!(self.log, "can't read back what the slaves lack: this node stops, and \
+                    verifies its file when it is started again"; "error" => &error);
+                self.exit(&format!("disk failed: {error}"), true, out);
+                return 0;
+            }
         };
         let upto = match data.is_empty() {
             true => prev,
@@ -249,9 +277,19 @@ impl Core {
             false => self.committed,
         };
         let commit = self.shelf.tip_at(commit).ok().flatten().unwrap_or_default();
-        let Role::Master(master) = &mut self.role else { return };
-        let Some(follower) = master.followers.get_mut(&id) else { return };
-        follower.sent(upto, data.len() as u64, commit.seq, self.now);
+        let Role::Master(master) = &mut self.role else { return 0 };
+        let Some(follower) = master.followers.get_mut(&id) else { return 0 };
+        let bytes = match &piece {
+            Some((end, piece)) => {
+                let bytes = piece.data.len() as u64;
+                follower.sent_piece(*end, piece.offset, bytes, commit.seq, self.now);
+                bytes
+            }
+            None => {
+                follower.sent(upto, data.len() as u64, commit.seq, self.now);
+                data.len() as u64
+            }
+        };
         let append = pb::Append {
             epoch: master.epoch.0,
             boot: self.setup.boot.0,
@@ -262,8 +300,11 @@ impl Core {
             want_reply: plan.want_reply,
             commit: Some(wire::put_tip(&commit)),
             acknowledged_seq: self.acknowledged().0,
+            number: plan.number,
+            piece: piece.map(|(_, piece)| piece),
         };
         self.send(id, Kind::Append(append), out);
+        bytes
     }
 
     /// Whole transactions of our own file. They were whole when it was proved; a disk can give back something else.
@@ -299,20 +340,24 @@ impl Core {
             let written = reply.written.as_ref();
             let written = written.map(|tip| wire::tip("written", Some(tip))).transpose();
             let written = written.map_err(text)?.unwrap_or(durable);
-            return self.on_acknowledged(from, durable, written, reply.recovering, out);
+            let number = reply.number;
+            let incoming = reply.incoming.as_ref().map(wire::incoming).transpose();
+            let incoming = incoming.map_err(text)?;
+            let said = Acknowledged { durable, written, number, incoming };
+            return self.on_acknowledged(from, &said, reply.recovering, out);
         }
         let points = wire::tips("points", &reply.points).map_err(text)?;
-        self.on_mismatch(from, &points, reply.hello, out)
+        self.on_mismatch(from, &points, (!reply.hello).then_some(reply.number), out)
     }
 
     fn on_acknowledged(
         &mut self,
         from: NodeId,
-        durable: Tip,
-        written: Tip,
+        said: &Acknowledged,
         recovering: bool,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
+        let durable = said.durable;
         let find = |tip| self.shelf.find(tip).map_err(|error| error.to_string());
         let ours = find(&durable)?;
         if !ours && !mutants::broken(Mutant::AckBySeqOnly) {
@@ -320,13 +365,20 @@ impl Core {
             return Ok(());
         }
         let Role::Master(master) = &self.role else { return Ok(()) };
-        // Who streams knows what it has sent.
-        let probes = master.followers.get(&from).is_some_and(|it| !it.is_streaming());
-        let written = if probes && find(&written)? { written } else { durable };
-        let now = self.now;
+        // Whoever is streamed to has what it was sent, unless it went in pieces.
+        let follower = master.followers.get(&from);
+        let asked = follower.is_some_and(|it| !it.is_streaming() || it.is_sent_pieces());
+        let written = if asked && find(&said.written)? { said.written } else { durable };
+        let incoming = match said.incoming {
+            Some((end, bytes)) if end.seq == written.seq.next() && find(&end)? => {
+                bytes.min(end.offset - written.offset)
+            }
+            _ => 0,
+        };
+        let (now, number) = (self.now, said.number);
         let Some(master) = self.master() else { return Ok(()) };
         if let Some(follower) = master.followers.get_mut(&from) {
-            follower.matched(durable, written, now);
+            follower.matched(Said { durable, written, number, incoming }, now);
         }
         let epoch = master.epoch;
         let counts = !recovering || mutants::broken(Mutant::RecoveringCounts);
@@ -341,7 +393,8 @@ impl Core {
         &mut self,
         from: NodeId,
         points: &[Tip],
-        hello: bool,
+        // Of the append that was refused; None: the slave says hello.
+        number: Option<u64>,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
         let found = newest_match(points, |tip| self.shelf.find(tip)).map_err(|e| e.to_string())?;
@@ -352,8 +405,8 @@ impl Core {
         let epoch = master.epoch;
         if found.newer_mismatch.is_none() {
             if let Some(follower) = master.followers.get_mut(&from) {
-                follower.mismatched(found.point);
-                if hello {
+                follower.mismatched(found.point, number.unwrap_or(0));
+                if number.is_none() {
                     follower.restart_from(found.point);
                 }
             }

@@ -5,7 +5,7 @@
 //! trait; so the simulator runs this very code.
 //!
 //! The files follow the walks: `control` (Raft, and what a changed state means here), `fence` (promises and reports),
-//! `master` and `slave` (the data plane), `serve` and `held` (what clients ask of the master), `requests` (what our clients
+//! `master`, `slave` and `transfer` (the data plane), `serve` and `held` (what clients ask of the master), `requests` (what our clients
 //! ask), `packing`, `follow`, `handover`, `rebase`, `pull`, `fetch`, `giving` and `generations` (a new one, the ways there, old
 //! ones), `durability` (who is told what, and when), `beats`, `ladder`, `admin`.
 
@@ -35,6 +35,7 @@ mod slave;
 mod start;
 #[cfg(test)]
 mod testing;
+mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use crate::plausible::{Claims, Memory};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Member, PeerMessage};
 use crate::raft;
+use crate::replication::transfer::{Incoming, Pacing};
 use crate::shelf::Shelf;
 use crate::storage::Disk;
 use crate::storage::loss::Loss;
@@ -100,6 +102,8 @@ pub struct Setup {
     pub follow_bytes: u64,
     /// So much of a base is fetched in a second, and no more; None: as much as there is room for.
     pub fetch_bytes_per_s_max: Option<u64>,
+    /// How transactions are cut and paced on their way to slaves.
+    pub pacing: Pacing,
     pub disk: Arc<dyn Disk>,
     pub log: Logger,
 }
@@ -175,6 +179,10 @@ pub struct Core {
     pack: PackRun,
     rebase: Option<Rebase>,
     pull: Option<pull::Pull>,
+    /// What is here of one transaction that arrives in pieces.
+    incoming: Incoming,
+    /// A fetch whose epoch has ended and whose answer may still come.
+    late_fetch: Option<pull::Late>,
     fetch: Option<fetch::BaseFetch>,
     fetch_past: fetch::Past,
     giving: giving::Giving,
@@ -257,6 +265,7 @@ impl Core {
                 break;
             }
         }
+        self.drive_transfer();
         self.drive_beats(out);
         self.drive_stop(out);
         self.assert_frontiers();

@@ -2,7 +2,8 @@
 //!
 //! A pull asks one peer after the other whether it has the file, finds the common point with it, and fetches from
 //! there, in pieces that may end anywhere; each transaction is verified by its chain before it is appended to our own file.
-//! It has one question out at a time; silence means the next peer. A peer that has started since has its older files closed,
+//! What is there of one that is not whole yet is kept in `Core::incoming`, beyond the end of the pull and of its epoch. It
+//! has one question out at a time, for about as much as the line carries in a moment; silence means the next peer. A peer that has started since has its older files closed,
 //! opens the one that is asked for, and is asked again meanwhile.
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use super::{Action, Core};
 use crate::proto::control::peer_message::Kind;
 use crate::proto::replication as pb;
 use crate::replication::points;
+use crate::replication::transfer::Key;
 use crate::replication::wire::{self, Position};
 use crate::shelf;
 use crate::types::{Chain, Generation, NodeId, Now, Seq, Tip};
@@ -22,6 +24,12 @@ const ASK_HOLDER_AGAIN_MS: u64 = 50;
 /// So is a peer that opens the file; and after so long it is left for the next.
 const ASK_OPENING_AGAIN_MS: u64 = 200;
 const OPENING_MS_MAX: u64 = 600_000;
+/// Bytes that are asked for at first, and at least; half or twice as many after an answer that was slow or quick.
+const ASK_BYTES_START: u64 = 64 << 10;
+const ASK_BYTES_MIN: u64 = 8 << 10;
+const QUICK_MS: u64 = 150;
+const SLOW_MS: u64 = 600;
+
 /// What for.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Goal {
@@ -34,17 +42,21 @@ pub(super) enum Goal {
 
 enum Stage {
     /// Asking for the common point, or whether the file is there.
-    Probing { asked: Option<Now>, points: Vec<Tip> },
+    Probing {
+        asked: Option<Now>,
+        points: Vec<Tip>,
+    },
     Fetching {
         asked: Option<Now>,
-        /// Of a transaction that is not whole yet.
-        piece: Vec<u8>,
     },
     /// The disk has it; the next question follows.
     Writing,
     /// The peer had no use of the last question yet, and is asked again after so long. What it still says, also twice, is
     /// old: were each answer another question, they would be ever more.
-    Resting { since: Now, ms: u64 },
+    Resting {
+        since: Now,
+        ms: u64,
+    },
 }
 
 pub(super) struct Pull {
@@ -59,6 +71,36 @@ pub(super) struct Pull {
     stage: Stage,
     /// Bytes of the source's file, as it said.
     file_len: u64,
+    /// The transaction that is fetched.
+    next: Option<Key>,
+    /// Bytes to ask for, and how long the last answer took.
+    ask_bytes: u64,
+    took_ms: Option<u64>,
+}
+
+/// A fetch that is still on its way when its pull has ended: what comes of it is of use.
+pub(super) struct Late {
+    id: u64,
+    source: NodeId,
+    next: Key,
+}
+
+impl Pull {
+    /// How long an answer is waited for. One that is late comes before the answer to what is asked next.
+    fn patience_ms(&self, rate_min: u64) -> u64 {
+        let Stage::Fetching { .. } = self.stage else { return PATIENCE_MS };
+        let expected_ms = self.took_ms.map_or(self.ask_bytes * 1000 / rate_min.max(1), |ms| 4 * ms);
+        PATIENCE_MS + expected_ms
+    }
+
+    fn answered(&mut self, after_ms: u64, ask_bytes_max: u64) {
+        self.took_ms = Some(after_ms);
+        if after_ms <= QUICK_MS {
+            self.ask_bytes = (2 * self.ask_bytes).min(ask_bytes_max);
+        } else if after_ms >= SLOW_MS {
+            self.ask_bytes = (self.ask_bytes / 2).max(ASK_BYTES_MIN.min(ask_bytes_max));
+        }
+    }
 }
 
 impl Core {
@@ -80,6 +122,9 @@ impl Core {
             opening: None,
             stage: Stage::Probing { asked: None, points: Vec::new() },
             file_len: 0,
+            next: None,
+            ask_bytes: ASK_BYTES_START.min(u64::from(self.setup.fetch_bytes)),
+            took_ms: None,
         });
         self.beats.soon();
     }
@@ -95,7 +140,10 @@ impl Core {
 
     /// Ends with its election: a later one has a floor of its own, and what only a lost disk had can be fetched from nobody.
     pub(super) fn drop_floor_pull(&mut self) {
-        self.pull.take_if(|pull| matches!(pull.goal, Goal::Floor(_)));
+        let ended = self.pull.take_if(|pull| matches!(pull.goal, Goal::Floor(_)));
+        if let Some(Pull { id, source, next: Some(next), .. }) = ended {
+            self.late_fetch = Some(Late { id, source, next });
+        }
     }
 
     pub(super) fn drive_pull(&mut self, out: &mut Vec<Action>) {
@@ -107,7 +155,7 @@ impl Core {
         let now = self.now;
         let Some(pull) = &mut self.pull else { return };
         let asked = match &pull.stage {
-            Stage::Probing { asked, .. } | Stage::Fetching { asked, .. } => *asked,
+            Stage::Probing { asked, .. } | Stage::Fetching { asked } => *asked,
             Stage::Writing => return,
             Stage::Resting { since, ms } if now.since_ms(*since) < *ms => return,
             Stage::Resting { .. } => {
@@ -117,7 +165,9 @@ impl Core {
         };
         match asked {
             None => self.ask_source(out),
-            Some(at) if now.since_ms(at) >= PATIENCE_MS => self.next_source(out),
+            Some(at) if now.since_ms(at) >= pull.patience_ms(self.setup.pacing.rate_min) => {
+                self.next_source(out)
+            }
             Some(_) => {}
         }
     }
@@ -160,10 +210,11 @@ impl Core {
                 let points = wire::put_tips(points);
                 Kind::Probe(pb::Probe { id, generation, base_hash, points })
             }
-            Stage::Fetching { asked, piece } => {
+            Stage::Fetching { asked } => {
                 *asked = Some(now);
-                let offset = tip.offset + piece.len() as u64;
-                let len = self.setup.fetch_bytes;
+                let here = pull.next.as_ref().map_or(0, |next| self.incoming.has(next));
+                let offset = tip.offset + here;
+                let len = pull.ask_bytes as u32;
                 Kind::Fetch(pb::Fetch { id, generation, base_hash, offset, len })
             }
             Stage::Writing | Stage::Resting { .. } => return,
@@ -242,10 +293,7 @@ impl Core {
         };
         let now = self.now;
         if mismatch == Seq(0) || point == self.shelf.tip() {
-            if let Some(pull) = &mut self.pull {
-                pull.stage = Stage::Fetching { asked: None, piece: Vec::new() };
-            }
-            self.drive_pull(out);
+            self.fetch_after(from, point, reply.next.as_ref(), out)?;
         } else if mismatch > point.seq.next() {
             let points = self.tips_at(&points::fine(point.seq, mismatch));
             if let Some(pull) = &mut self.pull {
@@ -282,36 +330,93 @@ impl Core {
             self.on_block(from, reply.offset, reply.data, out);
             return Ok(());
         }
-        let tip = self.shelf.tip();
+        if self.late_fetch.as_ref().is_some_and(|late| (late.id, late.source) == (reply.id, from)) {
+            let next = self.late_fetch.take().expect("just seen").next;
+            return self.keep_fetched(&next, &reply);
+        }
         let Some(pull) = &mut self.pull else { return Ok(()) };
-        let Stage::Fetching { asked, piece } = &mut pull.stage else { return Ok(()) };
-        let wanted = tip.offset + piece.len() as u64;
-        if pull.id != reply.id || pull.source != from || reply.offset != wanted {
+        let Some(next) = pull.next.filter(|_| (pull.id, pull.source) == (reply.id, from)) else {
+            return Ok(());
+        };
+        let wanted = next.prev.offset + self.incoming.has(&next);
+        let Stage::Fetching { asked } = &mut pull.stage else {
+            // We have lost patience with it already.
+            return self.keep_fetched(&next, &reply);
+        };
+        if reply.offset != wanted {
             return Ok(());
         }
-        piece.extend_from_slice(&reply.data);
-        let first = shelf::announced_len(piece).unwrap_or(0);
-        // A length that is wrong would be waited for up to the file's end.
-        if reply.data.is_empty() || tip.offset.saturating_add(first) > pull.file_len {
+        let asked = asked.take();
+        if reply.data.is_empty() {
             self.next_source(out);
             return Ok(());
         }
-        let (bytes, total) = (reply.data.len() as u64, pull.file_len);
+        let after_ms = asked.map_or(0, |asked| self.now.since_ms(asked));
+        pull.answered(after_ms, u64::from(self.setup.fetch_bytes));
+        let (bytes, total, goal) = (reply.data.len() as u64, pull.file_len, pull.goal);
         self.fetched_bytes += bytes;
-        if let Goal::OldTail { .. } = pull.goal {
+        if let Goal::OldTail { .. } = goal {
             self.ladder.took(bytes);
             self.ladder.at("fetch", wanted, total, self.now);
         }
-        if first > piece.len() as u64 || piece.len() < 8 {
-            *asked = None;
+        let mut here = self.incoming.take_out(&next);
+        here.extend_from_slice(&reply.data);
+        if next.bytes().is_some_and(|len| (here.len() as u64) < len) {
+            self.incoming.put_back(&next, here);
             self.drive_pull(out);
             return Ok(());
         }
-        let data = Bytes::from(std::mem::take(piece));
-        match pull.goal {
-            Goal::Floor(tip) => self.take_fetched(data, tip.seq, out),
-            Goal::OldTail { until, .. } => self.take_fetched(data, until, out),
+        let until = match goal {
+            Goal::Floor(tip) => tip.seq,
+            Goal::OldTail { until, .. } => until,
+        };
+        self.take_fetched(Bytes::from(here), until, out)
+    }
+
+    /// The source has what follows `point`, our tip; which transaction that is, it says.
+    fn fetch_after(
+        &mut self,
+        from: NodeId,
+        point: Tip,
+        next: Option<&pb::Tip>,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Some(pull) = &mut self.pull else { return Ok(()) };
+        let Some(next) = next.filter(|_| point == self.shelf.tip()) else {
+            // Not on its disk yet.
+            self.next_source(out);
+            return Ok(());
+        };
+        let end = wire::tip("next", Some(next)).map_err(|error| error.to_string())?;
+        let (generation, base_hash) = (pull.generation, pull.base_hash);
+        let next = Key { generation, base_hash, prev: point, end };
+        let len = next.bytes().filter(|_| end.offset <= pull.file_len);
+        let len = len.ok_or_else(|| format!("node {from} has {end} after {point}"))?;
+        pull.next = Some(next);
+        pull.stage = Stage::Fetching { asked: None };
+        // All of it may have come by other ways.
+        match self.incoming.has(&next) == len {
+            true => {
+                let whole = self.incoming.take_out(&next);
+                self.take_fetched(Bytes::from(whole), end.seq, out)
+            }
+            false => {
+                self.drive_pull(out);
+                Ok(())
+            }
         }
+    }
+
+    /// An answer that comes late.
+    fn keep_fetched(&mut self, next: &Key, reply: &pb::FetchReply) -> Result<(), String> {
+        let ours = (self.shelf.generation(), self.shelf.base_hash(), self.shelf.tip());
+        let offset = reply.offset.checked_sub(next.prev.offset);
+        let of_use =
+            ours == (next.generation, next.base_hash, next.prev) && self.incoming.is_free_for(next);
+        let (Some(offset), Some(len), true) = (offset, next.bytes(), of_use) else { return Ok(()) };
+        // What comes after this transaction is not kept.
+        let data_max = len.saturating_sub(offset).min(reply.data.len() as u64) as usize;
+        self.incoming.take(next, offset.min(len), &reply.data[..data_max])
     }
 
     /// Fetched transactions, each verified, into our own file; none after `until`.

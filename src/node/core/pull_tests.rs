@@ -108,6 +108,12 @@ fn a_long_transaction_comes_in_pieces() {
         id,
         has_file: true,
         r#match: Some(wire::put_tip(&own)),
+        next: Some(wire::put_tip(&Tip {
+            epoch: Epoch(1),
+            seq: own.seq.next(),
+            offset: own.offset + long.bytes.len() as u64,
+            chain: long.chain,
+        })),
         file_len: end,
         ..pb::ProbeReply::default()
     };

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::disk::Purpose;
+use super::transfer::Piece;
 use super::{Action, Core, Role};
 use crate::mutants::{self, Mutant};
 use crate::plausible::{SEQ_AHEAD_MAX, within};
@@ -25,6 +26,8 @@ pub(super) struct Slave {
     pub(super) proved: Seq,
     /// The master's newest committed position, as it said last; for the lag people see.
     pub(super) announced: Tip,
+    /// The greatest number of an append that was processed.
+    pub(super) number: u64,
 }
 
 /// An append, checked for form.
@@ -38,6 +41,8 @@ struct Checked {
     acknowledged: Seq,
     transactions: Bytes,
     want_reply: bool,
+    number: u64,
+    piece: Option<Piece>,
 }
 
 fn checked(append: pb::Append) -> Result<Checked, wire::WireError> {
@@ -51,6 +56,8 @@ fn checked(append: pb::Append) -> Result<Checked, wire::WireError> {
         acknowledged: Seq(append.acknowledged_seq),
         transactions: append.transactions,
         want_reply: append.want_reply,
+        number: append.number,
+        piece: append.piece.map(Piece::checked).transpose()?,
     })
 }
 
@@ -76,9 +83,7 @@ impl Core {
             return Ok(());
         }
         if append.epoch < self.promised && !mutants::broken(Mutant::AppendBelowPromise) {
-            // Says which epoch it is by now; a stale master acknowledges nothing on our word.
-            self.refuse_append(from, append.boot, out);
-            return Ok(());
+            return self.on_stale_append(from, append, out);
         }
         if append.epoch > self.promised {
             self.promise(append.epoch, out);
@@ -89,10 +94,32 @@ impl Core {
         if (append.generation, append.base_hash)
             != (self.shelf.generation(), self.shelf.base_hash())
         {
-            self.refuse_append(from, append.boot, out);
+            self.refuse_append(from, &append, out);
             return Ok(());
         }
         self.take(from, append, out)
+    }
+
+    /// Of an epoch that is over. A piece is of use whoever sent it, and whenever.
+    fn on_stale_append(
+        &mut self,
+        from: NodeId,
+        append: Checked,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        if let Some(piece) = &append.piece {
+            let key = piece.key(append.generation, append.base_hash, append.prev);
+            self.take_late_piece(&key, piece)?;
+            // Its sender may be master again. What it sent before its election is followed by what it asks as master.
+            let boot = append.boot;
+            if matches!(&self.role, Role::Slave(slave) if (slave.master, slave.boot) == (from, boot))
+            {
+                return Ok(());
+            }
+        }
+        // Says which epoch it is by now; a stale master acknowledges nothing on our word.
+        self.refuse_append(from, &append, out);
+        Ok(())
     }
 
     /// Binds this node to the epoch's master; false for anybody else's appends.
@@ -114,8 +141,9 @@ impl Core {
     }
 
     pub(super) fn follow(&mut self, epoch: Epoch, master: NodeId, boot: BootId) {
-        let (proved, announced) = (Seq(0), Tip::default());
-        self.role = Role::Slave(Slave { epoch, master, boot, matched: false, proved, announced });
+        let (matched, proved, announced) = (false, Seq(0), Tip::default());
+        let slave = Slave { epoch, master, boot, matched, proved, announced, number: 0 };
+        self.role = Role::Slave(slave);
         self.beats.soon();
     }
 
@@ -129,8 +157,14 @@ impl Core {
             || append.prev == tip
             || (append.prev.seq < tip.seq && self.is_in_file(&append.prev)?);
         if !fits {
-            self.refuse_append(from, append.boot, out);
+            self.refuse_append(from, &append, out);
             return Ok(());
+        }
+        if let Role::Slave(slave) = &mut self.role {
+            slave.number = slave.number.max(append.number);
+        }
+        if let Some(piece) = &append.piece {
+            return self.take_piece(from, &append, piece, out);
         }
         let offset = tip.offset;
         let mut taken = Vec::new();
@@ -148,7 +182,7 @@ impl Core {
                 }
                 Ok(Took::Known(seq)) => proved = seq,
                 Ok(Took::Fork) => {
-                    self.refuse_append(from, append.boot, out);
+                    self.refuse_append(from, &append, out);
                     forks = true;
                     break;
                 }
@@ -166,6 +200,51 @@ impl Core {
         } else if append.want_reply && outcome.is_ok() && !forks {
             self.acknowledge(out);
         }
+        self.apply_committed(out);
+        self.poke_file(out);
+        outcome
+    }
+
+    fn take_piece(
+        &mut self,
+        from: NodeId,
+        append: &Checked,
+        piece: &Piece,
+        out: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let tip = self.shelf.tip();
+        let key = piece.key(append.generation, append.base_hash, append.prev);
+        let mut outcome = Ok(());
+        if append.prev == tip {
+            outcome = self.incoming.take(&key, piece.offset, &piece.data);
+        } else if !self.is_in_file(&key.end)? {
+            self.refuse_append(from, append, out);
+            self.matched(from, append.commit, append.prev.seq, true, tip.seq);
+            self.learn_acknowledged(append.acknowledged);
+            self.apply_committed(out);
+            return Ok(());
+        }
+        let known = append.prev.seq < tip.seq;
+        let whole = self.incoming.take_whole(&key).filter(|_| append.prev == tip);
+        if let Some(bytes) = whole {
+            // That its chain is right does not make it the master's: it must be the one that was named.
+            let took = match bytes.ends_with(&key.end.chain.0) {
+                true => self.take_one(append, bytes),
+                false => Ok(Took::Fork),
+            };
+            match took {
+                Ok(Took::New(bytes, _)) => self.write_appended(tip.offset, bytes, out),
+                // All of it is sent again.
+                Ok(_) => outcome = Err(format!("a transaction in pieces that is not {}", key.end)),
+                Err(why) => outcome = Err(why),
+            }
+        }
+        let taken = known || self.shelf.tip().seq > tip.seq;
+        let proved = if taken { key.end.seq } else { tip.seq };
+        self.matched(from, append.commit, proved, false, tip.seq);
+        self.learn_acknowledged(append.acknowledged);
+        // Also if it did not verify: the master must know that nothing of it is here.
+        self.acknowledge(out);
         self.apply_committed(out);
         self.poke_file(out);
         outcome
@@ -267,9 +346,10 @@ impl Core {
         self.report_to_leader(out);
     }
 
-    fn refuse_append(&mut self, to: NodeId, boot: BootId, out: &mut Vec<Action>) {
+    fn refuse_append(&mut self, to: NodeId, append: &Checked, out: &mut Vec<Action>) {
         let shown = self.coarse_points();
-        let reply = self.append_reply(boot, false, shown);
+        let mut reply = self.append_reply(append.boot, false, shown);
+        reply.number = append.number;
         self.send(to, Kind::AppendReply(reply), out);
     }
 
@@ -284,7 +364,13 @@ impl Core {
     }
 
     fn append_reply(&self, boot: BootId, matched: bool, points: Vec<Tip>) -> pb::AppendReply {
+        let number = match &self.role {
+            Role::Slave(slave) if matched => slave.number,
+            _ => 0,
+        };
         pb::AppendReply {
+            number,
+            incoming: self.incoming_told().filter(|_| matched),
             epoch: self.promised.0,
             boot: boot.0,
             generation: self.shelf.generation().0,
@@ -401,6 +487,9 @@ impl Core {
         self.cutting = false;
         // Everything before the cut was written before it, and nothing was taken since.
         self.durable = self.shelf.tip();
+        if let Some(master) = self.master() {
+            master.moved.begins_again();
+        }
         self.hello_master(out);
         self.report_to_leader(out);
         self.pull_on(out);

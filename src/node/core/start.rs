@@ -171,6 +171,8 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
         pack: packing::PackRun::default(),
         rebase: None,
         pull: None,
+        incoming: Default::default(),
+        late_fetch: None,
         jobs_begun: 0,
         fetch: None,
         fetch_past: fetch::Past::default(),

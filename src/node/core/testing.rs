@@ -14,6 +14,7 @@ use crate::proto::control::{
     Elect, FenceCommand, GenerationRecord, Member, PeerMessage, Reason, command,
 };
 use crate::raft::RaftLog;
+use crate::replication::transfer::Pacing;
 use crate::replication::wire;
 use crate::storage::mem::MemDisk;
 use crate::storage::{Disk, task};
@@ -58,6 +59,7 @@ pub(super) fn setup_of(nodes: u64, disk: Arc<dyn Disk>, born: bool) -> Setup {
         sent_again_bytes_max: 64 << 10,
         follow_bytes: 64,
         fetch_bytes_per_s_max: None,
+        pacing: Pacing::default(),
         disk,
         log: Logger::root(Discard, o!()),
     }

@@ -29,6 +29,11 @@ impl Ledger {
         let sent = self.sent.entry(append.epoch).or_default();
         sent.base = base;
         sent.chains.insert(seq, chain);
+        // Of a piece it is named what it is a piece of.
+        let named = append.piece.as_ref().and_then(|piece| piece.end.as_ref());
+        if let Some((seq, chain)) = named.and_then(|end| Some((end.seq, hash(&end.chain)?))) {
+            sent.chains.insert(seq, chain);
+        }
         let mut at = 0;
         while at < append.transactions.len() {
             let Ok((tx, end)) = parse::transaction(&append.transactions, at, Some(chain)) else {

@@ -11,6 +11,7 @@ use packmaster::proto::admin::{self, Outcome};
 use packmaster::proto::control::command::Kind as Command;
 use packmaster::proto::control::{self, Member, RaftRecord, Reason};
 use packmaster::replication::quorum::Durability;
+use packmaster::replication::transfer::Pacing;
 use packmaster::storage::task::Performer;
 use packmaster::types::{BootId, NodeId, Now};
 use prost::Message as _;
@@ -19,6 +20,16 @@ use super::words::describe;
 use super::{Event, Host, Process, World};
 
 const CLUSTER: &str = "simulated";
+
+/// Files are of some hundred KB at most: so are windows and pieces.
+const SIM_PACING: Pacing = Pacing {
+    window_start: 4 << 10,
+    window_min: 1 << 10,
+    window_max: 64 << 10,
+    piece_min: 400,
+    piece_max: 4 << 10,
+    rate_min: 4 << 10,
+};
 
 impl World {
     pub(super) fn setup(&mut self, node: usize) -> Setup {
@@ -47,7 +58,11 @@ impl World {
             cluster: CLUSTER.into(),
             version: "simulated".into(),
             members,
-            timing: Timing { pack_failed_ms: 2000, ..Timing::default() },
+            timing: Timing {
+                pack_failed_ms: 2000,
+                opening_bytes_per_s_min: 300,
+                ..Timing::default()
+            },
             limits: Limits {
                 // On every other node, room for one answer at a time.
                 session_bytes_max: match node % 2 {
@@ -61,9 +76,11 @@ impl World {
             keep_generations: self.keep_generations,
             block_bytes: self.block_bytes,
             fetch_bytes: if self.short_pieces { 400 } else { 1 << 20 },
-            sent_again_bytes_max: if self.short_pieces { 0 } else { 64 << 10 },
+            // As lines are narrower here.
+            sent_again_bytes_max: if self.short_pieces { 0 } else { 2 << 10 },
             follow_bytes: self.block_bytes,
             fetch_bytes_per_s_max: None,
+            pacing: SIM_PACING,
             disk,
             log: self.trace.logger(),
         }

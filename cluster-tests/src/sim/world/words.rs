@@ -49,16 +49,25 @@ pub(super) fn words(message: &PeerMessage) -> Option<String> {
             if raft.reject { " REJECT" } else { "" }
         ),
         Message::Append(append) => format!(
-            "append epoch {} g{} prev {} {} bytes commit {}{}",
+            "append {} epoch {} g{} prev {} {} bytes{} commit {}{}",
+            append.number,
             append.epoch,
             append.generation,
             tip(&append.prev),
             append.transactions.len(),
+            append.piece.as_ref().map_or(String::new(), |piece| format!(
+                ", {} at {} of the one up to {}",
+                piece.data.len(),
+                piece.offset,
+                tip(&piece.end)
+            )),
             tip(&append.commit),
             if append.want_reply { " reply" } else { "" }
         ),
         Message::AppendReply(reply) => format!(
-            "append reply epoch {} g{} durable {} {}{} {} points",
+            "append reply to {}, {} are here, epoch {} g{} durable {} {}{} {} points",
+            reply.number,
+            reply.incoming.as_ref().map_or(0, |incoming| incoming.bytes),
             reply.epoch,
             reply.generation,
             tip(&reply.durable),
