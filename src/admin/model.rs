@@ -33,6 +33,9 @@ pub struct Status {
     pub pack: Option<PackStatus>,
     /// Who asked for a pack that an election called off; it is started again by itself.
     pub pack_again: Option<String>,
+    /// The promote that the Raft leader was asked for last, while its target catches up or after it was called off.
+    #[serde(default)]
+    pub promote: Option<PromoteStatus>,
     pub if_master_died: IfMasterDied,
     /// Older generations that are kept only because a member has not moved on; `null`: none.
     #[serde(default)]
@@ -119,6 +122,18 @@ pub struct PackNode {
     /// At that rate; `null`: not known yet.
     #[serde(default)]
     pub seconds_left: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromoteStatus {
+    /// Not that of another promote of the same Raft leader.
+    pub id: u64,
+    pub node: String,
+    pub asked_by: String,
+    /// Of the master's file; the promote begins when it is little.
+    pub lacks_bytes: u64,
+    /// Why it will not be; `null`: it goes on.
+    pub called_off: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -33,6 +33,7 @@ fn three() -> Status {
         paused: false,
         pack: None,
         pack_again: None,
+        promote: None,
         held_back: None,
         if_master_died: IfMasterDied {
             winner: Some("n2".into()),

@@ -3,7 +3,7 @@
 use super::eligible::{Candidate, eligible, winner};
 use super::model::{
     Addresses, Disbelieved, DiskStatus, GenerationStatus, IfMasterDied, Lag, LastRebase, Loser,
-    NodeStatus, PackNode, PackStatus, Phase, RebaseNow, RebaseStatus, RungStatus, Status, Verdict,
+    NodeStatus, PackNode, PackStatus, Phase, PromoteStatus, RebaseNow, RebaseStatus, RungStatus, Status, Verdict,
     Verified,
 };
 use super::view::{ClusterView, Heard};
@@ -33,6 +33,7 @@ pub fn status(view: &ClusterView) -> Status {
         paused: state.paused,
         pack: state.pack.as_ref().map(|pack| pack_status(view, pack)),
         pack_again: Some(state.pack_again.clone()).filter(|who| !who.is_empty()),
+        promote: promote(view),
         if_master_died: if_master_died(view),
         held_back: generations::held_back(view),
         nodes: state.members.iter().map(|member| node(view, member)).collect(),
@@ -44,6 +45,17 @@ pub fn status(view: &ClusterView) -> Status {
     status.summary = summary::summary(view, &status);
     status.next = summary::next(view, &status);
     status
+}
+
+fn promote(view: &ClusterView) -> Option<PromoteStatus> {
+    let told = view.fresh_beat(view.raft_leader?)?.promote.as_ref()?;
+    Some(PromoteStatus {
+        id: told.id,
+        node: view.name(NodeId(told.target)),
+        asked_by: told.asked_by.clone(),
+        lacks_bytes: told.lacks_bytes,
+        called_off: Some(told.called_off.clone()).filter(|why| !why.is_empty()),
+    })
 }
 
 fn verdict(view: &ClusterView) -> Verdict {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::client::Client;
 use super::{Answer, Failure, POLL, done, unknown};
-use crate::admin::model::Status;
+use crate::admin::model::{PromoteStatus, Status};
 use crate::admin::render::milliseconds;
 use crate::proto::admin;
 use crate::proto::admin::admin_request::Verb;
@@ -41,16 +41,33 @@ pub(super) fn run(client: &Client, args: &Args) -> Result<Answer, Failure> {
     if args.dry_run || before.master.as_deref() == Some(&args.node) {
         return Ok(done(reply));
     }
-    // What the others tell may be a moment older than what the leader did: wait until it is seen.
-    while started.elapsed() < client.timeout() {
-        if let Ok(now) = client.status()
-            && let Some(answer) = settled(client, args, &before, &now)?
-        {
-            return Ok(answer);
+    // What the others tell may be a moment older than what the leader did: wait until it is seen. A target that lacks much
+    // catches up first, which takes its time: that is waited for as long as the leader says that it goes on.
+    let (mut heard, mut said) = (started, false);
+    while heard.elapsed() < client.timeout() {
+        if let Ok(now) = client.status() {
+            if let Some(answer) = settled(client, args, &before, &now)? {
+                return Ok(answer);
+            }
+            if let Some(promote) = ours(args, &before, &now) {
+                heard = Instant::now();
+                if !std::mem::replace(&mut said, true) {
+                    eprintln!(
+                        "{} lacks {} bytes of the master's file and catches up first; the master goes on meanwhile",
+                        args.node, promote.lacks_bytes
+                    );
+                }
+            }
         }
         std::thread::sleep(POLL);
     }
     Err(unknown(&format!("{} was asked to take over and is not seen as master yet.", args.node)))
+}
+
+/// This promote, as the Raft leader tells of it.
+fn ours<'a>(args: &Args, before: &Status, now: &'a Status) -> Option<&'a PromoteStatus> {
+    let known = before.promote.as_ref().map(|promote| promote.id);
+    now.promote.as_ref().filter(|promote| promote.node == args.node && Some(promote.id) != known)
 }
 
 /// `None` while the outcome is open.
@@ -61,7 +78,15 @@ fn settled(
     now: &Status,
 ) -> Result<Option<Answer>, Failure> {
     let Some(master) = now.master.as_deref().filter(|_| now.epoch > before.epoch) else {
-        return Ok(None);
+        let called_off = ours(args, before, now).and_then(|promote| promote.called_off.as_ref());
+        return match called_off {
+            None => Ok(None),
+            Some(why) => Err(Failure::Refused(format!(
+                "the promote was called off: {why}. The master goes on, and nothing is lost; see how far {} is with \
+                 `packmaster ctl status`, and ask again.",
+                args.node
+            ))),
+        };
     };
     if master != args.node {
         return Err(Failure::Refused(format!(
@@ -94,7 +119,7 @@ mod tests {
     use crate::admin::view::{ClusterView, Heard};
     use crate::admin::{history_reply, refusal, status_reply};
     use crate::ctl::fake_node::FakeNode;
-    use crate::proto::control::{Beat, Decision, Elect, Member};
+    use crate::proto::control::{Beat, Decision, Elect, Member, PromoteProgress};
     use crate::types::NodeId;
     use std::time::Duration;
 
@@ -160,6 +185,53 @@ mod tests {
         let answer = run(&client, &args("n2", false)).unwrap();
         assert_eq!(answer.text, "n2 is master (epoch 8); clients waited 7.5 ms");
         assert_eq!(answer.json["clients_waited_ms"], 7.5);
+    }
+
+    /// The target needs four requests to catch up, much longer than the timeout of one; or does not.
+    fn catching_up(comes: bool) -> Result<Answer, Failure> {
+        let mut asked = None;
+        let node = FakeNode::start(move |request| {
+            let mut view = if asked > Some(4) && comes { view(2, 8) } else { view(1, 7) };
+            view.raft_leader = Some(NodeId(1));
+            // One of somebody else, long over.
+            let mut promote = PromoteProgress { id: 1, target: 2, ..Default::default() };
+            promote.called_off = "n2 stood still".into();
+            if let Some(asked) = asked {
+                promote.id = 2;
+                promote.called_off = if asked > 4 { "n2 can't".into() } else { String::new() };
+            }
+            view.heard.get_mut(&NodeId(1)).unwrap().beat.promote = Some(promote);
+            std::thread::sleep(Duration::from_millis(100));
+            Some(match request.verb.unwrap() {
+                Verb::Promote(_) => {
+                    asked = Some(0);
+                    FakeNode::done(request.id, "on its way")
+                }
+                Verb::Status(_) => {
+                    asked = asked.map(|count| count + 1);
+                    status_reply(request.id, &view)
+                }
+                Verb::History(ask) => history_reply(request.id, "c", &view.state, ask.number),
+                _ => panic!("not asked for by promote"),
+            })
+        });
+        let client = Client::new(vec![node.address.clone()], Duration::from_millis(400));
+        run(&client, &args("n2", false))
+    }
+
+    #[test]
+    fn a_target_that_catches_up_is_waited_for_however_long_it_takes() {
+        assert!(catching_up(true).unwrap().text.starts_with("n2 is master (epoch 8)"));
+    }
+
+    #[test]
+    fn a_promote_that_is_called_off_is_a_failure_with_the_reason() {
+        let failure = catching_up(false).unwrap_err();
+        assert_eq!(failure.code(), 1);
+        assert!(
+            failure.to_string().starts_with("the promote was called off: n2 can't."),
+            "{failure}"
+        );
     }
 
     #[test]
