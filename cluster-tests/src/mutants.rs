@@ -214,6 +214,9 @@ impl Hunt {
             | M::FarSeqBelieved => {
                 Options { every_us: Some(60_000), favour: vec![(weight::FORGE, 100)], ..usual }
             }
+            M::OpenTimeoutByClock | M::TransferForgotten => {
+                Options { siege_permille: 1000, faults_ms: 2000, ..usual }
+            }
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
             _ => usual,
         };

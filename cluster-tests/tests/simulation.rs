@@ -65,7 +65,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 88] = [
+const SOMETIMES: [&str; 89] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -133,6 +133,7 @@ const SOMETIMES: [&str; 88] = [
     "load of an invalid object",
     "load of a missing object",
     "client that had to take its answers first",
+    "opened by what narrow lines carry",
     "stale master's append refused",
     "raft log copy mended",
     "damaged range repair",
@@ -157,7 +158,7 @@ const SOMETIMES: [&str; 88] = [
 ];
 
 /// And every kind of fault.
-const FAULTS: [&str; 43] = [
+const FAULTS: [&str; 44] = [
     "kill",
     "power failure",
     "crash in a disk operation",
@@ -166,6 +167,7 @@ const FAULTS: [&str; 43] = [
     "partition",
     "lossy network",
     "slow network",
+    "narrow network",
     "slow disk",
     "promote",
     "pack",

@@ -3,8 +3,8 @@
 use super::eligible::{Candidate, eligible, winner};
 use super::model::{
     Addresses, Disbelieved, DiskStatus, GenerationStatus, IfMasterDied, Lag, LastRebase, Loser,
-    NodeStatus, PackNode, PackStatus, Phase, PromoteStatus, RebaseNow, RebaseStatus, RungStatus, Status, Verdict,
-    Verified,
+    NodeStatus, PackNode, PackStatus, Phase, PromoteStatus, RebaseNow, RebaseStatus, RungStatus,
+    Status, Verdict, Verified,
 };
 use super::view::{ClusterView, Heard};
 use super::{durability, generations, hex, rfc3339, room, summary};

@@ -194,6 +194,8 @@ pub struct Client {
     pub probing: Option<usize>,
     pub packs: bool,
     pub commits_here: u64,
+    /// Its next commit is longer by so many bytes.
+    pub large: usize,
     /// Says nothing new any more.
     pub quiet: bool,
     /// When the last answer that was sent to it arrives.
@@ -231,6 +233,7 @@ impl Client {
             probing: None,
             packs: false,
             commits_here: 0,
+            large: 0,
             quiet: false,
             last_arrival: 0,
             turn: 0,
@@ -574,6 +577,7 @@ impl Client {
             }
             Ok(()) => {
                 let filler = if rng.chance(150) { rng.index(3000) } else { rng.index(40) };
+                let filler = filler + std::mem::take(&mut self.large);
                 self.commit(filler)
             }
             Err(Need::Oids) => {

@@ -24,6 +24,8 @@ pub struct Options {
     pub wait_max_ms: u64,
     /// One node comes with another first file, and faults begin before all have the same.
     pub differing_files: bool,
+    /// How many of a thousand runs end in a long period of narrow lines.
+    pub siege_permille: u64,
 }
 
 /// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
@@ -49,6 +51,7 @@ pub mod weight {
     pub const PACK_AGAIN: usize = 26;
     pub const LOSE: usize = 27;
     pub const FORGE: usize = 28;
+    pub const NARROW: usize = 29;
 }
 
 impl Default for Options {
@@ -63,6 +66,7 @@ impl Default for Options {
             every_us: None,
             wait_max_ms: 6000,
             differing_files: false,
+            siege_permille: 150,
         }
     }
 }
@@ -130,6 +134,12 @@ pub enum Fault {
     },
     Laggy {
         us_max: u64,
+        us: u64,
+    },
+    /// Every line carries only so many bytes a second; and, now and then, a client stores much at once.
+    Narrow {
+        bytes_per_s: u64,
+        large: Option<(usize, u64)>,
         us: u64,
     },
     SlowDisk {
@@ -250,6 +260,7 @@ impl Fault {
             Fault::Cut { .. } => "partition",
             Fault::Lossy { .. } => "lossy network",
             Fault::Laggy { .. } => "slow network",
+            Fault::Narrow { .. } => "narrow network",
             Fault::SlowDisk { .. } => "slow disk",
             Fault::Promote { .. } => "promote",
             Fault::Pack { .. } => "pack",
@@ -290,8 +301,8 @@ impl Fault {
 }
 
 /// How often each is drawn, before a run has its own emphasis.
-const WEIGHTS: [u64; 29] =
-    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3, 4, 4, 2, 4];
+const WEIGHTS: [u64; 30] =
+    [10, 8, 1, 6, 8, 5, 3, 4, 10, 10, 2, 2, 4, 1, 6, 6, 2, 3, 2, 2, 3, 2, 1, 4, 3, 4, 4, 2, 4, 4];
 
 /// The character of a run.
 pub struct Schedule {
@@ -397,6 +408,12 @@ impl Schedule {
                 Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
             }
             23 => Fault::Setting { by: node, settings: settings(rng) },
+            29 => {
+                let bytes_per_s = rng.between(10_000, 80_000);
+                let large =
+                    rng.chance(500).then(|| (rng.index(clients), rng.between(5_000, 40_000)));
+                Fault::Narrow { bytes_per_s, large, us: 2 * short_us }
+            }
             24 => Fault::WrongBuild { node, builds: rng.between(1, 4) as u32 },
             25 => {
                 let permille = [100, 400, 900][rng.index(3)];

@@ -3,7 +3,7 @@
 //! A node is the production core with a shell made of events: its inbox is stepped in batches as the real run loop does
 //! it, disk tasks go through the production `perform`, Raft records through the production `RaftLog`, each after its
 //! time. This file has the state and the queue; what events do is in the rooms below it: `process`, `disks`, `network`,
-//! `clients`, `inject` (faults) and `liveness` (the end of a run).
+//! `clients`, `inject` (faults), `siege` (narrow lines) and `liveness` (the end of a run).
 
 mod clients;
 mod disks;
@@ -13,6 +13,7 @@ mod network;
 mod process;
 mod report;
 pub mod script;
+mod siege;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -70,6 +71,7 @@ enum Event {
     NoLag,
     NoLate,
     Ask { by: usize, verb: Verb },
+    Wide,
     FastDisk { node: usize },
     NoRoom { node: usize },
     RoomAgain { node: usize },
@@ -162,6 +164,8 @@ struct Link {
     cut: bool,
     held: Vec<Flight>,
     last: [u64; LANES.len()],
+    /// When the lane will have carried what was sent on it, where lines are narrow.
+    free: [u64; LANES.len()],
     /// Lanes whose connection is being made again.
     broken: [bool; LANES.len()],
 }
@@ -193,6 +197,10 @@ pub struct World {
     twice_permille: u64,
     lag_us: u64,
     late: Late,
+    /// Bytes a second that a lane carries; None: as many as there are.
+    narrow: Option<u64>,
+    /// The run's long narrow period: see `siege`.
+    besieged: bool,
     loss: Loss,
     /// No new faults before this.
     calm_until: u64,
@@ -289,6 +297,8 @@ impl World {
             twice_permille: 0,
             lag_us: 0,
             late: Late::default(),
+            narrow: None,
+            besieged: false,
             loss,
             wrong_builder: None,
             calm_until: 0,
@@ -359,6 +369,10 @@ impl World {
     /// The end of a run: everything is mended, has to come to rest, and is judged.
     fn come_to_rest(&mut self) {
         self.mend();
+        if self.options.faults && self.rng.chance(self.options.siege_permille) {
+            self.siege();
+            self.mend();
+        }
         self.check_liveness();
         self.last_pack();
         let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));
@@ -461,6 +475,8 @@ impl World {
             Event::NoLate => self.late = Late::default(),
             Event::Ask { .. } if self.mending => {}
             Event::Ask { by, verb } => _ = self.ask(by, verb),
+            Event::Wide if self.besieged => {}
+            Event::Wide => self.narrow = None,
             Event::FastDisk { node } => self.hosts[node].slow = 1,
             Event::NoRoom { .. } if self.mending => {}
             Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),

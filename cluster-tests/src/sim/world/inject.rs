@@ -109,6 +109,13 @@ impl World {
                 self.late = Late { permille, twice_permille, us_max };
                 self.at(us, Event::NoLate);
             }
+            Fault::Narrow { bytes_per_s, large, us } => {
+                self.narrow = Some(bytes_per_s);
+                if let Some((client, bytes)) = large {
+                    self.clients[client].large = bytes as usize;
+                }
+                self.at(us, Event::Wide);
+            }
             Fault::SlowDisk { node, factor, us } => {
                 self.hosts[node].slow = factor;
                 self.at(us, Event::FastDisk { node });

@@ -1,10 +1,11 @@
-//! Between nodes. A connection is a lane: messages on it keep their order, unless it breaks.
+//! Between nodes. A connection is a lane: messages on it keep their order, unless it breaks. Where lines are narrow, a message
+//! occupies its lane for its size divided by what the lane carries.
 
 use packmaster::node::core::{Input, lane};
 use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{Pack, PackVerb};
-use packmaster::proto::control::PeerMessage;
 use packmaster::proto::control::peer_message::Kind;
+use packmaster::proto::control::{Lane, PeerMessage};
 use packmaster::proto::replication::client_reply::Answer;
 use packmaster::proto::replication::client_request::Ask;
 use packmaster::types::NodeId;
@@ -13,6 +14,9 @@ use prost::Message as _;
 use super::words::{self, words};
 use super::{Event, Flight, World};
 use crate::sim::forge;
+
+/// A connection that is lost may deliver so much longer.
+const LOST_WITH_US: u64 = 160_000;
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: usize, message: PeerMessage) {
@@ -123,9 +127,19 @@ impl World {
 
     pub(super) fn fly(&mut self, flight: Flight) {
         let delay = self.rng.delay(30, 3000) + self.rng.below(self.lag_us + 1);
-        let number = lane(&flight.message, self.small_commit_max) as usize;
-        let now = self.now;
+        let lane = lane(&flight.message, self.small_commit_max);
+        let number = lane as usize;
+        let (now, narrow) = (self.now, self.narrow);
         let link = self.link(flight.from, flight.to);
+        // Beats are as large here as anywhere, and transactions much smaller: they would need all that such lines carry.
+        let delay = match narrow.filter(|_| matches!(lane, Lane::Live | Lane::Bulk)) {
+            Some(bytes_per_s) => {
+                let takes = flight.message.encoded_len() as u64 * 1_000_000 / bytes_per_s;
+                link.free[number] = link.free[number].max(now) + takes;
+                link.free[number] - now + delay
+            }
+            None => delay,
+        };
         let at = (now + delay).max(link.last[number] + 1);
         link.last[number] = at;
         self.at(at - now, Event::Deliver(Box::new(flight)));
@@ -136,8 +150,10 @@ impl World {
         if self.hosts[to].life != to_life || self.hosts[to].process.is_none() {
             return;
         }
+        let narrow = self.narrow.is_some();
         let link = self.link(from, to);
-        if link.era != era && fragile {
+        // What a lost connection had not carried yet is lost with it.
+        if link.era != era && (fragile || narrow) {
             return;
         }
         if link.cut {
@@ -189,6 +205,7 @@ impl World {
         }
         let peer = NodeId(to as u64 + 1);
         let open = !self.link(from, to).cut && !self.link(to, from).cut;
+        let now = self.now;
         let (there, stalled, powered, to_life) = {
             let host = &self.hosts[to];
             (host.process.is_some(), host.stalled, host.powered, host.life)
@@ -199,6 +216,9 @@ impl World {
             link.up = true;
             link.era += 1;
             link.broken = Default::default();
+            link.free = Default::default();
+            // A new connection does not wait for what a lost one has to carry.
+            link.last = link.last.map(|last| last.min(now + LOST_WITH_US));
             link.to_life = to_life;
             if again {
                 self.put(from, Input::PeerDown { peer, refused: false });
