@@ -18,7 +18,7 @@ use crate::binary::packmaster;
 use crate::disks::{SlowDisk, SmallDisk};
 use crate::net::Net;
 use crate::ports::{BLOCK, Ports};
-use crate::proxy::Proxy;
+use crate::proxy::{Lines, Way};
 use crate::status::Status;
 use crate::stock;
 
@@ -95,7 +95,7 @@ impl Builder {
         self
     }
 
-    /// Nodes reach each other by lines that can be stalled.
+    /// What nodes send each other can be slowed down and stalled.
     pub fn lines(mut self) -> Self {
         self.lines = true;
         self
@@ -158,29 +158,35 @@ impl Builder {
                 }
             })
             .collect();
-        let lines = self.lines.then(|| Proxy::new(nodes.len()));
+        let ways = if self.lines { ways(&nodes, &ports, self.host) } else { Vec::new() };
         for (i, node) in nodes.iter().enumerate() {
-            if let Some(lines) = &lines {
-                lines.connect(i, node.peer);
-            }
-            let peer = |to: usize| match &lines {
-                Some(lines) if to != i => lines.address(i, to),
-                _ => nodes[to].peer,
-            };
-            let text = configuration(node, &nodes, peer, self.import.as_deref());
+            let text = configuration(i, &nodes, &ways, self.import.as_deref());
             fs::write(&node.config, text).expect("write a node's configuration");
         }
-        let (settings, net) = (self.settings, self.net);
-        Cluster { nodes, settings, dir: Some(dir), net, lines, _ports: ports }
+        let lines = self.lines.then(|| Lines::open(&ways));
+        let (settings, net, dir) = (self.settings, self.net, Some(dir));
+        Cluster { nodes, settings, dir, net, lines, _ports: ports }
     }
 }
 
-fn configuration(
-    me: &Node,
-    all: &[Node],
-    peer: impl Fn(usize) -> SocketAddr,
-    import: Option<&Path>,
-) -> String {
+/// A way from every node to every other.
+fn ways(nodes: &[Node], ports: &Ports, host: IpAddr) -> Vec<Way> {
+    let count = nodes.len();
+    let pairs = (0..count).flat_map(|from| (0..count).map(move |to| (from, to)));
+    let way = |(from, to): (usize, usize)| {
+        let index = u16::try_from((3 + from) * count + to).expect("few ports");
+        let entrance = SocketAddr::from((host, ports.port(index)));
+        Way { from, to, entrance, exit: nodes[to].peer }
+    };
+    pairs.filter(|(from, to)| from != to).map(way).collect()
+}
+
+fn configuration(index: usize, all: &[Node], ways: &[Way], import: Option<&Path>) -> String {
+    let me = &all[index];
+    let reached = |to: usize| {
+        let way = ways.iter().find(|way| (way.from, way.to) == (index, to));
+        way.map_or(all[to].peer, |way| way.entrance)
+    };
     let mut text = format!("cluster = \"test\"\nnode = {:?}\ndata = {:?}\n", me.name, me.data);
     if let Some(import) = import {
         text += &format!("import = {import:?}\n");
@@ -191,7 +197,7 @@ fn configuration(
             i + 1,
             node.name,
             node.durus,
-            peer(i),
+            reached(i),
             node.http
         );
     }
@@ -275,7 +281,7 @@ pub struct Cluster {
     settings: Vec<String>,
     dir: Option<TempDir>,
     net: Option<Net>,
-    lines: Option<Proxy>,
+    lines: Option<Lines>,
     _ports: Ports,
 }
 
@@ -367,6 +373,11 @@ impl Cluster {
         self.net.as_mut().expect("a cluster with a network of its own")
     }
 
+    /// What is between the nodes, if the cluster has such lines.
+    pub fn lines(&self) -> &Lines {
+        self.lines.as_ref().expect("a cluster with lines")
+    }
+
     /// What commands on this node's host begin with; on the outside, if there is no such node.
     pub fn host(&self, i: usize) -> Vec<String> {
         self.net.as_ref().map_or(Vec::new(), |net| net.command(i.min(net.outside())))
@@ -416,11 +427,6 @@ impl Cluster {
     pub fn index(&self, name: &str) -> usize {
         let found = self.nodes.iter().position(|node| node.name == name);
         found.unwrap_or_else(|| panic!("no node is called {name}"))
-    }
-
-    /// The lines between the nodes, if the cluster has such as can be stalled.
-    pub fn lines(&self) -> &Proxy {
-        self.lines.as_ref().expect("a cluster with lines")
     }
 
     /// Runs `packmaster ctl` against the nodes that run and are not stopped.
