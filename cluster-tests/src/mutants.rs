@@ -23,6 +23,7 @@ pub fn is_elusive(mutant: Mutant) -> bool {
         Mutant::GreatestSeqOnly
             | Mutant::RemovedNotRefused
             | Mutant::PackSurvivesElection
+            | Mutant::LateSealBuilt
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved

@@ -166,7 +166,7 @@ impl Packs {
         // Everybody has spoken: what two of them have is what it comes to.
         let right = pack.builds.iter().filter(|built| **built % 2 == 0).count();
         let all = pack.builds.iter().all(|built| *built != 0);
-        if all && right >= 2 && pack.agreed % 2 != 0 {
+        if all && right >= 2 && !pack.agreed.is_multiple_of(2) {
             w.broken |= Broken::PackComesToEnd as u8;
         }
     }
@@ -184,7 +184,7 @@ impl Packs {
             if have < 2 {
                 w.broken |= Broken::SwitchedToMajority as u8;
             }
-            if w.pack.builds[usize::from(BROKEN_NODE)] % 2 == 1 && w.pack.agreed % 2 == 0 {
+            if w.pack.builds[usize::from(BROKEN_NODE)] % 2 == 1 && w.pack.agreed.is_multiple_of(2) {
                 self.saw(Point::SwitchedWithoutTheOdd);
             }
         }
