@@ -13,7 +13,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(["."])
         .btree_map(["."])
         // Long, and in every beat: a message is as long as its longest kind.
+        .boxed(".packmaster.control.PeerMessage.kind.beat")
         .boxed(".packmaster.control.Beat.rebases")
+        .boxed(".packmaster.control.Beat.promote")
+        .boxed(".packmaster.replication.Append.piece")
+        .boxed(".packmaster.replication.AppendReply.incoming")
         .compile_fds(descriptors)?;
     Ok(())
 }

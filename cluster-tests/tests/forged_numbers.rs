@@ -99,7 +99,7 @@ fn a_forged_number_ends_nothing_and_is_named() {
             forge(&cluster, from, to, Kind::FenceRequest(FenceRequest { epoch: number }));
             let view = PeerView { node: to as u64 + 1, promised: number, ..PeerView::default() };
             let beat = Beat { promised: 1, views: vec![view], ..Beat::default() };
-            forge(&cluster, from, to, Kind::Beat(beat));
+            forge(&cluster, from, to, Kind::Beat(Box::new(beat)));
             commit(&cluster, round % 3);
         }
         let after = cluster.wait_healthy();

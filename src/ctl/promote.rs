@@ -200,7 +200,7 @@ mod tests {
                 promote.id = 2;
                 promote.called_off = if asked > 4 { "n2 can't".into() } else { String::new() };
             }
-            view.heard.get_mut(&NodeId(1)).unwrap().beat.promote = Some(promote);
+            view.heard.get_mut(&NodeId(1)).unwrap().beat.promote = Some(Box::new(promote));
             std::thread::sleep(Duration::from_millis(100));
             Some(match request.verb.unwrap() {
                 Verb::Promote(_) => {

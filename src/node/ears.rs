@@ -46,10 +46,6 @@ pub enum Heard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceId(u64);
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are inputs: a box would be one more allocation each"
-)]
 enum Fed {
     Input(Input),
     Attach(SourceId, Box<dyn Source>),

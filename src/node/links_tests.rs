@@ -34,7 +34,7 @@ fn link(gate: &Arc<Gate>) -> (Link, UnboundedReceiver<Queued>) {
 }
 
 fn beat(suspect: String) -> PeerMessage {
-    PeerMessage { kind: Some(Kind::Beat(Beat { suspect, ..Beat::default() })) }
+    PeerMessage { kind: Some(Kind::Beat(Box::new(Beat { suspect, ..Beat::default() }))) }
 }
 
 /// Found by reading: the control lane fails, and what waits on the others is dropped, whose connections may live. What was

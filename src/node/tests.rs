@@ -21,7 +21,7 @@ use super::server::{Exit, Inlet, Parts, runtime, serve};
 use crate::config::{ByteSize, Config, RawConfig, RawLimits, RawMember};
 use crate::proto::admin::{AdminReply, AdminRequest};
 use crate::proto::control::peer_message::Kind;
-use crate::proto::control::{Beat, Hello, Lane, PeerMessage};
+use crate::proto::control::{Hello, Lane, PeerMessage};
 use crate::proto::replication::{Append, Fetch};
 use crate::storage::posix::PosixDisk;
 use crate::types::{BootId, ConnId, NodeId, Now};
@@ -102,7 +102,7 @@ fn heard(from: NodeId, disk: u8, message: &PeerMessage) -> Event {
 /// 0 a beat, 1 a fetch; otherwise an append of that many KiB.
 fn message(what: u32) -> PeerMessage {
     let kind = match what {
-        0 => Kind::Beat(Beat::default()),
+        0 => Kind::Beat(Box::default()),
         1 => Kind::Fetch(Fetch::default()),
         kib => Kind::Append(Append {
             transactions: Bytes::from(vec![b'x'; kib as usize * 1024]),

@@ -277,7 +277,7 @@ impl Node {
             let offset = prev.end.wrapping_add(data.len() as u64);
             let end = pb::Tip { epoch, seq, offset, chain: Bytes::copy_from_slice(&chain.0) };
             let offset = if script.byte() & 1 == 0 { 0 } else { script.number() };
-            pb::Piece { end: Some(end), offset, data }
+            Box::new(pb::Piece { end: Some(end), offset, data })
         });
         let append = pb::Append {
             number: 0,
@@ -595,7 +595,7 @@ mod tests {
             let append = append(&node, |_, append| append.epoch = epoch);
             says(&mut node, Kind::Append(append));
             let beat = packmaster::proto::control::Beat { promised: epoch, ..Default::default() };
-            says(&mut node, Kind::Beat(beat));
+            says(&mut node, Kind::Beat(Box::new(beat)));
         }
         node.happens(Event::Later(200_000));
         assert_eq!(node.ground.epoch, before);

@@ -138,7 +138,7 @@ mod tests {
         let view = PeerView { node: 3, promised: 7, ..PeerView::default() };
         let text = "x".repeat(120);
         let beat = Beat { promised: 9, views: vec![view], state: text, ..Beat::default() };
-        let beat = PeerMessage { kind: Some(Kind::Beat(beat)) };
+        let beat = PeerMessage { kind: Some(Kind::Beat(Box::new(beat))) };
         let raft = RaftMessage { term: 5, to: 1, from: 2, msg_type: 8, ..RaftMessage::default() };
         let raft = PeerMessage { kind: Some(Kind::Raft(raft)) };
         let mut rng = Rng::new(1);

@@ -130,7 +130,7 @@ impl Core {
             .filter(|id| *id != self.setup.id)
             .collect();
         for peer in peers {
-            self.send(peer, Kind::Beat(beat.clone()), out);
+            self.send(peer, Kind::Beat(Box::new(beat.clone())), out);
         }
     }
 
@@ -169,7 +169,7 @@ impl Core {
             drained_for: self.drained_for().map_or(0, |heir| heir.0),
             opening_moved_bytes: self.opening_moved_bytes(),
             incoming_bytes: self.incoming_after_tip().map_or(0, |(_, bytes)| bytes),
-            promote: self.controller.promote_told(),
+            promote: self.controller.promote_told().map(Box::new),
             raft_leader: self.raft.leader().map_or(0, |leader| leader.0),
             version: self.setup.version.clone(),
             state: self.state_text(),

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use crate::node::core::testing::{carry_out, first_of_three, says};
 use crate::node::core::{Action, Core, Input};
+use crate::proto::control::RaftMessage;
 use crate::proto::control::peer_message::Kind;
-use crate::proto::control::{Beat, RaftMessage};
 use crate::storage::mem::MemDisk;
 use crate::types::{NodeId, Now};
 
@@ -26,7 +26,7 @@ fn raft(from: u64, msg_type: u32, term: u64) -> Kind {
 fn follower() -> Core {
     let mut core = first_of_three(Arc::new(MemDisk::default()), at(0));
     for from in [2, 3] {
-        let out = says(&mut core, at(1), from, Kind::Beat(Beat::default()));
+        let out = says(&mut core, at(1), from, Kind::Beat(Box::default()));
         carry_out(&mut core, at(1), out);
     }
     let out = says(&mut core, at(2), 2, raft(2, HEARTBEAT, 1));

@@ -301,7 +301,7 @@ impl Core {
             commit: Some(wire::put_tip(&commit)),
             acknowledged_seq: self.acknowledged().0,
             number: plan.number,
-            piece: piece.map(|(_, piece)| piece),
+            piece: piece.map(|(_, piece)| Box::new(piece)),
         };
         self.send(id, Kind::Append(append), out);
         bytes
@@ -341,7 +341,7 @@ impl Core {
             let written = written.map(|tip| wire::tip("written", Some(tip))).transpose();
             let written = written.map_err(text)?.unwrap_or(durable);
             let number = reply.number;
-            let incoming = reply.incoming.as_ref().map(wire::incoming).transpose();
+            let incoming = reply.incoming.as_deref().map(wire::incoming).transpose();
             let incoming = incoming.map_err(text)?;
             let said = Acknowledged { durable, written, number, incoming };
             return self.on_acknowledged(from, &said, reply.recovering, out);

@@ -350,7 +350,7 @@ impl Core {
         let Some(kind) = message.kind else { return };
         let refused = match kind {
             Kind::Raft(message) => self.on_raft_message(from, message),
-            Kind::Beat(beat) => self.on_beat(from, beat, out),
+            Kind::Beat(beat) => self.on_beat(from, *beat, out),
             Kind::FenceRequest(request) => self.on_fence_request(from, request, out),
             Kind::FenceReport(report) => self.on_fence_report(from, report),
             Kind::Propose(propose) => self.on_propose(from, propose),

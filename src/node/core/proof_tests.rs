@@ -37,7 +37,7 @@ fn beat(epoch: u64, seq: u64) -> Kind {
         acked_seq: seq,
         ..PeerView::default()
     };
-    Kind::Beat(Beat { views: vec![view], written_seq: seq.min(100), ..Beat::default() })
+    Kind::Beat(Box::new(Beat { views: vec![view], written_seq: seq.min(100), ..Beat::default() }))
 }
 
 /// This node's Raft log has the fence of `epoch`.
@@ -132,8 +132,9 @@ fn one_message_does_not_make_a_sound_disk_stand_aside() {
 fn what_a_peer_had_is_remembered_only_if_it_can_be_true() {
     let mut core = node(&Arc::new(MemDisk::default()));
     fenced(&mut core, 4);
-    let beat =
-        |promise_durable| Kind::Beat(Beat { promised: 4, promise_durable, ..Beat::default() });
+    let beat = |promise_durable| {
+        Kind::Beat(Box::new(Beat { promised: 4, promise_durable, ..Beat::default() }))
+    };
     says(&mut core, at(1), 2, beat(1 << 60));
     says(&mut core, at(2), 2, beat(5));
     assert_eq!(core.views()[0].promised, 0);
@@ -141,7 +142,7 @@ fn what_a_peer_had_is_remembered_only_if_it_can_be_true() {
     assert_eq!(core.views()[0].promised, 4);
     // And no epoch is counted up from what is far ahead.
     for promised in [1 << 61, (1 << 62) - 1, u64::MAX, 5 + (1 << 21)] {
-        says(&mut core, at(4), 2, Kind::Beat(Beat { promised, ..Beat::default() }));
+        says(&mut core, at(4), 2, Kind::Beat(Box::new(Beat { promised, ..Beat::default() })));
         assert_eq!(core.health.beat(NodeId(2)).unwrap().promised, 4);
         assert!(!promises(&says(&mut core, at(5), 2, fence(promised)), promised));
         assert!(core.own_beat().disbeliefs[0].what.contains(&promised.to_string()));

@@ -374,7 +374,8 @@ fn a_commit_that_was_a_conflict_stays_one() {
 #[test]
 fn a_late_registration_of_a_gone_process_is_not_taken() {
     let mut core = open_master(0, at(0));
-    let beat = |boot| Message::Beat(crate::proto::control::Beat { boot, ..Default::default() });
+    let beat =
+        |boot| Message::Beat(Box::new(crate::proto::control::Beat { boot, ..Default::default() }));
     says(&mut core, at(1), 2, beat(22));
     says(&mut core, at(2), 2, registers(22));
     says(&mut core, at(3), 2, registers(21));

@@ -57,7 +57,7 @@ fn checked(append: pb::Append) -> Result<Checked, wire::WireError> {
         transactions: append.transactions,
         want_reply: append.want_reply,
         number: append.number,
-        piece: append.piece.map(Piece::checked).transpose()?,
+        piece: append.piece.map(|piece| Piece::checked(*piece)).transpose()?,
     })
 }
 
@@ -370,7 +370,7 @@ impl Core {
         };
         pb::AppendReply {
             number,
-            incoming: self.incoming_told().filter(|_| matched),
+            incoming: self.incoming_told().filter(|_| matched).map(Box::new),
             epoch: self.promised.0,
             boot: boot.0,
             generation: self.shelf.generation().0,

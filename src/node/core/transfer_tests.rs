@@ -61,7 +61,7 @@ impl Master {
             want_reply: true,
             commit: Some(wire::put_tip(&Tip::default())),
             number: self.number,
-            piece: Some(pb::Piece { end: Some(wire::put_tip(end)), offset, data }),
+            piece: Some(Box::new(pb::Piece { end: Some(wire::put_tip(end)), offset, data })),
             ..pb::Append::default()
         };
         let actions = says(core, NOW, self.node, Kind::Append(append));
