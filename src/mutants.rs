@@ -80,6 +80,7 @@ mutants! {
     FloorNotFetched: "the elected fetches what the greatest position has", "design 5";
     BaseNotCompared: "who is counted has the current generation's file, by its base hash", "litefs #112, zc.zrs";
     SuspectCounted: "who has lost data is not counted and not elected", "KIP-966, NATS 2.12.1";
+    ProvedByTimeAlone: "who has just started hears a majority before it takes part, however long it waits", "design 3";
     AmnesiacTakesPart: "a disk that has forgotten what was promised on it takes no part", "raft-rs to_commit out of range, openraft PR 2002";
     WipedBelieved: "what comes from another disk than the cluster knows is not believed", "raft-rs to_commit out of range, openraft PR 2002";
     UnprovedConfirms: "who may have forgotten a newer promise confirms no reads", "lease read by a paused process";

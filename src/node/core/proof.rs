@@ -10,8 +10,9 @@
 //!   file on the disk says so from then on.
 //! * After a start a node is *unproved*: it neither votes nor promises nor acknowledges until it has heard every other
 //!   member once, and has applied what they had applied of Raft's log. A member that says nothing for as long as makes
-//!   a node count as dead is not waited for any longer: if nobody who remembers is there, nobody can know. (A node that
-//!   restarts in good health must not have to wait for a dead one, and the two cases look the same from within.)
+//!   a node count as dead is not waited for any longer, once a majority, this node included, has been heard: a cluster
+//!   starts with any majority. Time alone proves nothing: a node that hears fewer waits, however long. (What only a member
+//!   remembers that stays away is not known; TESTING.md says so.)
 //!
 //! None of this accuses a sound disk: what is compared was on it, durably, before anybody heard of it, and neither a
 //! promise nor, within an epoch, what was acknowledged to its master ever goes back. But one message may be wrong, or
@@ -28,6 +29,7 @@ use super::{Action, Core, REMEDY};
 use crate::mutants::{self, Mutant};
 use crate::plausible::{Claim, EPOCH_AHEAD_MAX, SEQ_AHEAD_MAX, within};
 use crate::proto::control::{Beat, PeerView};
+use crate::replication::quorum::majority;
 use crate::storage::task::{AMNESIAC, DiskTask};
 use crate::types::{NodeId, Now};
 
@@ -177,7 +179,9 @@ impl Core {
         let accused = self.claims.is_made(Claim::DiskForgotten, self.now)
             || self.claims.is_made(Claim::Unsettled, self.now);
         let waited = self.now.since_ms(proof.since) >= self.setup.timing.silence_ms;
-        if accused || (!known && !waited) {
+        let majority_heard = proof.heard.len() + 1 >= majority(self.control.members().count())
+            || mutants::broken(Mutant::ProvedByTimeAlone);
+        if accused || (!known && !(waited && majority_heard)) {
             return;
         }
         self.proof = None;

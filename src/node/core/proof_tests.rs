@@ -77,8 +77,11 @@ fn who_is_silent_as_long_as_the_dead_are_is_not_waited_for() {
     let mut core = node(&disk);
     let silence_ms = core.setup.timing.silence_ms;
     assert!(!promises(&says(&mut core, at(silence_ms - 2), 2, fence(5)), 5));
-    core.step(at(silence_ms + 1), Input::Tick, &mut Vec::new());
-    assert!(promises(&says(&mut core, at(silence_ms + 2), 2, fence(5)), 5));
+    core.step(at(10 * silence_ms), Input::Tick, &mut Vec::new());
+    let alone = says(&mut core, at(10 * silence_ms + 1), 2, fence(5));
+    assert!(!promises(&alone, 5), "time alone proves nothing: one of three is no majority");
+    says(&mut core, at(10 * silence_ms + 2), 2, beat(3, 0));
+    assert!(promises(&says(&mut core, at(10 * silence_ms + 3), 2, fence(5)), 5));
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Ledger {
     }
 
     /// Whoever has just started has heard everybody, and what they had applied of Raft's log, before it says anything that
-    /// counts; or has waited for as long as makes a node count as dead.
+    /// counts; or a majority, itself included, and has waited for as long as makes a node count as dead.
     pub(super) fn is_proved(&mut self, from: usize, lived_us: u64, message: &PeerMessage) {
         let others = self.disks.len() - 1;
         let started = &mut self.started[from];
@@ -73,8 +73,16 @@ impl Ledger {
                 beat.raft_applied
             );
         }
-        let waited = lived_us / 1000 >= Timing::default().silence_ms;
-        if !started.may_have_forgotten || waited || !counts(message) {
+        if !started.may_have_forgotten || !counts(message) {
+            return;
+        }
+        if lived_us / 1000 >= Timing::default().silence_ms {
+            let heard = started.heard.len();
+            assert!(
+                2 * (heard + 1) > others + 1,
+                "violated ProvedFirst: node {} has heard of {heard} others since its start, of {others}, and says {message:?}",
+                from + 1
+            );
             return;
         }
         assert!(
