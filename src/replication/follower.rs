@@ -15,8 +15,9 @@ use super::transfer::{Moved, Pacing};
 use super::window::Window;
 use crate::types::{Now, Seq, Tip};
 
-/// Of transactions the first probe brings along. It is repeated without them while its answer is awaited: it may wait
-/// behind something long that is still being sent.
+/// Of transactions the first probe brings along, and no more than goes whole on this line: every new connection is another
+/// first probe. It is repeated without them while its answer is awaited: it may wait behind something long that is still
+/// being sent.
 const PROBE_BYTES: u64 = 64 << 10;
 /// Of short transactions in one append.
 const BATCH_BYTES: u64 = 1 << 20;
@@ -175,10 +176,11 @@ impl Follower {
             }
             State::Probing { asked, .. } => {
                 let next = (prev.seq < tip.seq).then(|| end_of(prev.seq.next())).flatten();
+                let bytes_max = PROBE_BYTES.min(self.window.whole_max());
                 let brings = match next.map(|end| end.saturating_sub(prev.offset)) {
                     None => Brings::Nothing,
-                    Some(len) if asked.is_none() && len <= PROBE_BYTES => {
-                        Brings::Whole { bytes_max: PROBE_BYTES, one_at_least: false }
+                    Some(len) if asked.is_none() && len <= bytes_max => {
+                        Brings::Whole { bytes_max, one_at_least: false }
                     }
                     // What comes next is only named: a slave with another history must see that.
                     Some(_) => Brings::Piece { offset: 0, bytes: 0 },
@@ -261,7 +263,8 @@ impl Follower {
     /// The slave took an append.
     pub fn matched(&mut self, said: Said, now: Now) {
         self.moved.is_at(said.durable.offset + said.written.offset + said.incoming);
-        let number = said.number.min(self.number);
+        // One that was never given out tells nothing.
+        let number = if said.number > self.number { 0 } else { said.number };
         if said.durable.seq > self.acked.seq {
             self.acked = said.durable;
             self.progress = now;

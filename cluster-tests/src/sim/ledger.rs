@@ -55,6 +55,8 @@ pub struct Says {
     pub phase: String,
     pub is_master: bool,
     pub leads: bool,
+    /// Its word counts in elections: it has lost nothing, or has all of it again.
+    pub counts: bool,
 }
 
 /// What became of a disk.

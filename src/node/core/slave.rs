@@ -26,7 +26,7 @@ pub(super) struct Slave {
     pub(super) proved: Seq,
     /// The master's newest committed position, as it said last; for the lag people see.
     pub(super) announced: Tip,
-    /// The greatest number of an append that was processed.
+    /// The number of the append that was processed last. Not the greatest: one that is far ahead would be told for ever.
     pub(super) number: u64,
 }
 
@@ -161,7 +161,7 @@ impl Core {
             return Ok(());
         }
         if let Role::Slave(slave) = &mut self.role {
-            slave.number = slave.number.max(append.number);
+            slave.number = append.number;
         }
         if let Some(piece) = &append.piece {
             return self.take_piece(from, &append, piece, out);

@@ -81,6 +81,7 @@ impl Ledger {
             phase: phase.unwrap_or_default().to_owned(),
             is_master: beat.open,
             leads: beat.raft_leader == from as u64 + 1,
+            counts: beat.suspect.is_empty(),
         };
         let position = beat.position.as_ref().expect("a position");
         let tip = position.tip.as_ref().expect("a tip");

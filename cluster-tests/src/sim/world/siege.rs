@@ -27,7 +27,7 @@ const BEGINS_WITHIN_US: u64 = 20_000_000;
 impl World {
     pub(super) fn siege(&mut self) {
         let nodes = self.hosts.len();
-        if nodes < 3 || !(0..nodes).all(|node| self.takes_part(node)) {
+        if nodes < 3 {
             return;
         }
         self.clients.iter_mut().for_each(|client| client.quiet = true);
@@ -37,7 +37,11 @@ impl World {
                 && world.is_equal()
                 && world.clients.iter().all(|client| client.connection.is_none())
         };
-        if !self.until(end, ready) {
+        // Every node is needed: one that has lost something is not counted by elections until it has all of it again, and a
+        // damaged one may find only when it starts that it can't take part.
+        let counts = |world: &World, node| world.takes_part(node) && world.ledger.says(node).counts;
+        let all = |world: &World| (0..nodes).all(|node| counts(world, node));
+        if !self.until(end, ready) || !all(self) {
             return;
         }
         let master = self.open_master().expect("just seen");
