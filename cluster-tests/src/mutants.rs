@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use packmaster::mutants::{self, Mutant};
 
 use crate::sim::faults::weight;
+use crate::sim::world::script::{self, LATE_SEAL, Script};
 use crate::sim::{Options, run};
 
 /// Not found out in a few hundred seeds: for the long hunt.
@@ -23,7 +24,6 @@ pub fn is_elusive(mutant: Mutant) -> bool {
         Mutant::GreatestSeqOnly
             | Mutant::RemovedNotRefused
             | Mutant::PackSurvivesElection
-            | Mutant::LateSealBuilt
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
@@ -42,6 +42,8 @@ pub struct Limit {
 pub struct Hunt {
     pub mutant: Mutant,
     pub options: Options,
+    /// What each seed runs in place of random faults, where these do not come to the schedule that the rule is for.
+    pub script: Option<&'static Script>,
 }
 
 impl Hunt {
@@ -62,7 +64,7 @@ impl Hunt {
                 favour: vec![(weight::PACK, 80), (weight::PROMOTE, 30)],
                 ..usual
             },
-            M::PackIdentityNotChecked | M::LateSealBuilt => Options {
+            M::PackIdentityNotChecked => Options {
                 clients: 6,
                 every_us: Some(100_000),
                 favour: vec![(weight::LATE, 150), (weight::PACK_AGAIN, 200), (weight::PROMOTE, 15)],
@@ -221,7 +223,23 @@ impl Hunt {
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },
             _ => usual,
         };
-        Hunt { mutant, options }
+        let script = match mutant {
+            M::LateSealBuilt => Some(&LATE_SEAL),
+            _ => None,
+        };
+        Hunt { mutant, options, script }
+    }
+
+    pub fn scripted(mutant: Mutant, script: &'static Script) -> Hunt {
+        Hunt { mutant, options: Options::default(), script: Some(script) }
+    }
+
+    /// One run; what was violated.
+    fn run(&self, seed: u64) -> Option<String> {
+        match self.script {
+            Some(script) => script::run(script, seed, None).violation,
+            None => run(seed, &self.options).violation,
+        }
     }
 }
 
@@ -268,7 +286,7 @@ pub fn hunt_all(hunts: &[Hunt], limit: Limit) -> Vec<Verdict> {
 }
 
 pub fn hunt_one(hunt: &Hunt, limit: Limit) -> Verdict {
-    let Hunt { mutant, options } = hunt;
+    let mutant = &hunt.mutant;
     let began = Instant::now();
     let mut verdict = Verdict {
         mutant: *mutant,
@@ -280,12 +298,12 @@ pub fn hunt_one(hunt: &Hunt, limit: Limit) -> Verdict {
     };
     while verdict.kill.is_none() && verdict.seeds < limit.seeds && began.elapsed() < limit.time {
         let seed = verdict.seeds;
-        let ((report, at), reached) =
-            mutants::with(*mutant, || noting_panics(|| run(seed, options)));
+        let ((violation, at), reached) =
+            mutants::with(*mutant, || noting_panics(|| hunt.run(seed)));
         verdict.seeds += 1;
         verdict.reached += reached;
-        let Some(violation) = report.violation else { continue };
-        match noting_panics(|| run(seed, options)).0.violation {
+        let Some(violation) = violation else { continue };
+        match noting_panics(|| hunt.run(seed)).0 {
             Some(found) => verdict.found.push((seed, found)),
             None => {
                 let property = property(&violation, &at);

@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use cluster_tests::mutants::{Hunt, Limit, hunt_all, is_elusive, table};
+use cluster_tests::mutants::{Hunt, Limit, hunt_all, hunt_one, is_elusive, table};
+use cluster_tests::sim::world::script::LATE_SEAL;
 use packmaster::mutants::Mutant;
 
 fn hunt(elusive: bool, limit: Limit) {
@@ -40,4 +41,22 @@ fn every_broken_rule_is_noticed() {
 #[ignore = "takes long: up to 100,000 seeds each"]
 fn every_elusive_broken_rule_is_noticed() {
     hunt(true, Limit { seeds: 100_000, time: Duration::MAX });
+}
+
+/// Two rules keep the seal of a cancelled pack from dropping what clients have linked since: no seal counts for another
+/// pack, and a master calls off a pack whose agreed seal it has not marked. Without the first, the second is reported as
+/// SealOfItsPack; without both, an object that a client has linked is gone.
+#[test]
+fn a_cancelled_packs_late_seal_is_noticed_at_each_wall() {
+    let limit = Limit { seeds: 1, time: Duration::MAX };
+    let walls = [
+        (Mutant::PackIdentityNotChecked, "SealOfItsPack"),
+        (Mutant::LateSealBuilt, "ReferencesClosed"),
+    ];
+    for (mutant, property) in walls {
+        let verdict = hunt_one(&Hunt::scripted(mutant, &LATE_SEAL), limit);
+        assert!(verdict.found.is_empty(), "with every rule kept: {:?}", verdict.found);
+        let kill = verdict.kill.unwrap_or_else(|| panic!("{} is not noticed", mutant.name()));
+        assert_eq!(kill.property, property, "{}: {}", mutant.name(), kill.violation);
+    }
 }

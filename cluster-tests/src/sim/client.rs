@@ -5,7 +5,7 @@
 //! What each transaction read, by tags, what each session loaded and when it synced goes to the *book*, from which the
 //! final history is judged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::ledger::MAGIC;
 use super::parse::{Hash, Object, be32, be64, object};
@@ -196,6 +196,8 @@ pub struct Client {
     pub commits_here: u64,
     /// Its next commit is longer by so many bytes.
     pub large: usize,
+    /// What a script has it do, in this order and nothing else; it stays connected in between.
+    directed: Option<VecDeque<Plan>>,
     /// Says nothing new any more.
     pub quiet: bool,
     /// When the last answer that was sent to it arrives.
@@ -234,6 +236,7 @@ impl Client {
             packs: false,
             commits_here: 0,
             large: 0,
+            directed: None,
             quiet: false,
             last_arrival: 0,
             turn: 0,
@@ -530,6 +533,14 @@ impl Client {
             if self.quiet {
                 return Next::Leave;
             }
+            if let Some(plans) = &mut self.directed {
+                let Some(plan) = plans.pop_front() else { return Next::Think };
+                self.plan = Some(plan);
+                self.reads.clear();
+                self.writes.clear();
+                self.wait = Wait::Sync;
+                return Next::Say(b"S".to_vec());
+            }
             if rng.chance(15) && self.probing.is_none() {
                 return Next::Leave;
             }
@@ -550,6 +561,25 @@ impl Client {
             }
         }
         self.go_on(rng)
+    }
+
+    /// As a script has it: an entry goes into a journal, the journal's last one leaves it, and this client keeps it in hand.
+    pub fn unlink(&mut self) {
+        self.hand = None;
+        let plans = [Plan::Journal { head: 0 }, Plan::Move { from: 0, to: 0 }];
+        self.directed.get_or_insert_default().extend(plans);
+    }
+
+    /// The entry in hand goes into another journal; false if there is none in hand.
+    pub fn link_again(&mut self) -> bool {
+        self.directed.get_or_insert_default().push_back(Plan::Move { from: 0, to: 1 });
+        self.hand.is_some()
+    }
+
+    /// Everything that a script had it do was done, or was refused.
+    pub fn plans_are_done(&self) -> bool {
+        let none_left = self.directed.as_ref().is_none_or(|plans| plans.is_empty());
+        none_left && self.plan.is_none() && self.is_idle() && self.todo.is_none()
     }
 
     fn choose(&self, rng: &mut Rng) -> Plan {

@@ -6,6 +6,8 @@
 //! hold then is what holds of every run: the ledger's properties all the time, and in the end liveness, equal files and
 //! the judged history. Whether a script does what it is for is asserted of the run without a crash.
 
+mod late_seal;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ use packmaster::proto::admin::admin_request::Verb;
 use packmaster::proto::admin::{Pack, PackVerb, Promote, SetPause};
 use packmaster::storage::Disk;
 use tempfile::NamedTempFile;
+
+pub use late_seal::{LATE_SEAL, RELEASED};
 
 use super::{Event, World};
 use crate::crash::watched::{Lies, Watched};
@@ -70,6 +74,22 @@ pub enum Step {
     Compacted,
     /// Until all files are equal.
     Equal,
+    /// The master is a node that does not lead Raft.
+    Apart,
+    /// A client removes the last link to an object, and keeps the object.
+    Unlink,
+    /// The same client links the object again.
+    LinkAgain,
+    /// From here on seals of packs do not arrive at the Raft leader.
+    HoldSeals,
+    /// Until a seal was held back.
+    SealHeld,
+    /// Seals arrive, first those that were held back.
+    ReleaseSeals,
+    /// Cancels the pack, and waits until every node knows that.
+    CancelPack,
+    /// Until the master knows of a pack.
+    Packing,
 }
 
 pub struct Script {
@@ -106,6 +126,7 @@ pub(super) struct Run {
     lying: bool,
     /// Disks that are honest until the script is armed.
     liars: Vec<Arc<Watched>>,
+    pub(super) late_seal: late_seal::LateSeal,
 }
 
 /// How a scripted run went.
@@ -257,6 +278,14 @@ impl World {
                 }
             }
             Step::Equal => self.wait(World::is_equal),
+            Step::Apart => self.move_apart(),
+            Step::Unlink => self.unlink(),
+            Step::LinkAgain => self.link_again(),
+            Step::HoldSeals => self.hold_seals(),
+            Step::SealHeld => self.wait_for_held_seal(),
+            Step::ReleaseSeals => self.release_seals(),
+            Step::CancelPack => self.cancel_pack(),
+            Step::Packing => self.wait_for_pack(),
         }
     }
 
