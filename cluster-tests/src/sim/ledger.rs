@@ -398,7 +398,14 @@ impl Ledger {
             let file = self.disks[node].current.and_then(|it| self.disks[node].files.get(&it));
             file.and_then(|file| file.at(*seq)).is_some_and(|at| self.txs[&at].data_hash == *data)
         };
-        if local && let Some((seq, _)) = found().find(|(seq, data)| current(seq, data)) {
+        // Only whoever is or was master since tells its clients of what it has alone.
+        let is_masters = |seq: &u64, data: &Hash| {
+            let epochs = self.txs.values().filter(|tx| tx.seq == *seq && tx.data_hash == *data);
+            let epoch = epochs.map(|tx| tx.epoch).min().unwrap_or(u64::MAX);
+            self.masters.range(epoch..).any(|(_, (id, _))| *id == node as u64 + 1)
+        };
+        let alone = |(seq, data): &&(u64, Hash)| current(seq, data) && is_masters(seq, data);
+        if local && let Some((seq, _)) = found().find(alone) {
             return (*seq, true);
         }
         panic!(

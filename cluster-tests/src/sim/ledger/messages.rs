@@ -110,8 +110,8 @@ impl Ledger {
         );
     }
 
-    /// Who reports and who commits overlap: every election is built on a majority of its voters.
-    pub fn on_elect(&self, elect: &Elect) {
+    /// Who reports and who commits overlap: every election is built on a majority of its voters. `leader` has proposed it.
+    pub fn on_elect(&self, leader: usize, elect: &Elect) {
         let reported: BTreeSet<u64> = elect.reported.iter().copied().collect();
         let voters: BTreeSet<u64> = elect.voters.iter().copied().collect();
         assert!(
@@ -122,7 +122,12 @@ impl Ledger {
             elect.epoch
         );
         // At the first election there is no file yet that all must have.
-        let files = elect.reported.iter().map(|id| self.reported.get(&(elect.epoch, *id)));
+        let files = elect.reported.iter().map(|id| match *id as usize == leader + 1 {
+            // Its own report is not sent, and what it has reported to another leader of the same election may be of a file
+            // that it has replaced since.
+            true => Some(self.files_of(leader)),
+            false => self.reported.get(&(elect.epoch, *id)).cloned(),
+        });
         let files: Vec<_> = files.collect::<Option<_>>().unwrap_or_default();
         let is_common = |file: &&Vec<u8>| files.iter().all(|of| of.contains(*file));
         assert!(
@@ -131,6 +136,12 @@ impl Ledger {
             "violated OneFile: the election of epoch {} counts nodes {reported:?}, which have different files",
             elect.epoch
         );
+    }
+
+    /// Seals of the files on its disk.
+    fn files_of(&self, node: usize) -> BTreeSet<Vec<u8>> {
+        let seals = self.disks[node].files.values().filter_map(|file| file.seal);
+        seals.map(|seal| seal.to_vec()).collect()
     }
 
     fn note_sometimes(&mut self, from: usize, message: &PeerMessage) {

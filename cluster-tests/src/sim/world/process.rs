@@ -400,7 +400,7 @@ impl World {
                 self.disk_next(node);
             }
             Action::RaftPersist { number, record } => {
-                self.note_commands(&record);
+                self.note_commands(node, &record);
                 self.process(node).records.push_back((number, record));
                 self.raft_next(node);
             }
@@ -464,7 +464,8 @@ impl World {
         self.look(node);
     }
 
-    pub(super) fn note_commands(&mut self, record: &RaftRecord) {
+    /// Whoever has an entry first has proposed it: it leads Raft.
+    pub(super) fn note_commands(&mut self, node: usize, record: &RaftRecord) {
         for entry in &record.entries {
             if !self.commands.insert((entry.term, entry.index)) {
                 continue;
@@ -486,7 +487,7 @@ impl World {
                     }
                 }
                 Some(Command::Elect(elect)) => {
-                    self.ledger.on_elect(&elect);
+                    self.ledger.on_elect(node, &elect);
                     self.elections.push((elect.epoch, elect.reported));
                     continue;
                 }
