@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use packmaster::mutants::{self, Mutant};
 
 use crate::sim::faults::weight;
-use crate::sim::world::script::{self, LATE_SEAL, Script};
+use crate::sim::world::script::{self, LATE_SEAL, LOST_ELSEWHERE, Script};
 use crate::sim::{Options, run};
 
 /// Not found out in a few hundred seeds: for the long hunt.
@@ -194,19 +194,6 @@ impl Hunt {
                 ],
                 ..usual
             },
-            // Where the asking node has the transaction, and is not among those who elect without it.
-            M::LocalToldElsewhere => Options {
-                nodes: 5,
-                clients: 8,
-                every_us: Some(100_000),
-                favour: vec![
-                    (weight::SETTING, 40),
-                    (weight::CUT, 80),
-                    (weight::LOSSY, 30),
-                    (weight::STALL, 20),
-                ],
-                ..usual
-            },
             M::RaftLogMadeAnew => {
                 Options { every_us: Some(150_000), favour: vec![(weight::LOSE, 60)], ..usual }
             }
@@ -225,6 +212,7 @@ impl Hunt {
         };
         let script = match mutant {
             M::LateSealBuilt => Some(&LATE_SEAL),
+            M::LocalToldElsewhere => Some(&LOST_ELSEWHERE),
             _ => None,
         };
         Hunt { mutant, options, script }

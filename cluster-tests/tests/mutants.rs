@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use cluster_tests::mutants::{Hunt, Limit, hunt_all, hunt_one, is_elusive, table};
-use cluster_tests::sim::world::script::LATE_SEAL;
+use cluster_tests::sim::world::script::{LATE_SEAL, LOST_ELSEWHERE};
 use packmaster::mutants::Mutant;
 
 fn hunt(elusive: bool, limit: Limit) {
@@ -43,20 +43,23 @@ fn every_elusive_broken_rule_is_noticed() {
     hunt(true, Limit { seeds: 100_000, time: Duration::MAX });
 }
 
+/// Schedules that random seeds do not come to, or hardly ever, are made by scripts: each shows its mutant at once.
+///
 /// Two rules keep the seal of a cancelled pack from dropping what clients have linked since: no seal counts for another
 /// pack, and a master calls off a pack whose agreed seal it has not marked. Without the first, the second is reported as
 /// SealOfItsPack; without both, an object that a client has linked is gone.
 #[test]
-fn a_cancelled_packs_late_seal_is_noticed_at_each_wall() {
+fn scripts_show_what_they_are_for() {
     let limit = Limit { seeds: 1, time: Duration::MAX };
-    let walls = [
-        (Mutant::PackIdentityNotChecked, "SealOfItsPack"),
-        (Mutant::LateSealBuilt, "ReferencesClosed"),
+    let killed = [
+        (Mutant::PackIdentityNotChecked, &LATE_SEAL, "SealOfItsPack"),
+        (Mutant::LateSealBuilt, &LATE_SEAL, "ReferencesClosed"),
+        (Mutant::LocalToldElsewhere, &LOST_ELSEWHERE, "AckedIsDurable"),
     ];
-    for (mutant, property) in walls {
-        let verdict = hunt_one(&Hunt::scripted(mutant, &LATE_SEAL), limit);
+    for (mutant, script, property) in killed {
+        let verdict = hunt_one(&Hunt::scripted(mutant, script), limit);
         assert!(verdict.found.is_empty(), "with every rule kept: {:?}", verdict.found);
         let kill = verdict.kill.unwrap_or_else(|| panic!("{} is not noticed", mutant.name()));
-        assert_eq!(kill.property, property, "{}: {}", mutant.name(), kill.violation);
+        assert!(kill.property.starts_with(property), "{}: {}", mutant.name(), kill.violation);
     }
 }

@@ -31,7 +31,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use cluster_tests::sim::world::script::{self, LATE_SEAL};
+use cluster_tests::sim::world::script::{self, Script};
 use cluster_tests::sim::{Counts, Options, Report, run};
 
 /// Seeds that failed once, and what they showed. The schedule has grown since some of them were found: their bugs have
@@ -309,15 +309,24 @@ fn seeds_that_failed_once() {
 }
 
 /// The seed varies the timing; each must come to the situation that the script is for.
-#[test]
-fn a_cancelled_packs_late_seal_is_refused() {
+fn holds_and_is_reached(script: &Script) {
     for seed in 0..20 {
-        let run = script::run(&LATE_SEAL, seed, None);
+        let run = script::run(script, seed, None);
         assert_eq!(run.violation, None, "seed {seed}:\n{}", run.tail(150));
         let missing: Vec<_> =
-            LATE_SEAL.reaches.iter().filter(|what| !run.counts.contains_key(**what)).collect();
+            script.reaches.iter().filter(|what| !run.counts.contains_key(**what)).collect();
         assert!(missing.is_empty(), "seed {seed} does not reach {missing:?}:\n{}", run.tail(150));
     }
+}
+
+#[test]
+fn a_cancelled_packs_late_seal_is_refused() {
+    holds_and_is_reached(&script::LATE_SEAL);
+}
+
+#[test]
+fn a_commit_that_a_dead_master_has_alone_is_not_told_elsewhere() {
+    holds_and_is_reached(&script::LOST_ELSEWHERE);
 }
 
 #[test]

@@ -570,6 +570,12 @@ impl Client {
         self.directed.get_or_insert_default().extend(plans);
     }
 
+    /// As a script has it: one commit, of an object that it changes.
+    pub fn change(&mut self) {
+        let plan = Plan::Count { a: 0, b: None, read: 0 };
+        self.directed.get_or_insert_default().push_back(plan);
+    }
+
     /// The entry in hand goes into another journal; false if there is none in hand.
     pub fn link_again(&mut self) -> bool {
         self.directed.get_or_insert_default().push_back(Plan::Move { from: 0, to: 1 });

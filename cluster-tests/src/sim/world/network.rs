@@ -61,7 +61,7 @@ impl World {
         let fragile = self.rng.chance(500);
         let copy = self.twice_permille > 0 && self.rng.chance(self.twice_permille);
         let flight = Flight { from, to, to_life, era, fragile, message };
-        let Some(flight) = self.hold_seal(flight) else { return };
+        let Some(flight) = self.hold(flight) else { return };
         if self.link(from, to).cut {
             self.link(from, to).held.push(flight);
             return;

@@ -6,7 +6,7 @@
 //! hold then is what holds of every run: the ledger's properties all the time, and in the end liveness, equal files and
 //! the judged history. Whether a script does what it is for is asserted of the run without a crash.
 
-mod late_seal;
+mod held;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use packmaster::proto::admin::{Pack, PackVerb, Promote, SetPause};
 use packmaster::storage::Disk;
 use tempfile::NamedTempFile;
 
-pub use late_seal::{LATE_SEAL, RELEASED};
+pub use held::{Held, LATE_SEAL, LOST_ELSEWHERE};
 
 use super::{Event, World};
 use crate::crash::watched::{Lies, Watched};
@@ -80,12 +80,18 @@ pub enum Step {
     Unlink,
     /// The same client links the object again.
     LinkAgain,
-    /// From here on seals of packs do not arrive at the Raft leader.
-    HoldSeals,
-    /// Until a seal was held back.
-    SealHeld,
-    /// Seals arrive, first those that were held back.
-    ReleaseSeals,
+    /// From here on such messages do not arrive.
+    Hold(Held),
+    /// Until a message was held back.
+    SomeHeld,
+    /// Messages arrive, first those that were held back.
+    Release,
+    /// Messages arrive, and those that were held back do not.
+    Drop,
+    /// Durability is `local`.
+    Local,
+    /// A client of a node that is not master commits; until the master's disk has it.
+    CommitOnSlave,
     /// Cancels the pack, and waits until every node knows that.
     CancelPack,
     /// Until the master knows of a pack.
@@ -126,7 +132,7 @@ pub(super) struct Run {
     lying: bool,
     /// Disks that are honest until the script is armed.
     liars: Vec<Arc<Watched>>,
-    pub(super) late_seal: late_seal::LateSeal,
+    holding: held::Holding,
 }
 
 /// How a scripted run went.
@@ -281,9 +287,12 @@ impl World {
             Step::Apart => self.move_apart(),
             Step::Unlink => self.unlink(),
             Step::LinkAgain => self.link_again(),
-            Step::HoldSeals => self.hold_seals(),
-            Step::SealHeld => self.wait_for_held_seal(),
-            Step::ReleaseSeals => self.release_seals(),
+            Step::Hold(what) => self.hold_back(what),
+            Step::SomeHeld => self.wait_for_held(),
+            Step::Release => self.release(),
+            Step::Drop => self.drop_held(),
+            Step::Local => self.set_local(),
+            Step::CommitOnSlave => self.commit_on_slave(),
             Step::CancelPack => self.cancel_pack(),
             Step::Packing => self.wait_for_pack(),
         }
