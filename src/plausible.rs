@@ -23,6 +23,7 @@
 //! | `PeerView.acked_seq`, `.promised`, `.disk_uuid`, against this node | see "claims"; and nobody has heard of a seq that it has not itself |
 //! | `Beat.raft_applied` | until the same node's next beat |
 //! | `Append.commit` | its chain is in this node's file; or at most [`SEQ_AHEAD_MAX`] beyond what the append proves, for what the append proves |
+//! | `Append.acknowledged_seq` | at most [`SEQ_AHEAD_MAX`] beyond what this node and the master's beat have |
 //! | `Append.prev`, `AppendReply` tips and points, `CommonPoint`, `Probe`, `ProbeReply.match` | the chain is in this node's file |
 //! | `FenceReport.epoch`, epochs of `AppendReply`, `CommonPoint`, `Confirm`, `Register`, `ClientRequest`, `ClientReply` and their answers | equal to the one that was asked about, or is being served |
 //! | `FenceReport.position.generation`, first election | equal to what the same process says in its beat |

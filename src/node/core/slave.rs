@@ -194,7 +194,7 @@ impl Core {
         }
         // What was taken is in the file whatever came after it in the message.
         self.matched(from, append.commit, proved, forks, tip.seq);
-        self.learn_acknowledged(append.acknowledged);
+        self.learn_announced(from, append.acknowledged);
         if !taken.is_empty() {
             self.write_appended(offset, join(taken), out);
         } else if append.want_reply && outcome.is_ok() && !forks {
@@ -203,6 +203,20 @@ impl Core {
         self.apply_committed(out);
         self.poke_file(out);
         outcome
+    }
+
+    /// What an append says of acknowledgements, if it can be true: with durability `local` a master may have acknowledged
+    /// more than it has committed or sent, and never more than it has written.
+    fn learn_announced(&mut self, from: NodeId, announced: Seq) {
+        let written = self.health.beat(from).map_or(0, |beat| beat.written_seq);
+        let known = written.max(self.shelf.tip().seq.0);
+        let far = within("acknowledged seq", announced.0, known, SEQ_AHEAD_MAX);
+        if let Err(number) = far
+            && !mutants::broken(Mutant::FarSeqBelieved)
+        {
+            return self.disbelieve(from, &number.to_string());
+        }
+        self.learn_acknowledged(announced);
     }
 
     fn take_piece(
@@ -220,7 +234,7 @@ impl Core {
         } else if !self.is_in_file(&key.end)? {
             self.refuse_append(from, append, out);
             self.matched(from, append.commit, append.prev.seq, true, tip.seq);
-            self.learn_acknowledged(append.acknowledged);
+            self.learn_announced(from, append.acknowledged);
             self.apply_committed(out);
             return Ok(());
         }
@@ -242,7 +256,7 @@ impl Core {
         let taken = known || self.shelf.tip().seq > tip.seq;
         let proved = if taken { key.end.seq } else { tip.seq };
         self.matched(from, append.commit, proved, false, tip.seq);
-        self.learn_acknowledged(append.acknowledged);
+        self.learn_announced(from, append.acknowledged);
         // Also if it did not verify: the master must know that nothing of it is here.
         self.acknowledge(out);
         self.apply_committed(out);
