@@ -32,7 +32,10 @@
 //! | `ClientReply.oids` | at most [`OID_AHEAD_MAX`] above the applied limit |
 //! | `Register.told_generation`, `Told.generation` | at most the master's own |
 //! | `Propose.command.at_wall_us` | never: the leader puts its own time |
-//! | `Propose`: `OidBlock.below` | at most [`OID_AHEAD_MAX`] above the limit |
+//! | `Propose`: `OidBlock.below` | from the epoch's master, and at most [`OID_AHEAD_MAX`] above the limit and what the leader's file has |
+//! | `Propose`: `PackSeal.pack_seq`, `.cut_seq` | from the epoch's master, and at most [`SEQ_AHEAD_MAX`] beyond what it and the leader have |
+//! | `Propose`: node of `MemberUp`, `PackBase`, `PackReady`, `TailLost` | it is the sender |
+//! | `Propose`: `Fence`, `Elect`, `Opened`, `Setting`, `Pause` | never: the leader decides these |
 //! | offsets, lengths, counts, `file_len`, `base_len`, block numbers | as far as bytes with the right chain or block hash come for them |
 //! | time in a transaction | as part of a chain that matches; it is for people |
 //!

@@ -341,7 +341,8 @@ impl State {
         refuse_if(!waits, || format!("epoch {epoch} does not wait for its master to open"))?;
         let mastership = self.mastership.as_ref().expect("elected");
         let floor = mastership.floor.tip.as_ref().map_or(0, |tip| tip.seq);
-        refuse_if(seq.0 <= floor, || format!("seq {seq} does not follow the floor {floor}"))?;
+        let follows = seq.0 > floor && seq.0 < NUMBER_MAX;
+        refuse_if(!follows, || format!("seq {seq} does not follow the floor {floor}"))?;
         let why = format!("its epoch start is committed at seq {seq}");
         let about = About { what: "opened", why: &why, asked_by: AUTOMATIC, ..Default::default() };
         let node = Some(mastership.master);
@@ -414,6 +415,10 @@ impl State {
 
     fn on_pack_seal(&mut self, at: u64, command: &pb::PackSeal) -> Decided {
         let seal = get_seal(command)?;
+        let counts =
+            [seal.cut_seq.0, seal.dead_count, seal.file_bytes, seal.kept_bytes, seal.tail_bytes];
+        let absurd = counts.iter().any(|number| *number >= NUMBER_MAX);
+        refuse_if(absurd, || "a seal in numbers beyond all bounds".into())?;
         let base = self.generation().map_or(Seq(0), |record| record.cut_seq);
         let pack = self.pack_of(command.pack, command.generation)?;
         refuse_if(pack.seal.is_some(), || "the pack is sealed already".into())?;

@@ -787,3 +787,28 @@ fn an_older_program_s_pack_gets_an_identity() {
     assert_eq!(state.apply(trace.index + 1, &cancel), Applied::Changed);
     assert_eq!((state.pack(), state.pack_again()), (None, None));
 }
+
+/// Nobody has so many transactions or bytes: a seal or an opening with such numbers comes from something broken.
+#[test]
+fn numbers_beyond_all_bounds_are_refused() {
+    let mut trace = Trace::new();
+    trace.ok(fence(1, Reason::Bootstrap));
+    trace.ok(elect(1, 1, first()));
+    trace.no(opened(1, NUMBER_MAX), "does not follow the floor");
+    trace.ok(opened(1, 101));
+    trace.ok(pack_start(2));
+    trace.no(pack_seal(2, 105, NUMBER_MAX), "beyond all bounds");
+    trace.no(pack_seal(2, 105, 104), "not in order");
+    let Kind::PackSeal(good) = pack_seal(2, 105, 110) else { panic!("a seal") };
+    for bad in [
+        pb::PackSeal { dead_count: u64::MAX, ..good.clone() },
+        pb::PackSeal { file_bytes: u64::MAX, ..good.clone() },
+        pb::PackSeal { kept_bytes: u64::MAX, ..good.clone() },
+        pb::PackSeal { tail_bytes: u64::MAX, ..good.clone() },
+    ] {
+        trace.no(Kind::PackSeal(bad), "beyond all bounds");
+    }
+    trace.ok(Kind::PackSeal(good));
+    trace.no(fence(u64::MAX, Reason::MasterDead), "cannot follow");
+    trace.no(oids(1, u64::MAX), "does not raise");
+}

@@ -79,6 +79,9 @@ pub(super) fn get_loss(lost: &pb::TailLost) -> Result<Loss, String> {
     if counts.iter().any(|number| *number >= NUMBER_MAX) || lost.transactions == 0 {
         return Err("a loss in numbers beyond all bounds".into());
     }
+    if lost.after_seq.saturating_add(lost.transactions) > lost.to_seq {
+        return Err("a loss of more transactions than there are between its seqs".into());
+    }
     if lost.kept.is_empty() || lost.kept.len() > NAME_MAX {
         return Err("a loss without a file that has it now".into());
     }
@@ -150,6 +153,8 @@ mod tests {
             pb::TailLost { transactions: 0, ..lost(4, "a") },
             pb::TailLost { transactions: u64::MAX, ..lost(4, "a") },
             pb::TailLost { to_seq: u64::MAX, ..lost(4, "a") },
+            pb::TailLost { to_seq: 12, ..lost(4, "a") },
+            pb::TailLost { transactions: 5, ..lost(4, "a") },
             lost(4, ""),
             lost(4, &"a".repeat(NAME_MAX + 1)),
         ] {

@@ -8,7 +8,7 @@ use crate::control::{self, Applied, Mastership, Phase, Settings};
 use crate::failover::controller::{Decision, View, preflight};
 use crate::failover::health::Look;
 use crate::mutants::{self, Mutant};
-use crate::plausible::{Claim, Disbelieved, OID_AHEAD_MAX, within};
+use crate::plausible::{Claim, Disbelieved};
 use crate::proto::control::command::Kind as CommandKind;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{
@@ -296,25 +296,11 @@ impl Core {
 
     pub(super) fn on_propose(&mut self, from: NodeId, propose: Propose) -> Result<(), String> {
         let mut command = propose.command.ok_or("propose without a command")?;
-        if !self.raft.is_leader() {
+        if !self.raft.is_leader() || !self.believes_proposal(from, &command)? {
             return Ok(());
         }
-        match &command.kind {
-            Some(CommandKind::Fence(_) | CommandKind::Elect(_) | CommandKind::Opened(_)) => {
-                return Err("only the leader itself fences, elects and opens".into());
-            }
-            Some(CommandKind::OidBlock(block)) => {
-                let limit = self.control.oid_limit().0;
-                if let Err(number) = within("oid limit", block.below, limit, OID_AHEAD_MAX) {
-                    self.disbelieve(from, &number.to_string());
-                    return Ok(());
-                }
-            }
-            None => return Err("a command of a kind that this node's program does not know".into()),
-            _ => {}
-        }
-        // It is decided here and now, and a time that is far ahead would stay in the state.
-        command.at_wall_us = self.now.wall_us;
+        // It is decided here and now, and a time that is far ahead would stay in the state. Nobody waits for it.
+        (command.at_wall_us, command.by, command.asked) = (self.now.wall_us, from.0, None);
         self.consider(&command);
         Ok(())
     }

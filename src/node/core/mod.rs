@@ -27,6 +27,7 @@ mod ladder;
 mod master;
 mod packing;
 mod proof;
+mod proposal;
 mod pull;
 mod rebase;
 mod requests;
