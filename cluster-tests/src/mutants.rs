@@ -27,7 +27,6 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
-            | Mutant::FarIndexBelieved
     )
 }
 
@@ -197,13 +196,16 @@ impl Hunt {
             M::RaftLogMadeAnew => {
                 Options { every_us: Some(150_000), favour: vec![(weight::LOSE, 60)], ..usual }
             }
-            M::FarTermBelieved
-            | M::FarIndexBelieved
-            | M::FarEpochBelieved
-            | M::ViewBelieved
-            | M::FarSeqBelieved => {
+            M::FarTermBelieved | M::FarEpochBelieved | M::ViewBelieved | M::FarSeqBelieved => {
                 Options { every_us: Some(60_000), favour: vec![(weight::FORGE, 100)], ..usual }
             }
+            // A snapshot's place is taken over as it is said: where snapshots are sent often.
+            M::FarIndexBelieved => Options {
+                every_us: Some(60_000),
+                favour: vec![(weight::FORGE, 100), (weight::CUT, 60), (weight::CRASH, 20)],
+                compact_every: Some(4),
+                ..usual
+            },
             M::OpenTimeoutByClock | M::TransferForgotten => {
                 Options { siege_permille: 1000, faults_ms: 2000, ..usual }
             }

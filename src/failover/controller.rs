@@ -46,6 +46,8 @@ pub struct Timing {
     pub pack_again_ms: u64,
     /// After a pack that failed none begins by itself for so long, whatever the settings say.
     pub pack_failed_ms: u64,
+    /// Raft entries applied since the last snapshot of the state, before the next is taken.
+    pub raft_compact_every: u64,
 }
 
 impl Default for Timing {
@@ -62,6 +64,7 @@ impl Default for Timing {
             straggler_ms: 10_000,
             pack_again_ms: 1000,
             pack_failed_ms: 600_000,
+            raft_compact_every: 512,
         }
     }
 }

@@ -13,11 +13,30 @@ const NAME: &str = "asker ";
 /// Requests of a run that are looked into: a script may make hundreds to fill the Raft log.
 const LOOKED_INTO_MAX: u64 = 100;
 
+/// Which of these changes a history does not show. What came before the oldest decision that is kept is not known.
+fn lacks_of(done: &BTreeSet<u64>, json: &[u8]) -> BTreeSet<u64> {
+    let history: Value = serde_json::from_slice(json).expect("a history");
+    let decisions = history["decisions"].as_array().expect("decisions");
+    if decisions.first().is_none_or(|oldest| oldest["number"] != 1) && !decisions.is_empty() {
+        return BTreeSet::new();
+    }
+    let asker = |decision: &Value| {
+        let by = decision["asked_by"].as_str().expect("by whom").strip_prefix(NAME)?;
+        by.parse::<u64>().ok()
+    };
+    let shown: BTreeSet<u64> = decisions.iter().filter_map(asker).collect();
+    done.difference(&shown).copied().collect()
+}
+
 #[derive(Default)]
 pub struct Askers {
     asked: u64,
     answered: BTreeSet<u64>,
     refused: BTreeSet<u64>,
+    /// Changes that somebody was told are done.
+    done: BTreeSet<u64>,
+    /// Reads of the history at the end of the run, and what each lacks of that; None: not answered yet.
+    last_reads: BTreeMap<u64, Option<BTreeSet<u64>>>,
     /// Reads of the history, and the change that each is to show.
     reads: BTreeMap<u64, u64>,
     /// Requests whose outcome is a decision of its own.
@@ -68,6 +87,10 @@ impl Askers {
     /// True: the history of the node that has answered is to be read now.
     pub fn on_reply(&mut self, reply: &AdminReply) -> bool {
         self.answered.insert(reply.id);
+        if let Some(lacks) = self.last_reads.get_mut(&reply.id) {
+            *lacks = (reply.outcome() == Outcome::Done).then(|| lacks_of(&self.done, &reply.json));
+            return false;
+        }
         if let Some(change) = self.reads.remove(&reply.id) {
             self.check(change, reply);
             return false;
@@ -79,7 +102,21 @@ impl Askers {
             self.refused.insert(reply.id);
         }
         // What was so before needs no decision.
-        reply.outcome() == Outcome::Done && !reply.message.contains("already")
+        let done = reply.outcome() == Outcome::Done && !reply.message.contains("already");
+        if done {
+            self.done.insert(reply.id);
+        }
+        done
+    }
+
+    /// This read is to show everything that was ever said to be done.
+    pub fn reads_all(&mut self, read: u64) {
+        self.last_reads.insert(read, None);
+    }
+
+    /// What the history that was read lacks; None: it was not answered.
+    pub fn lacks(&self, read: u64) -> Option<&BTreeSet<u64>> {
+        self.last_reads.get(&read).and_then(|lacks| lacks.as_ref())
     }
 
     fn check(&self, change: u64, reply: &AdminReply) {

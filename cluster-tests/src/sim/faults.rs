@@ -26,6 +26,8 @@ pub struct Options {
     pub differing_files: bool,
     /// How many of a thousand runs end in a long period of narrow lines.
     pub siege_permille: u64,
+    /// Raft entries between two snapshots; None: as usual.
+    pub compact_every: Option<u64>,
 }
 
 /// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
@@ -67,6 +69,7 @@ impl Default for Options {
             wait_max_ms: 6000,
             differing_files: false,
             siege_permille: 150,
+            compact_every: None,
         }
     }
 }

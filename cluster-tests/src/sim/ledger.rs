@@ -20,6 +20,7 @@
 //! | AckedIsDurable | at every acknowledgement, commit, and answer to a client; at the end | `messages`, `on_acknowledged`, `history` |
 //! | ExactlyOnce | in each file; at every commit; at the end | `file::read_on`, `claim`, `history` |
 //! | QuorumsOverlap | at every commit and every election | `claim`, `messages::on_elect` |
+//! | SoundNotAccused: a sound disk's node does not say that its disk has forgotten | at every beat | `messages::on_beat` |
 //! | AmnesiacSilent | at every message | `messages::on_send` |
 //! | RefusedStays: a commit that was refused is refused again | at every answer to a commit | `fresh` |
 //! | FreshRead: a read is of no older moment than its sync | at every answer to a sync | `fresh` |

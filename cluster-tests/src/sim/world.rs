@@ -375,6 +375,7 @@ impl World {
         }
         self.check_liveness();
         self.last_pack();
+        self.check_told();
         let node = (0..self.hosts.len()).find(|node| self.takes_part(*node));
         let (_, tip) = self.ledger.current(node.expect("a majority")).expect("a current file");
         let judged = history::judge(&self.ledger, &self.book, tip);

@@ -21,8 +21,6 @@ use crate::replication::wire;
 use crate::storage::DiskError;
 use crate::types::{Epoch, NodeId};
 
-/// Entries applied since the last snapshot of the state, before the next is taken.
-const COMPACT_EVERY: u64 = 512;
 /// A survivor lets those with lower ids campaign first, so long.
 const CAMPAIGN_STEP_MS: u64 = 30;
 /// A leader that could not hand over tries again after this long.
@@ -250,7 +248,7 @@ impl Core {
 
     fn compact_raft(&mut self) {
         let applied = self.raft.applied();
-        if applied >= self.compacted_index + COMPACT_EVERY {
+        if applied >= self.compacted_index + self.setup.timing.raft_compact_every {
             self.compacted_index = applied;
             let place = SnapshotPlace { raft_index: applied, raft_term: self.raft.applied_term() };
             self.raft.compact(applied, [self.control.encode(), place.encode_to_vec()].concat());

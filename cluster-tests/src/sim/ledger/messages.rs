@@ -74,8 +74,26 @@ impl Ledger {
         self.reported.entry(reporter).or_default().insert(position.base_hash.to_vec());
     }
 
+    /// No message, true or forged, makes a node with a sound disk believe that the disk was set back.
+    fn is_not_accused(&self, from: usize, beat: &Beat) {
+        let view = &self.disks[from];
+        let accusations = [
+            "this disk does not hold",
+            "its Raft log is behind",
+            "this node's disk is not the one",
+        ];
+        let accused = accusations.iter().any(|text| beat.suspect.starts_with(text));
+        assert!(
+            !accused || view.hurt || view.fate != Fate::Sound,
+            "violated SoundNotAccused: node {}'s disk is sound, and it says: {}",
+            from + 1,
+            beat.suspect
+        );
+    }
+
     /// base <= committed <= written, base <= durable <= written; and what is called durable is on the disk.
     fn on_beat(&mut self, from: usize, beat: &Beat) {
+        self.is_not_accused(from, beat);
         let phase = beat.pack.as_ref().and_then(|pack| pack.phase.split(':').next());
         self.disks[from].says = Says {
             phase: phase.unwrap_or_default().to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use packmaster::proto::admin::admin_request::Verb;
-use packmaster::proto::admin::{Pack, PackVerb};
+use packmaster::proto::admin::{History, Pack, PackVerb};
 
 use super::{Event, Late, World};
 use crate::sim::client::Client;
@@ -22,6 +22,8 @@ const REST_WITHIN_US: u64 = 60_000_000;
 /// straggler, and one that was called off by an election a second for the next.
 const LAST_PACK_PERMILLE: u64 = 250;
 const PACK_WITHIN_US: u64 = 60_000_000;
+/// Every node has applied what was ever said to be done.
+const TOLD_WITHIN_US: u64 = 10_000_000;
 /// All of them: what a bad disk or memory does once it may do always.
 const BUILDS_SPOILT: u32 = u32::MAX;
 /// What a node says whose base was outvoted.
@@ -182,6 +184,34 @@ impl World {
         self.hosts[spoilt].medium.lock().spoil_builds(0);
         if self.trace.said(OUTVOTED) > outvoted {
             self.count("last pack's wrong base outvoted");
+        }
+    }
+
+    /// What an administrator was told is done, every node's history shows in the end.
+    pub(super) fn check_told(&mut self) {
+        let nodes: Vec<usize> = (0..self.hosts.len())
+            .filter(|node| self.takes_part(*node) && self.hosts[*node].process.is_some())
+            .collect();
+        for node in nodes {
+            let (mut read, mut ask_at) = (0, self.now);
+            let shows_all = |world: &mut World| {
+                let done = world.askers.lacks(read).is_some_and(|lacks| lacks.is_empty());
+                if !done && world.now >= ask_at && world.hosts[node].process.is_some() {
+                    ask_at = world.now + 200_000;
+                    read = world.ask(node, Verb::History(History { number: 0 }));
+                    world.askers.reads_all(read);
+                }
+                done
+            };
+            let end = self.now + TOLD_WITHIN_US;
+            if !self.until(end, shows_all) {
+                panic!(
+                    "violated ToldTheTruth: the history of node {} does not show what was said to be done: {:?} \
+                     (None: it does not answer)",
+                    node + 1,
+                    self.askers.lacks(read)
+                );
+            }
         }
     }
 

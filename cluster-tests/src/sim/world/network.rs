@@ -105,7 +105,16 @@ impl World {
     fn forge(&mut self, from: usize, to: usize, message: PeerMessage) -> Option<PeerMessage> {
         /// Of its messages, until the fault is done: a few of the many kinds there are.
         const FORGED_PERMILLE: u64 = 40;
-        if self.hosts[from].forge == 0 || !self.rng.chance(FORGED_PERMILLE) {
+        /// Of the rare ones that bring a snapshot of the state.
+        const FORGED_SNAPSHOT_PERMILLE: u64 = 700;
+        if self.hosts[from].forge == 0 {
+            return Some(message);
+        }
+        let permille = match &message.kind {
+            Some(Kind::Raft(raft)) if raft.snapshot.is_some() => FORGED_SNAPSHOT_PERMILLE,
+            _ => FORGED_PERMILLE,
+        };
+        if !self.rng.chance(permille) {
             return Some(message);
         }
         let Some((forged, what)) = forge::forged(&message, &mut self.rng) else {

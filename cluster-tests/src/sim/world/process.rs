@@ -61,6 +61,10 @@ impl World {
             timing: Timing {
                 pack_failed_ms: 2000,
                 opening_bytes_per_s_min: 300,
+                raft_compact_every: self
+                    .options
+                    .compact_every
+                    .unwrap_or(Timing::default().raft_compact_every),
                 ..Timing::default()
             },
             limits: Limits {
