@@ -136,6 +136,38 @@ mutants! {
     FlipNotDurable: "a flip is durable before anything is appended after it", "etcd #14685, #18810";
     FlipInTwoSteps: "a flip is one rename", "durus file_storage.py";
     NeedlessCopy: "a generation is built from the node's own file where it can be", "redis #5484, litefs #138";
+    // One conjunct each, of rules that have several.
+    SuspectTakes: "who has lost data takes no appends", "KIP-966";
+    AppendWhileCutting: "nothing is appended to a file that is being cut back", "neon safekeeper";
+    UnprovedTakes: "who may have forgotten a promise takes no appends", "openraft PR 2002";
+    CommitBeyondProved: "a committed position counts up to where the file is proved to be the master's", "KAFKA-14704";
+    PieceProvesWhole: "a piece proves nothing of the transaction that it is of", "KAFKA-14704";
+    LateMismatchTaken: "what is cut off is what was shown to be different", "neon safekeeper";
+    OldEpochReply: "an acknowledgement counts in the epoch in which it was given", "SERVER-16570";
+    ConfirmOfNewerEpoch: "who has promised a newer epoch confirms no reads of this one", "lease read by a paused process";
+    SuspectConfirms: "who has lost data confirms no reads", "lease read by a paused process";
+    AnnouncedBelieved: "a slave's clients are told only of what is committed there", "design 4";
+    HeldGoOnEarly: "clients that were shown what is not committed wait until it is", "ZEO #142";
+    ServedTooEarly: "after a start clients wait until all that the file shows is committed", "ZEO #142";
+    HeldStillAsks: "clients that wait for what becomes of a commit ask for nothing", "ZEO #142";
+    ToldWhenInFlight: "a commit that is asked for again is done when it may be told", "ZEO #142";
+    AgainIsTold: "a commit whose id comes again is done when it may be told", "ZEO #142";
+    ReadsNotChecked: "a commit whose client has read what was changed is a conflict", "design 7";
+    DeadReferredTo: "from F on nothing refers to what the pack will drop", "design 6";
+    OwnedOidGiven: "an oid that a session holds is given to no other", "design 7";
+    UsedOidGiven: "an oid that was committed, and can't be seen yet, is given to nobody", "design 7";
+    StoredOidGiven: "an oid that an object has is given to nobody", "design 7";
+    HolesBeforeTold: "holes are used when every node was told of what the pack dropped", "design 7";
+    UncommittedPacked: "a pack is made of what is committed", "design 6";
+    BuiltBeforeCut: "a base is built by who has all of it up to the cut", "design 6";
+    RecoveringAccused: "who knows what it has lost is not accused of having forgotten it", "KIP-966";
+    ProvedUnheard: "who has just started hears everybody before it takes part", "openraft PR 2002";
+    AccusedTakesPart: "who is accused of having forgotten takes no part", "openraft PR 2002";
+    ReadJoinsRound: "a read that comes while a round is on its way waits for the next one", "lease read by a paused process";
+    CutStillDurable: "nothing that was cut counts as durable", "neon PR 9685";
+    CutIdsKept: "a commit that was cut is not known by its id", "SERVER-55305";
+    AmnesiaForgotten: "a disk that has forgotten is known as such by the next process, too", "openraft PR 2002";
+    LossForgotten: "the next process, too, recovers what was lost", "KIP-966";
     // Disks.
     FailedSyncIgnored: "after a failed sync the node dies and reads its file again", "PostgreSQL 2018";
     CorruptionCutAsTorn: "what was whole and is not any more is corruption, not a tear", "CTRL paper";

@@ -27,6 +27,13 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
+            | Mutant::AppendWhileCutting
+            | Mutant::LateMismatchTaken
+            | Mutant::OldEpochReply
+            | Mutant::HeldGoOnEarly
+            | Mutant::HeldStillAsks
+            | Mutant::HolesBeforeTold
+            | Mutant::CutIdsKept
     )
 }
 
@@ -51,7 +58,11 @@ impl Hunt {
         use Mutant as M;
         let usual = Options::default();
         let options = match mutant {
-            M::RemovedNotRefused | M::MarkNotRechecked => Options {
+            M::RemovedNotRefused
+            | M::MarkNotRechecked
+            | M::DeadReferredTo
+            | M::UncommittedPacked
+            | M::BuiltBeforeCut => Options {
                 clients: 8,
                 every_us: Some(150_000),
                 favour: vec![(weight::PACK, 60), (weight::PROMOTE, 30)],
@@ -98,13 +109,21 @@ impl Hunt {
                 favour: vec![(weight::CRASH, 40), (weight::CUT, 60), (weight::LAGGY, 30)],
                 ..usual
             },
-            M::AckBySeqOnly | M::LateCutTaken | M::CutLeftOut => Options {
+            M::AckBySeqOnly
+            | M::LateCutTaken
+            | M::CutLeftOut
+            | M::AppendWhileCutting
+            | M::LateMismatchTaken
+            | M::OldEpochReply
+            | M::CutStillDurable
+            | M::CutIdsKept
+            | M::AgainIsTold => Options {
                 clients: 10,
                 every_us: Some(200_000),
                 favour: vec![(weight::CUT, 40), (weight::LOSSY, 20), (weight::STALL, 20)],
                 ..usual
             },
-            M::ForkMatches => Options {
+            M::ForkMatches | M::CommitBeyondProved | M::ServedTooEarly => Options {
                 clients: 8,
                 every_us: Some(150_000),
                 favour: vec![(weight::CUT, 40), (weight::CRASH, 20), (weight::LAGGY, 20)],
@@ -115,12 +134,22 @@ impl Hunt {
                 favour: vec![(weight::SLOW_DISK, 40), (weight::CUT, 20), (weight::PROMOTE, 20)],
                 ..usual
             },
-            M::SuspectCounted | M::RecoveringCounts | M::CorruptionCutAsTorn => Options {
+            M::SuspectCounted
+            | M::RecoveringCounts
+            | M::CorruptionCutAsTorn
+            | M::RecoveringAccused
+            | M::LossForgotten => Options {
                 every_us: Some(150_000),
                 favour: vec![(weight::ROT, 60), (weight::PROMOTE, 30), (weight::CUT, 20)],
                 ..usual
             },
-            M::AmnesiacTakesPart | M::LostAcknowledged | M::WipedBelieved => Options {
+            M::AmnesiacTakesPart
+            | M::LostAcknowledged
+            | M::WipedBelieved
+            | M::SuspectTakes
+            | M::SuspectConfirms
+            | M::AccusedTakesPart
+            | M::AmnesiaForgotten => Options {
                 every_us: Some(150_000),
                 favour: vec![
                     (weight::IMAGE, 30),
@@ -131,12 +160,19 @@ impl Hunt {
                 ..usual
             },
             // Whoever starts among others that go on.
-            M::UnprovedConfirms | M::UnprovedVotes | M::ProvedWithoutLog => Options {
+            M::UnprovedConfirms
+            | M::UnprovedVotes
+            | M::ProvedWithoutLog
+            | M::UnprovedTakes
+            | M::ProvedUnheard => Options {
                 every_us: Some(100_000),
                 favour: vec![(weight::CRASH, 80), (weight::LAGGY, 20), (weight::PROMOTE, 20)],
                 ..usual
             },
-            M::OldRoundConfirms => Options {
+            M::OldRoundConfirms
+            | M::ConfirmOfNewerEpoch
+            | M::ReadJoinsRound
+            | M::ToldWhenInFlight => Options {
                 clients: 8,
                 every_us: Some(150_000),
                 favour: vec![(weight::LAGGY, 60), (weight::LOSSY, 40), (weight::CUT, 20)],
@@ -182,7 +218,10 @@ impl Hunt {
             | M::ShownIsTold
             | M::LocalAnnounced
             | M::LocalNeverCut
-            | M::LostStillServed => Options {
+            | M::LostStillServed
+            | M::AnnouncedBelieved
+            | M::HeldGoOnEarly
+            | M::HeldStillAsks => Options {
                 clients: 6,
                 every_us: Some(120_000),
                 favour: vec![
@@ -206,7 +245,7 @@ impl Hunt {
                 compact_every: Some(4),
                 ..usual
             },
-            M::OpenTimeoutByClock | M::TransferForgotten => {
+            M::OpenTimeoutByClock | M::TransferForgotten | M::PieceProvesWhole => {
                 Options { siege_permille: 1000, faults_ms: 2000, ..usual }
             }
             M::UnknownSaidAsDone => Options { wait_max_ms: 300, ..usual },

@@ -151,7 +151,9 @@ impl CommitChecker {
             self.oids -= oids.len();
         }
         while let Some((_, id)) = self.ids_in_order.pop_back_if(|(above, _)| *above > seq) {
-            self.ids.remove(&id);
+            if !mutants::broken(Mutant::CutIdsKept) {
+                self.ids.remove(&id);
+            }
         }
         self.last = self.last.min(seq);
         self.changes_after = self.changes_after.min(seq);
@@ -217,7 +219,7 @@ impl CommitChecker {
     fn judge(&self, request: &CommitRequest<'_>, ground: &Ground<'_>) -> Result<Verdict, String> {
         let known = self.find(request.commit_id);
         if let Some(seq) = known.filter(|_| !mutants::broken(Mutant::CommitIdNotChecked)) {
-            let told = seq <= ground.acknowledged;
+            let told = seq <= ground.acknowledged || mutants::broken(Mutant::ToldWhenInFlight);
             return Ok(if told { Verdict::AlreadyCommitted(seq) } else { Verdict::InFlight(seq) });
         }
         let (base, last) = (request.base, self.last);
@@ -269,13 +271,14 @@ impl CommitChecker {
         let from = self.changes.partition_point(|(seq, _)| *seq <= base);
         let from =
             if mutants::broken(Mutant::ChangesNotChecked) { self.changes.len() } else { from };
+        let read = request.touched.filter(|_| !mutants::broken(Mutant::ReadsNotChecked));
         let mut others = false;
         for (seq, oids) in self.changes.range(from..) {
             others = true;
             for oid in oids.iter() {
                 let hit = if writes.contains(oid.0) {
                     "writes"
-                } else if request.touched.is_some_and(|touched| touched.contains(oid.0)) {
+                } else if read.is_some_and(|read| read.contains(oid.0)) {
                     "may have read"
                 } else {
                     continue;
@@ -327,7 +330,7 @@ fn gone(
         }
         let mut nowhere = RoaringTreemap::new();
         for to in shelf::refs(record).map_err(|why| format!("record of oid {oid}: {why}"))? {
-            if is_dead(to) {
+            if is_dead(to) && !mutants::broken(Mutant::DeadReferredTo) {
                 gone.insert(to.0);
             } else if removed_refused
                 && !writes.contains(to.0)

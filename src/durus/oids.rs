@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use roaring::RoaringTreemap;
 
+use crate::mutants::{self, Mutant};
 use crate::types::{BootId, NodeId, Oid};
 
 /// Holes that are looked at for one oid.
@@ -298,9 +299,10 @@ impl OidPool {
     }
 
     fn is_nobodys(&self, oid: Oid, exists: Exists<'_>) -> Result<bool, String> {
-        let taken =
-            oid == Oid::CHAIN || self.owners.contains_key(&oid) || self.used.contains(oid.0);
-        Ok(!taken && !exists(oid)?)
+        let owned = self.owners.contains_key(&oid) && !mutants::broken(Mutant::OwnedOidGiven);
+        let used = self.used.contains(oid.0) && !mutants::broken(Mutant::UsedOidGiven);
+        let taken = oid == Oid::CHAIN || owned || used;
+        Ok(!taken && (!exists(oid)? || mutants::broken(Mutant::StoredOidGiven)))
     }
 
     /// What `oid` is to the session, if it commits it.

@@ -34,7 +34,10 @@ impl<W> Confirm<W> {
     }
 
     pub fn ask(&mut self, waiter: W) {
-        self.next.push(waiter);
+        match mutants::broken(Mutant::ReadJoinsRound) && self.pending().is_some() {
+            true => self.in_round.push(waiter),
+            false => self.next.push(waiter),
+        }
     }
 
     /// Begins a round if somebody waits and none is on its way; its number is to be sent to every voter.

@@ -93,7 +93,11 @@ impl Core {
 
     /// A slave: its master says up to where clients may be told of what is committed.
     pub(super) fn learn_acknowledged(&mut self, announced: Seq) {
-        self.told.acknowledged = self.told.acknowledged.max(announced.min(self.committed));
+        let committed = match mutants::broken(Mutant::AnnouncedBelieved) {
+            true => announced,
+            false => self.committed,
+        };
+        self.told.acknowledged = self.told.acknowledged.max(announced.min(committed));
     }
 
     /// To go along with what is announced.
@@ -212,7 +216,8 @@ impl Core {
 
     /// Everything that clients were shown is committed: they go on.
     pub(super) fn go_on_if_committed(&mut self, out: &mut Vec<Action>) {
-        if self.committed < self.shelf.indexed() {
+        let shows_more = self.committed < self.shelf.indexed();
+        if shows_more && !mutants::broken(Mutant::HeldGoOnEarly) {
             return;
         }
         self.told.held = false;

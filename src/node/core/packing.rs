@@ -219,7 +219,10 @@ impl Core {
 
     /// Committed, and in our own file: what a job can read.
     fn settled(&self) -> Seq {
-        self.committed.min(self.durable.seq)
+        match mutants::broken(Mutant::UncommittedPacked) {
+            true => self.durable.seq,
+            false => self.committed.min(self.durable.seq),
+        }
     }
 
     fn is_due(&self, proposed: Option<Now>) -> bool {
@@ -369,7 +372,11 @@ impl Core {
             self.give_up_other_base(pack, out);
         }
         let due = match &self.pack.building {
-            Building::Waiting => self.pack.my_turn && self.settled() >= seal.cut_seq,
+            Building::Waiting => {
+                let has_cut =
+                    self.settled() >= seal.cut_seq || mutants::broken(Mutant::BuiltBeforeCut);
+                self.pack.my_turn && has_cut
+            }
             Building::Built { proposed, .. } | Building::Following { proposed, .. } => {
                 self.is_due(*proposed)
             }

@@ -123,7 +123,7 @@ impl Core {
             // What is in the file may have yet to become durable there: at a flip, the new file can be a few writes
             // behind the old one, which has what was acknowledged (simulator, seed 543).
             && view.acked_seq > tip.0
-            && self.recovering.is_none()
+            && (self.recovering.is_none() || mutants::broken(Mutant::RecoveringAccused))
             && !self.cutting
             && !mutants::broken(Mutant::LostAcknowledged);
         if !below {
@@ -171,7 +171,8 @@ impl Core {
     pub(super) fn drive_proof(&mut self, out: &mut Vec<Action>) {
         let Some(proof) = &self.proof else { return };
         let heard = |id: NodeId| id == self.setup.id || proof.heard.contains_key(&id);
-        let heard_all = self.control.members().all(|member| heard(member.id));
+        let heard_all = self.control.members().all(|member| heard(member.id))
+            || mutants::broken(Mutant::ProvedUnheard);
         let applied = self.raft.applied();
         let caught_up = proof.heard.values().all(|theirs| applied >= *theirs)
             || mutants::broken(Mutant::ProvedWithoutLog);
@@ -181,6 +182,7 @@ impl Core {
         let waited = self.now.since_ms(proof.since) >= self.setup.timing.silence_ms;
         let majority_heard = proof.heard.len() + 1 >= majority(self.control.members().count())
             || mutants::broken(Mutant::ProvedByTimeAlone);
+        let accused = accused && !mutants::broken(Mutant::AccusedTakesPart);
         if accused || (!known && !(waited && majority_heard)) {
             return;
         }

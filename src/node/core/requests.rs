@@ -176,7 +176,8 @@ impl Core {
     /// After a start the file may show what is to be cut back. From when everything in it is known to be committed,
     /// clients are served.
     pub(super) fn serve_early(&mut self, out: &mut Vec<Action>) {
-        if self.committed < self.shelf.indexed() {
+        let shows_more = self.committed < self.shelf.indexed();
+        if shows_more && !mutants::broken(Mutant::ServedTooEarly) {
             return;
         }
         self.serving = true;
@@ -345,7 +346,7 @@ impl Core {
     /// The newest elected master, if we are on its epoch.
     fn master_to_ask(&self) -> Option<(Epoch, NodeId)> {
         // What they ask is of a state that may be lost.
-        if self.is_holding() {
+        if self.is_holding() && !mutants::broken(Mutant::HeldStillAsks) {
             return None;
         }
         let (master, _) = self.control.master()?;

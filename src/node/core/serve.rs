@@ -122,9 +122,9 @@ impl Core {
         let generation = self.shelf.generation();
         let everybody: Vec<NodeId> = self.control.members().map(|member| member.id).collect();
         let Role::Master(master) = &mut self.role else { return };
-        let known = everybody
-            .iter()
-            .all(|id| master.registered.get(id).is_some_and(|node| node.told >= generation));
+        let was_told =
+            |node: &Registered| node.told >= generation || mutants::broken(Mutant::HolesBeforeTold);
+        let known = everybody.iter().all(|id| master.registered.get(id).is_some_and(was_told));
         master.oids.set_holes_usable(known || mutants::broken(Mutant::HolesTooEarly));
     }
 
@@ -304,7 +304,9 @@ impl Core {
         let commit_id = wire::commit_id(&commit.commit_id).map_err(|error| error.to_string())?;
         let told = self.told_to(&asker);
         let answer = match self.checker.find(commit_id) {
-            Some(seq) if seq <= told => Answer::CommittedSeq(seq.0),
+            Some(seq) if seq <= told || mutants::broken(Mutant::AgainIsTold) => {
+                Answer::CommittedSeq(seq.0)
+            }
             Some(seq) => {
                 if let Some(master) = self.master() {
                     master.in_flight.insert(seq, asker);
@@ -402,7 +404,8 @@ impl Core {
     ) -> Result<(), String> {
         // Who may have forgotten a newer promise must not confirm an older mastership.
         let proved = !self.is_unproved() || mutants::broken(Mutant::UnprovedConfirms);
-        if self.suspect.is_empty() && proved {
+        let sound = self.suspect.is_empty() || mutants::broken(Mutant::SuspectConfirms);
+        if sound && proved {
             let reply = pb::ConfirmReply {
                 epoch: self.promised.0,
                 boot: confirm.boot,
@@ -421,7 +424,9 @@ impl Core {
     ) -> Result<(), String> {
         let boot = self.setup.boot;
         let Some(master) = self.master() else { return Ok(()) };
-        if (reply.epoch, reply.boot) == (master.epoch.0, boot.0) {
+        let same_epoch =
+            reply.epoch == master.epoch.0 || mutants::broken(Mutant::ConfirmOfNewerEpoch);
+        if same_epoch && reply.boot == boot.0 {
             let done = master.confirm.confirmed(from, reply.round);
             self.answer_synced(done, out);
         }

@@ -79,7 +79,10 @@ impl Core {
         if !self.believes_epoch(from, "epoch of an append", append.epoch) {
             return Ok(());
         }
-        if !self.suspect.is_empty() || self.cutting || self.is_unproved() {
+        let suspect = !self.suspect.is_empty() && !mutants::broken(Mutant::SuspectTakes);
+        let cutting = self.cutting && !mutants::broken(Mutant::AppendWhileCutting);
+        let unproved = self.is_unproved() && !mutants::broken(Mutant::UnprovedTakes);
+        if suspect || cutting || unproved {
             return Ok(());
         }
         if append.epoch < self.promised && !mutants::broken(Mutant::AppendBelowPromise) {
@@ -253,7 +256,8 @@ impl Core {
                 Err(why) => outcome = Err(why),
             }
         }
-        let taken = known || self.shelf.tip().seq > tip.seq;
+        let taken =
+            known || self.shelf.tip().seq > tip.seq || mutants::broken(Mutant::PieceProvesWhole);
         let proved = if taken { key.end.seq } else { tip.seq };
         self.matched(from, append.commit, proved, false, tip.seq);
         self.learn_announced(from, append.acknowledged);
@@ -311,6 +315,7 @@ impl Core {
         if commit.seq >= slave.announced.seq {
             slave.announced = commit;
         }
+        let proved = if mutants::broken(Mutant::CommitBeyondProved) { tip } else { proved };
         let known = if by_chain { commit.seq } else { proved.min(commit.seq) };
         self.committed = self.committed.max(known);
     }
@@ -427,7 +432,8 @@ impl Core {
         let mismatch = wire::tip("newer mismatch", common.newer_mismatch.as_ref())
             .map_err(|e| e.to_string())?;
         // Computed anew here: a late message about what the file held before finds neither, and cuts nothing.
-        let ours = self.is_in_file(&point)? && self.is_in_file(&mismatch)?;
+        let ours = self.is_in_file(&point)?
+            && (self.is_in_file(&mismatch)? || mutants::broken(Mutant::LateMismatchTaken));
         if !ours && !mutants::broken(Mutant::LateCutTaken) {
             return Ok(());
         }
@@ -487,7 +493,7 @@ impl Core {
         let applied = self.shelf.indexed();
         self.drop_shown(point.seq, applied, out);
         // What comes before the point may still be on its way to the disk.
-        if self.durable.seq > point.seq {
+        if self.durable.seq > point.seq && !mutants::broken(Mutant::CutStillDurable) {
             self.durable = point;
         }
         self.drop_next(out);

@@ -106,6 +106,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     disk.sync_dir()?;
     let cut_before = durability::cut_before(&*disk, setup.id)?;
     let recovering = loss::read(&*disk, promised)?;
+    let recovering = recovering.filter(|_| !mutants::broken(Mutant::LossForgotten));
     let suspect = doubts(&*disk, &lost, others)?;
     if !suspect.is_empty() {
         slog::crit!(log, "this node's disk has lost its memory: it takes no part"; "why" => &suspect);
@@ -229,7 +230,8 @@ fn doubts(disk: &dyn Disk, lost: &Lost, others: bool) -> Result<String, DiskErro
         disk.create(AMNESIAC)?.sync()?;
         disk.sync_dir()?;
     }
-    Ok(match disk.exists(AMNESIAC)? {
+    let amnesiac = disk.exists(AMNESIAC)? && !mutants::broken(Mutant::AmnesiaForgotten);
+    Ok(match amnesiac {
         true => format!("this disk does not hold what this node has promised. {what_to_do}"),
         false => String::new(),
     })
