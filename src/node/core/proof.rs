@@ -183,7 +183,8 @@ impl Core {
         let majority_heard = proof.heard.len() + 1 >= majority(self.control.members().count())
             || mutants::broken(Mutant::ProvedByTimeAlone);
         let accused = accused && !mutants::broken(Mutant::AccusedTakesPart);
-        if accused || (!known && !(waited && majority_heard)) {
+        let waited_enough = waited && majority_heard;
+        if accused || !(known || waited_enough) {
             return;
         }
         self.proof = None;
