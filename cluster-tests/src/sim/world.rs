@@ -138,6 +138,8 @@ struct Host {
     image: Option<Image>,
     /// How far the file in it goes.
     image_seq: u64,
+    /// Its file was whole, and the node not recovering.
+    image_whole: bool,
 }
 
 impl Host {
@@ -263,6 +265,7 @@ impl World {
                 out: None,
                 image: None,
                 image_seq: 0,
+                image_whole: false,
             })
             .collect();
         let schedule = Schedule::new(&mut rng, options);

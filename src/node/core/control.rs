@@ -41,7 +41,7 @@ impl Core {
         if message.from != from.0 {
             return Err(format!("a Raft message of node {}, sent by node {from}", message.from));
         }
-        let silent = self.is_unproved() || self.is_doubted();
+        let silent = self.is_silent();
         let votes = Driver::is_about_votes(&message) && !mutants::broken(Mutant::UnprovedVotes);
         if !self.suspect.is_empty() || (silent && votes) {
             return Ok(());

@@ -83,7 +83,7 @@ impl Core {
         request: FenceRequest,
         out: &mut Vec<Action>,
     ) -> Result<(), String> {
-        if self.is_unproved() {
+        if self.is_unproved() || self.is_accused() {
             return Ok(()); // asked again in a moment
         }
         let epoch = Epoch(request.epoch);
@@ -121,7 +121,7 @@ impl Core {
             && !mutants::broken(Mutant::PositionBeforePromise);
         let settled = (!self.cutting && self.durable.seq == self.shelf.tip().seq)
             || mutants::broken(Mutant::UnsettledReported);
-        if self.is_unproved() || promising || !settled {
+        if self.is_unproved() || self.is_accused() || promising || !settled {
             return; // asked again in a moment
         }
         let next = self.next_complete();

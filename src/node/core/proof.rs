@@ -18,7 +18,11 @@
 //! promise nor, within an epoch, what was acknowledged to its master ever goes back. But one message may be wrong, or
 //! forged. So an accusation counts only when its peer repeats it (`plausible`, "claims"), and a promise only when our own
 //! applied log has that epoch's fence, which was committed before anybody promised. While somebody accuses this node and
-//! that is not settled, an unproved node stays so.
+//! that is not settled, an unproved node stays so, and one that takes part already neither votes, reports, acknowledges
+//! nor confirms. The same peer's next beat settles it, or the claim expires: one forged beat costs a second at most.
+//!
+//! A node that knows that its file is damaged (`recovering`) is not accused of lacking what it acknowledged. It counts for
+//! nothing until it has everything again, and what the others have heard of it in the current epoch is part of that.
 
 use std::collections::BTreeMap;
 
@@ -31,18 +35,20 @@ use crate::plausible::{Claim, EPOCH_AHEAD_MAX, SEQ_AHEAD_MAX, within};
 use crate::proto::control::{Beat, PeerView};
 use crate::replication::quorum::majority;
 use crate::storage::task::{AMNESIAC, DiskTask};
-use crate::types::{NodeId, Now};
+use crate::types::{Epoch, NodeId, Now, Seq};
 
 /// Of a node that has just started.
 pub(super) struct Proof {
     since: Now,
+    /// The last seq of the file at the start. What it fetches since then is no memory of what it acknowledged.
+    had: Seq,
     /// Up to where each had applied Raft's log, as it said last.
     heard: BTreeMap<NodeId, u64>,
 }
 
 impl Proof {
-    pub(super) fn new(now: Now) -> Proof {
-        Proof { since: now, heard: BTreeMap::new() }
+    pub(super) fn new(now: Now, had: Seq) -> Proof {
+        Proof { since: now, had, heard: BTreeMap::new() }
     }
 }
 
@@ -59,6 +65,34 @@ impl Core {
     /// Takes no part yet.
     pub(super) fn is_unproved(&self) -> bool {
         self.proof.is_some() && !mutants::broken(Mutant::AmnesiacTakesPart)
+    }
+
+    /// Somebody says that this node has forgotten something, and that is not settled.
+    pub(super) fn is_accused(&self) -> bool {
+        [Claim::DiskForgotten, Claim::Unsettled, Claim::RaftLogForgotten]
+            .iter()
+            .any(|claim| self.claims.is_made(*claim, self.now))
+            && !mutants::broken(Mutant::AmnesiacTakesPart)
+            && !mutants::broken(Mutant::AccusedTakesPart)
+    }
+
+    /// Says nothing that counts: no vote, no report, no acknowledgement, no confirmation.
+    pub(super) fn is_silent(&self) -> bool {
+        !self.suspect.is_empty() || self.is_unproved() || self.is_accused()
+    }
+
+    /// Does a peer say that this node had more of the history of `epoch` than `durable`?
+    pub(super) fn is_remembered_beyond(&self, epoch: Epoch, durable: Seq) -> bool {
+        let me = self.setup.id;
+        let others = self.control.members().filter(|member| member.id != me);
+        others.filter_map(|member| self.health.beat(member.id)).any(|beat| {
+            beat.views.iter().filter(|view| view.node == me.0).any(|view| {
+                view.acked_epoch == epoch.0
+                    && view.acked_seq > durable.0
+                    // Whoever heard of it has it.
+                    && view.acked_seq <= beat.written_seq
+            })
+        })
     }
 
     /// What this node knows of the others: what it heard itself, and what Raft says.
@@ -118,7 +152,7 @@ impl Core {
             }
             return View::Unsettled;
         }
-        let tip = self.shelf.tip().seq;
+        let tip = self.proof.as_ref().map_or(self.shelf.tip().seq, |proof| proof.had);
         let below = view.acked_epoch == promised
             // What is in the file may have yet to become durable there: at a flip, the new file can be a few writes
             // behind the old one, which has what was acknowledged (simulator, seed 543).
@@ -177,14 +211,11 @@ impl Core {
         let caught_up = proof.heard.values().all(|theirs| applied >= *theirs)
             || mutants::broken(Mutant::ProvedWithoutLog);
         let known = heard_all && caught_up;
-        let accused = self.claims.is_made(Claim::DiskForgotten, self.now)
-            || self.claims.is_made(Claim::Unsettled, self.now);
         let waited = self.now.since_ms(proof.since) >= self.setup.timing.silence_ms;
         let majority_heard = proof.heard.len() + 1 >= majority(self.control.members().count())
             || mutants::broken(Mutant::ProvedByTimeAlone);
-        let accused = accused && !mutants::broken(Mutant::AccusedTakesPart);
         let waited_enough = waited && majority_heard;
-        if accused || !(known || waited_enough) {
+        if self.is_accused() || !(known || waited_enough) {
             return;
         }
         self.proof = None;

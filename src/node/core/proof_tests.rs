@@ -2,9 +2,10 @@ use std::sync::Arc;
 
 use crate::node::core::testing::{self, says};
 use crate::node::core::{Action, Core, Input};
+use crate::plausible::CLAIM_STALE_MS;
 use crate::proto::control::peer_message::Kind;
 use crate::proto::control::{Beat, FenceCommand, FenceRequest, PeerView, Reason, command};
-use crate::proto::replication::{Append, CommonPoint};
+use crate::proto::replication::{Append, CommonPoint, Confirm};
 use crate::replication::wire;
 use crate::shelf::{self, TxMeta};
 use crate::storage::mem::MemDisk;
@@ -105,6 +106,67 @@ fn a_disk_below_what_others_have_heard_of_it_stands_aside() {
     let disk = Arc::new(MemDisk::default());
     crate::storage::Disk::create(&*disk, AMNESIAC).unwrap();
     assert!(!node(&disk).suspect.is_empty());
+}
+
+/// Found by the simulator (seed 1346): the node fetched what it lacked of the last generation before the claim stood, and
+/// the claim was withdrawn by its peer's next beat.
+#[test]
+fn what_was_fetched_since_the_start_is_no_memory() {
+    let disk = promised(3);
+    let mut core = node(&disk);
+    says(&mut core, at(1), 2, beat(3, 1));
+    says(&mut core, at(2), 3, beat(3, 0));
+    let epoch_start = shelf::Kind::EpochStart;
+    shelf::testing::append(&mut core.shelf, epoch_start, &[]);
+    assert_eq!(core.shelf.tip().seq, Seq(1), "it was fetched");
+    says(&mut core, at(101), 2, beat(3, 1));
+    assert!(core.is_unproved());
+    says(&mut core, at(202), 2, beat(3, 1));
+    assert!(core.suspect.contains("had seq 1 of epoch 3"), "{}", core.suspect);
+}
+
+/// One forged beat silences a sound node until its peer's next one, or for as long as a claim is kept.
+#[test]
+fn who_is_accused_says_nothing_that_counts_until_that_is_settled() {
+    let disk = promised(3);
+    let mut core = node(&disk);
+    fenced(&mut core, 4);
+    let confirms = |core: &mut Core, ms| {
+        let out = says(core, at(ms), 3, Kind::Confirm(Confirm::default()));
+        out.iter().any(|action| {
+            matches!(action, Action::Send { message, .. }
+                if matches!(message.kind, Some(Kind::ConfirmReply(_))))
+        })
+    };
+    says(&mut core, at(1), 2, beat(3, 0));
+    says(&mut core, at(2), 3, beat(3, 0));
+    assert!(!core.is_unproved() && confirms(&mut core, 3));
+    // It had promised epoch 4, it had promised an epoch that Raft does not know yet, it had seq 7.
+    for (epoch, seq) in [(4, 0), (5, 0), (3, 7)] {
+        says(&mut core, at(4), 2, beat(epoch, seq));
+        assert!(!confirms(&mut core, 5), "epoch {epoch} seq {seq}");
+        says(&mut core, at(6), 3, beat(3, 0));
+        assert!(!promises(&says(&mut core, at(7), 3, fence(5)), 5), "another peer clears nothing");
+        says(&mut core, at(8), 2, beat(3, 0));
+        assert!(confirms(&mut core, 9));
+    }
+    says(&mut core, at(10), 2, beat(4, 0));
+    assert!(!confirms(&mut core, 10 + CLAIM_STALE_MS));
+    assert!(confirms(&mut core, 11 + CLAIM_STALE_MS));
+    assert!(promises(&says(&mut core, at(2000), 3, fence(5)), 5));
+    assert!(core.suspect.is_empty());
+}
+
+/// An older image of a disk whose file was damaged then: its own note of what it lost is too small.
+#[test]
+fn who_recovers_gets_back_what_others_have_heard_of_it_in_this_epoch() {
+    let mut core = node(&promised(3));
+    says(&mut core, at(1), 2, beat(3, 7));
+    assert!(core.is_remembered_beyond(Epoch(3), Seq(6)));
+    assert!(!core.is_remembered_beyond(Epoch(3), Seq(7)));
+    assert!(!core.is_remembered_beyond(Epoch(4), Seq(6)), "a later master counts none of that");
+    says(&mut core, at(2), 2, beat(3, 101));
+    assert!(!core.is_remembered_beyond(Epoch(3), Seq(6)), "its sender has not so much itself");
 }
 
 /// A forged view, and the true one after it.

@@ -405,7 +405,7 @@ impl Core {
         // Who may have forgotten a newer promise must not confirm an older mastership.
         let proved = !self.is_unproved() || mutants::broken(Mutant::UnprovedConfirms);
         let sound = self.suspect.is_empty() || mutants::broken(Mutant::SuspectConfirms);
-        if sound && proved {
+        if sound && proved && !self.is_accused() {
             let reply = pb::ConfirmReply {
                 epoch: self.promised.0,
                 boot: confirm.boot,

@@ -82,7 +82,7 @@ impl Core {
         let suspect = !self.suspect.is_empty() && !mutants::broken(Mutant::SuspectTakes);
         let cutting = self.cutting && !mutants::broken(Mutant::AppendWhileCutting);
         let unproved = self.is_unproved() && !mutants::broken(Mutant::UnprovedTakes);
-        if suspect || cutting || unproved {
+        if suspect || cutting || unproved || self.is_accused() {
             return Ok(());
         }
         if append.epoch < self.promised && !mutants::broken(Mutant::AppendBelowPromise) {
@@ -332,8 +332,8 @@ impl Core {
         let promised = (slave.epoch == self.promised && durable)
             || mutants::broken(Mutant::PromiseNotRechecked)
             || mutants::broken(Mutant::AppendBelowPromise);
-        if !promised || !slave.matched {
-            return;
+        if !promised || !slave.matched || self.is_accused() {
+            return; // asked again in a moment
         }
         let (master, boot) = (slave.master, slave.boot);
         // Everything that was committed before this epoch is below what its open master says is. What our file has since
@@ -345,7 +345,9 @@ impl Core {
             && self.committed >= slave.announced.seq;
         let (epoch, generation, durable) = (slave.epoch, self.shelf.generation(), self.durable);
         let is_good = |loss: Loss| loss.is_made_good(epoch, generation, durable);
-        let recovered = all_back && self.recovering.is_some_and(is_good);
+        let recovered = all_back
+            && self.recovering.is_some_and(is_good)
+            && !self.is_remembered_beyond(epoch, durable.seq);
         let reply = pb::AppendReply { epoch: epoch.0, ..self.append_reply(boot, true, Vec::new()) };
         self.send(master, Kind::AppendReply(reply), out);
         if recovered {

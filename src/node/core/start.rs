@@ -120,7 +120,7 @@ pub fn start(setup: Setup, now: Now) -> Result<(Core, RaftLog), StartError> {
     let election_ticks = setup.timing.raft_election_ticks as usize + 3 * rank;
     // A disk that has never promised anything has nothing to forget, and a node alone has nobody to ask.
     let blank = recovered.fresh && promised == Epoch(0);
-    let proof = (!blank && voters.len() > 1).then(|| Proof::new(now));
+    let proof = (!blank && voters.len() > 1).then(|| Proof::new(now, shelf.tip().seq));
     let raft = Driver::new(setup.id, &voters, recovered, election_ticks, &log)?;
     let checker =
         remember(&shelf).map_err(|error| StartError::Shelf { name: shelf.name().into(), error })?;

@@ -53,6 +53,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// Has the node found its file damaged, and not fetched everything again?
+    pub fn is_recovering(&self) -> bool {
+        self.names.contains_key("recovering")
+    }
+
     /// The epoch promised in it.
     pub fn promise(&self) -> u64 {
         let number = match self.names.get("promise") {

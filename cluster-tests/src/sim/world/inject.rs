@@ -204,8 +204,10 @@ impl World {
         }
         if let Fault::Image { .. } = fault {
             let image = self.hosts[node].medium.lock().image();
-            self.hosts[node].image = Some(image);
             self.hosts[node].image_seq = self.ledger.last_seq(node);
+            self.hosts[node].image_whole =
+                !self.hosts[node].damage_unseen && !image.is_recovering();
+            self.hosts[node].image = Some(image);
             return true;
         }
         if let Fault::Rollback { .. } | Fault::Replace { .. } = fault {
@@ -285,8 +287,10 @@ impl World {
                     && reported.contains(&(node as u64 + 1))
                     && self.ledger.has_master(*epoch)
             });
-            let seq = self.hosts[node].image_seq;
-            if !forgotten && !self.is_known_to_lack(node, promised, seq) {
+            // A node whose file is damaged knows that it lacks something, and counts for nothing until it has everything
+            // again, with what others have heard of it. It is not taken for one that has forgotten.
+            let (seq, whole) = (self.hosts[node].image_seq, self.hosts[node].image_whole);
+            if !forgotten && !(whole && self.is_known_to_lack(node, promised, seq)) {
                 return false;
             }
         }
