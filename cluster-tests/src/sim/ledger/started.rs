@@ -34,7 +34,10 @@ impl Ledger {
     pub fn on_arrival(&mut self, at: usize, from: usize, message: &PeerMessage) {
         self.note_asked(message);
         if let Some(Message::Beat(beat)) = &message.kind {
-            self.started[at].heard.entry(from).or_insert(beat.raft_applied);
+            // The first one's, which is the least, unless that was forged.
+            let applied = beat.raft_applied;
+            let heard = self.started[at].heard.entry(from).or_insert(applied);
+            *heard = (*heard).min(applied);
         }
         if let Some(Message::AppendReply(reply)) = &message.kind
             && let Some(tip) = reply.durable.as_ref().filter(|_| reply.matched)

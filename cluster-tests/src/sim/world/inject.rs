@@ -322,7 +322,9 @@ impl World {
     /// Has this node acknowledged more than `seq` to the master of `epoch`, who goes on, and who has heard it?
     fn is_known_to_lack(&self, node: usize, epoch: u64, seq: u64) -> bool {
         let heard = self.ledger.heard_acks(node, epoch).is_some_and(|acked| acked > seq);
-        heard && self.ledger.master().is_some_and(|master| master != node)
+        // A process that has ended has forgotten what it heard.
+        let remembers = |master: usize| master != node && self.hosts[master].process.is_some();
+        heard && self.ledger.master().is_some_and(remembers)
     }
 
     /// The others are well, and stay so for a while.
