@@ -66,7 +66,7 @@ const REMEMBERED: [(u64, &str); 12] = [
 const SEEDS: u64 = 3000;
 
 /// What must have happened at least once over all seeds: rare branches of the nodes.
-const SOMETIMES: [&str; 89] = [
+const SOMETIMES: [&str; 88] = [
     "torn tail cut",
     "orphan made",
     "common point found",
@@ -106,7 +106,6 @@ const SOMETIMES: [&str; 89] = [
     "acknowledged by the master alone",
     "acknowledged locally and lost",
     "clients held for what a majority may lack",
-    "clients of what was lost disconnected",
     "commits held to hand over",
     "an administrator's request done",
     "an administrator's request refused",

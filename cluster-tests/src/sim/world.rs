@@ -480,7 +480,7 @@ impl World {
             Event::Ask { .. } if self.mending => {}
             Event::Ask { by, verb } => _ = self.ask(by, verb),
             Event::Wide if self.besieged => {}
-            Event::Wide => self.narrow = None,
+            Event::Wide => self.widen(),
             Event::FastDisk { node } => self.hosts[node].slow = 1,
             Event::NoRoom { .. } if self.mending => {}
             Event::NoRoom { node } => self.hosts[node].medium.lock().set_room(Room::None),

@@ -50,7 +50,7 @@ impl World {
         self.twice_permille = 0;
         self.lag_us = 0;
         self.late = Late::default();
-        self.narrow = None;
+        self.widen();
         for node in 0..self.hosts.len() {
             self.hosts[node].slow = 1;
             self.hosts[node].doom = None;

@@ -15,6 +15,8 @@ use super::words::{self, words};
 use super::{Event, Flight, World};
 use crate::sim::forge;
 
+/// When lines are wide again, what waited for them arrives after so long.
+const SOON_US: u64 = 5000;
 /// A connection that is lost may deliver so much longer.
 const LOST_WITH_US: u64 = 160_000;
 
@@ -142,7 +144,7 @@ impl World {
         let (now, narrow) = (self.now, self.narrow);
         let link = self.link(flight.from, flight.to);
         // Beats are as large here as anywhere, and transactions much smaller: they would need all that such lines carry.
-        let delay = match narrow.filter(|_| matches!(lane, Lane::Live | Lane::Bulk)) {
+        let delay = match narrow.filter(|_| is_narrowed(lane)) {
             Some(bytes_per_s) => {
                 let takes = flight.message.encoded_len() as u64 * 1_000_000 / bytes_per_s;
                 link.free[number] = link.free[number].max(now) + takes;
@@ -153,6 +155,30 @@ impl World {
         let at = (now + delay).max(link.last[number] + 1);
         link.last[number] = at;
         self.at(at - now, Event::Deliver(Box::new(flight)));
+    }
+
+    /// Lines carry as much as there is again: what waited in front of them is delivered soon, in its order.
+    pub(super) fn widen(&mut self) {
+        if self.narrow.take().is_none() {
+            return;
+        }
+        let soon = self.now + SOON_US;
+        let late = self.queue.range((soon, 0)..);
+        let waits = late.filter(|(_, event)| match event {
+            Event::Deliver(flight) => is_narrowed(lane(&flight.message, self.small_commit_max)),
+            _ => false,
+        });
+        let waits: Vec<(u64, u64)> = waits.map(|(at, _)| *at).collect();
+        for at in waits {
+            let event = self.queue.remove(&at).expect("just seen");
+            self.at(SOON_US, event);
+        }
+        for link in &mut self.links {
+            for number in [Lane::Live as usize, Lane::Bulk as usize] {
+                link.free[number] = link.free[number].min(soon);
+                link.last[number] = link.last[number].min(soon);
+            }
+        }
     }
 
     pub(super) fn deliver(&mut self, flight: Flight) {
@@ -277,4 +303,9 @@ fn decides(message: &PeerMessage) -> bool {
                 | Kind::FenceReport(_)
         )
     )
+}
+
+/// The lanes of transactions: on the others nothing is long.
+fn is_narrowed(lane: Lane) -> bool {
+    matches!(lane, Lane::Live | Lane::Bulk)
 }

@@ -64,7 +64,8 @@ impl World {
         if stored {
             self.restart_under_siege(master);
         }
-        (self.narrow, self.besieged) = (None, false);
+        self.besieged = false;
+        self.widen();
     }
 
     fn restart_under_siege(&mut self, master: usize) {
