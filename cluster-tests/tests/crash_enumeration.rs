@@ -58,6 +58,7 @@ const NOT_MISSED: &[(&str, &str, &str)] = &[
     ("fetch: blocks, name, follow, flip, remove", "fetching.durus", "synced under its next name"),
     ("first start: import, adopt", "g00000001.durus", "synced under its name before"),
     ("first start: an empty file", "g00000001.durus", "synced under its name before"),
+    ("first start: everything is born", "g00000001.durus", "synced under its name before"),
     ("start: torn tail cut", "g00000001.durus", "whatever is torn again is cut again"),
     ("start: hollow tail cut", "g00000001.durus", "whatever is torn again is cut again"),
     ("start: damage kept aside", "g00000001.durus", "whatever is damaged again is cut again"),
