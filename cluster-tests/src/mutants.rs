@@ -183,6 +183,7 @@ impl Hunt {
                 clients: 8,
                 every_us: Some(150_000),
                 favour: vec![(weight::PACK, 60), (weight::LOSSY, 80)],
+                refused_again_permille: 1000,
                 ..usual
             },
             // Where commits are written while elections are asked after, on disks that take their time.
@@ -214,24 +215,34 @@ impl Hunt {
                 favour: vec![(weight::LOSSY, 40), (weight::PACK, 60)],
                 ..usual
             },
-            M::AllIsMajority
-            | M::ShownIsTold
-            | M::LocalAnnounced
-            | M::LocalNeverCut
-            | M::LostStillServed
-            | M::AnnouncedBelieved
-            | M::HeldGoOnEarly
-            | M::HeldStillAsks => Options {
-                clients: 6,
-                every_us: Some(120_000),
-                favour: vec![
-                    (weight::SETTING, 60),
-                    (weight::CRASH, 15),
-                    (weight::CUT, 40),
-                    (weight::LAGGY, 20),
-                ],
-                ..usual
-            },
+            // Where masters acknowledge alone, and lose mastership alive.
+            M::LocalNeverCut | M::LostStillServed | M::HeldGoOnEarly | M::HeldStillAsks => {
+                Options {
+                    clients: 10,
+                    every_us: Some(120_000),
+                    favour: vec![
+                        (weight::SETTING, 30),
+                        (weight::CUT, 60),
+                        (weight::STALL, 30),
+                        (weight::LAGGY, 20),
+                    ],
+                    durability: Some("local"),
+                    ..usual
+                }
+            }
+            M::AllIsMajority | M::ShownIsTold | M::LocalAnnounced | M::AnnouncedBelieved => {
+                Options {
+                    clients: 6,
+                    every_us: Some(120_000),
+                    favour: vec![
+                        (weight::SETTING, 60),
+                        (weight::CRASH, 15),
+                        (weight::CUT, 40),
+                        (weight::LAGGY, 20),
+                    ],
+                    ..usual
+                }
+            }
             M::RaftLogMadeAnew => {
                 Options { every_us: Some(150_000), favour: vec![(weight::LOSE, 60)], ..usual }
             }

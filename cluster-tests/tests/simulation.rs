@@ -3,7 +3,8 @@
 //! What can be set:
 //!
 //! * `SIM_SEED=123 cargo test -p cluster-tests --test simulation one_seed -- --nocapture` runs one seed again and
-//!   prints its report; `SIM_ECHO=1` prints everything as it happens, `SIM_NODES=5` overrules the number of nodes.
+//!   prints its report; `SIM_ECHO=1` prints everything as it happens, `SIM_NODES=5` overrules the number of nodes, and
+//!   `SIM_HUNT=NAME` takes the options with which that mutant is hunted (every rule is kept).
 //! * `SIM_FIRST=10000 SIM_COUNT=5000` changes which seeds `the_cluster_keeps_its_promises` runs; with `SIM_GO_ON=1` it
 //!   says which seeds failed and goes on to the next. `SIM_THREADS` sets the number of threads.
 //!
@@ -338,10 +339,21 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
+/// `SIM_HUNT=ConflictForgotten`: the options with which that mutant is hunted, every rule kept.
+fn options_of_hunt() -> Option<Options> {
+    #[cfg(debug_assertions)]
+    if let Ok(name) = std::env::var("SIM_HUNT") {
+        let mutant = packmaster::mutants::Mutant::ALL.iter().find(|it| it.name() == name);
+        let mutant = *mutant.unwrap_or_else(|| panic!("there is no mutant {name}"));
+        return Some(cluster_tests::mutants::Hunt::new(mutant).options);
+    }
+    None
+}
+
 #[test]
 fn one_seed() {
     let Some(seed) = number("SIM_SEED") else { return };
-    let mut options = Options::of_seed(seed);
+    let mut options = options_of_hunt().unwrap_or_else(|| Options::of_seed(seed));
     if let Some(nodes) = number("SIM_NODES") {
         options.nodes = nodes as usize;
     }

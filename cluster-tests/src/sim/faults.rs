@@ -28,6 +28,10 @@ pub struct Options {
     pub siege_permille: u64,
     /// Raft entries between two snapshots; None: as usual.
     pub compact_every: Option<u64>,
+    /// Whoever changes settings sets `durability` to this, and nothing else.
+    pub durability: Option<&'static str>,
+    /// How many of a thousand commits that were refused for a pack come again after it, where messages come twice.
+    pub refused_again_permille: u64,
 }
 
 /// Kinds of faults by their places in `WEIGHTS`, for `Options::favour`.
@@ -70,6 +74,8 @@ impl Default for Options {
             differing_files: false,
             siege_permille: 150,
             compact_every: None,
+            durability: None,
+            refused_again_permille: 300,
         }
     }
 }
@@ -313,6 +319,7 @@ pub struct Schedule {
     weights: [u64; WEIGHTS.len()],
     /// Nodes whose disks may be damaged: a minority.
     pub unlucky: Vec<usize>,
+    durability: Option<&'static str>,
 }
 
 impl Schedule {
@@ -345,7 +352,8 @@ impl Schedule {
         if rng.chance(400) {
             unlucky.clear();
         }
-        Schedule { every_us, weights, unlucky }
+        let durability = options.durability;
+        Schedule { every_us, weights, unlucky, durability }
     }
 
     /// The next fault, and how long until the one after it. None: this time nothing.
@@ -410,7 +418,13 @@ impl Schedule {
                 let us = rng.between(1, size) as i64;
                 Fault::ClockJump { node, us: if rng.chance(500) { -us } else { us } }
             }
-            23 => Fault::Setting { by: node, settings: settings(rng) },
+            23 => {
+                let settings = match self.durability {
+                    Some(value) => vec![("durability", value.to_string())],
+                    None => settings(rng),
+                };
+                Fault::Setting { by: node, settings }
+            }
             29 => {
                 let bytes_per_s = rng.between(10_000, 80_000);
                 let large =

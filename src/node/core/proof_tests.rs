@@ -132,7 +132,7 @@ fn who_is_accused_says_nothing_that_counts_until_that_is_settled() {
     let mut core = node(&disk);
     fenced(&mut core, 4);
     let confirms = |core: &mut Core, ms| {
-        let out = says(core, at(ms), 3, Kind::Confirm(Confirm::default()));
+        let out = says(core, at(ms), 3, Kind::Confirm(Confirm { epoch: 3, ..Confirm::default() }));
         out.iter().any(|action| {
             matches!(action, Action::Send { message, .. }
                 if matches!(message.kind, Some(Kind::ConfirmReply(_))))
@@ -155,6 +155,27 @@ fn who_is_accused_says_nothing_that_counts_until_that_is_settled() {
     assert!(confirms(&mut core, 11 + CLAIM_STALE_MS));
     assert!(promises(&says(&mut core, at(2000), 3, fence(5)), 5));
     assert!(core.suspect.is_empty());
+}
+
+/// Found by the simulator (mutants' options, seed 218): the same process was master of two epochs in a row, and a late
+/// question of the first was answered for the second, in which the round of that number had yet to begin.
+#[test]
+fn a_question_of_an_earlier_epoch_is_not_answered_for_this_one() {
+    let mut core = node(&promised(3));
+    says(&mut core, at(1), 2, beat(3, 0));
+    says(&mut core, at(2), 3, beat(3, 0));
+    let mut answers = |epoch| {
+        let confirm = Confirm { epoch, boot: 7, round: 24 };
+        let out = says(&mut core, at(3), 3, Kind::Confirm(confirm));
+        out.into_iter().find_map(|action| match action {
+            Action::Send { message, .. } => match message.kind {
+                Some(Kind::ConfirmReply(reply)) => Some((reply.epoch, reply.round)),
+                _ => None,
+            },
+            _ => None,
+        })
+    };
+    assert_eq!((answers(2), answers(3), answers(4)), (None, Some((3, 24)), None));
 }
 
 /// An older image of a disk whose file was damaged then: its own note of what it lost is too small.

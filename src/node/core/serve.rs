@@ -405,13 +405,13 @@ impl Core {
         // Who may have forgotten a newer promise must not confirm an older mastership.
         let proved = !self.is_unproved() || mutants::broken(Mutant::UnprovedConfirms);
         let sound = self.suspect.is_empty() || mutants::broken(Mutant::SuspectConfirms);
-        if sound && proved && !self.is_accused() {
-            let reply = pb::ConfirmReply {
-                epoch: self.promised.0,
-                boot: confirm.boot,
-                round: confirm.round,
-            };
-            self.send(from, Kind::ConfirmReply(reply), out);
+        // A late question of an epoch before must not be answered for this one: its master may be the same process, whose
+        // rounds begin again with each epoch.
+        let of_this_epoch =
+            confirm.epoch == self.promised.0 || mutants::broken(Mutant::ConfirmOfNewerEpoch);
+        if of_this_epoch && sound && proved && !self.is_accused() {
+            let pb::Confirm { epoch, boot, round } = confirm;
+            self.send(from, Kind::ConfirmReply(pb::ConfirmReply { epoch, boot, round }), out);
         }
         Ok(())
     }
@@ -424,9 +424,7 @@ impl Core {
     ) -> Result<(), String> {
         let boot = self.setup.boot;
         let Some(master) = self.master() else { return Ok(()) };
-        let same_epoch =
-            reply.epoch == master.epoch.0 || mutants::broken(Mutant::ConfirmOfNewerEpoch);
-        if same_epoch && reply.boot == boot.0 {
+        if (reply.epoch, reply.boot) == (master.epoch.0, boot.0) {
             let done = master.confirm.confirmed(from, reply.round);
             self.answer_synced(done, out);
         }

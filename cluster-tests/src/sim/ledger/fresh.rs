@@ -40,6 +40,13 @@ impl Ledger {
         fresh.now += 1;
         match &message.kind {
             Some(Message::ConfirmReply(reply)) => {
+                let promise = self.disks[from].promise;
+                assert!(
+                    promise <= reply.epoch,
+                    "violated NoAckBelowPromise: node {} confirms epoch {} with promise {promise} on its disk",
+                    from + 1,
+                    reply.epoch
+                );
                 fresh.confirmed.insert((reply.epoch, from), fresh.now);
             }
             Some(Message::ClientReply(reply))

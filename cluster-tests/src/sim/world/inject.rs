@@ -290,7 +290,8 @@ impl World {
             // A node whose file is damaged knows that it lacks something, and counts for nothing until it has everything
             // again, with what others have heard of it. It is not taken for one that has forgotten.
             let (seq, whole) = (self.hosts[node].image_seq, self.hosts[node].image_whole);
-            if !forgotten && !(whole && self.is_known_to_lack(node, promised, seq)) {
+            let lacks = whole && self.is_known_to_lack(node, promised, seq);
+            if !(forgotten || lacks) {
                 return false;
             }
         }

@@ -88,7 +88,8 @@ impl World {
             Some(Kind::ClientReply(reply)) => {
                 let asked = self.asked_commits.remove(&(reply.boot, reply.id));
                 let Some(Answer::Conflict(conflict)) = &reply.answer else { return };
-                if conflict.dead.is_empty() || self.twice_permille == 0 || !self.rng.chance(300) {
+                let often = self.options.refused_again_permille;
+                if conflict.dead.is_empty() || self.twice_permille == 0 || !self.rng.chance(often) {
                     return;
                 }
                 let Some(message) = asked else { return };
