@@ -27,6 +27,7 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::FlipInTwoSteps
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
+            | Mutant::ConflictForgotten
             | Mutant::AppendWhileCutting
             | Mutant::LateMismatchTaken
             | Mutant::OldEpochReply

@@ -132,7 +132,8 @@ fn who_is_accused_says_nothing_that_counts_until_that_is_settled() {
     let mut core = node(&disk);
     fenced(&mut core, 4);
     let confirms = |core: &mut Core, ms| {
-        let out = says(core, at(ms), 3, Kind::Confirm(Confirm { epoch: 3, ..Confirm::default() }));
+        let epoch = core.promised.0;
+        let out = says(core, at(ms), 3, Kind::Confirm(Confirm { epoch, ..Confirm::default() }));
         out.iter().any(|action| {
             matches!(action, Action::Send { message, .. }
                 if matches!(message.kind, Some(Kind::ConfirmReply(_))))
