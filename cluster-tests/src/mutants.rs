@@ -28,6 +28,7 @@ pub fn is_elusive(mutant: Mutant) -> bool {
             | Mutant::RecoveringCounts
             | Mutant::AheadBelieved
             | Mutant::ConflictForgotten
+            | Mutant::LocalNeverCut
             | Mutant::AppendWhileCutting
             | Mutant::LateMismatchTaken
             | Mutant::OldEpochReply

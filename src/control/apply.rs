@@ -4,6 +4,7 @@
 use prost::Message;
 
 use super::codec::{get_build, get_chain, get_fencing, get_mastership, get_member, get_seal};
+use super::legacy;
 use super::settings;
 use super::state::{
     Decision, GENERATIONS_MAX, GenerationRecord, HISTORY_MAX, Mastership, OddBuild, Pack,
@@ -16,6 +17,8 @@ use crate::types::{Epoch, Generation, NodeId, Oid, PackId, Seq};
 
 /// Bytes of a text that is kept; more is cut off.
 const TEXT_MAX: usize = 512;
+/// Of commands: since this one they name the object that they act on.
+pub const FORMAT: u32 = 2;
 /// Epochs from here on are nonsense; they would soon run out.
 pub const EPOCH_MAX: u64 = 1 << 62;
 /// And so is whatever else is counted.
@@ -34,7 +37,8 @@ type Decided = Result<(), String>;
 
 /// A command as the node `by` proposes it, decided on a state of that epoch.
 pub fn command(on_epoch: Epoch, at_wall_us: u64, by: NodeId, kind: Kind) -> pb::Command {
-    pb::Command { on_epoch: on_epoch.0, at_wall_us, by: by.0, asked: None, kind: Some(kind) }
+    let (on_epoch, by, kind) = (on_epoch.0, by.0, Some(kind));
+    pb::Command { on_epoch, at_wall_us, by, asked: None, format: FORMAT, kind }
 }
 
 /// What a decision was about, for the history.
@@ -84,7 +88,12 @@ impl State {
     fn decide(&mut self, command: &pb::Command) -> Decided {
         let (on, epoch, at) = (command.on_epoch, self.epoch, command.at_wall_us);
         refuse_if(on != epoch.0, || format!("decided on epoch {on}, and it is {epoch}"))?;
-        match command.kind.as_ref().ok_or("a command of a kind that is not known")? {
+        let kind = command.kind.as_ref().ok_or("a command of a kind that is not known")?;
+        let completed = (command.format < FORMAT).then(|| legacy::decided_on(self, kind.clone()));
+        if let Some(Kind::PackReady(ready)) = &completed {
+            self.built_without_a_word(ready);
+        }
+        match completed.as_ref().unwrap_or(kind) {
             Kind::MemberUp(up) => self.on_member_up(at, up),
             Kind::Fence(fence) => self.on_fence(at, fence),
             Kind::Elect(elect) => self.on_elect(at, elect),
@@ -103,6 +112,15 @@ impl State {
                 self.record(at, About { node: Some(node), asked_by: AUTOMATIC, ..about });
                 Ok(())
             }
+        }
+    }
+
+    /// Programs before `FORMAT` said nothing of a base that is the agreed one, but that they are ready.
+    fn built_without_a_word(&mut self, ready: &pb::PackReady) {
+        if let Some(pack) = &mut self.pack
+            && let Some(agreed) = pack.agreed()
+        {
+            pack.builds.entry(NodeId(ready.node)).or_insert(agreed);
         }
     }
 

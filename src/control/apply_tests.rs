@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 
+use super::super::legacy::decided_on;
 use super::super::state::Member;
-use super::super::testing::decided_on;
 use super::*;
 use crate::proto::replication;
 use crate::types::{BlockRoot, BootId, Chain};
@@ -811,4 +811,33 @@ fn numbers_beyond_all_bounds_are_refused() {
     trace.ok(Kind::PackSeal(good));
     trace.no(fence(u64::MAX, Reason::MasterDead), "cannot follow");
     trace.no(oids(1, u64::MAX), "does not raise");
+}
+
+/// Found by trying a directory of an earlier program: its seals and bases named no pack, and were refused when its log was
+/// read again, and with them all that came after.
+#[test]
+fn a_log_of_a_program_without_identities_comes_to_the_same_state() {
+    let mut trace = Trace::new();
+    trace.mastership(1, first());
+    let mut earlier = |kind: Kind| {
+        trace.index += 1;
+        let mut command = command(trace.state.epoch(), 1000 + trace.index, NodeId(1), kind);
+        command.format = 0;
+        assert_eq!(trace.state.apply(trace.index, &command), Applied::Changed, "{command:?}");
+    };
+    earlier(oids(1, 1000));
+    earlier(pause(true));
+    earlier(pause(false));
+    earlier(pack_start(2));
+    earlier(pack_cancel(2));
+    earlier(pack_start(2));
+    earlier(pack_seal(2, 105, 110));
+    earlier(pack_base(2, 7));
+    earlier(pack_ready(2, 2));
+    earlier(pack_ready(2, 3));
+    earlier(fence(2, Reason::GenerationSwitch));
+    earlier(elect(2, 1, generation(2, 7, 105, 110)));
+    earlier(opened(2, 201));
+    assert_eq!(trace.state.generation().unwrap().number, Generation(2));
+    assert!(trace.state.pack().is_none() && trace.state.is_open());
 }

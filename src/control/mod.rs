@@ -36,13 +36,12 @@
 
 mod apply;
 mod codec;
+pub(crate) mod legacy;
 mod losses;
 pub mod settings;
 mod state;
-#[cfg(test)]
-pub(crate) mod testing;
 
-pub use apply::{Applied, EPOCH_MAX, command};
+pub use apply::{Applied, EPOCH_MAX, FORMAT, command};
 pub use codec::StateError;
 pub use settings::Settings;
 pub use state::{

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::controller::{Controller, Decision, Timing, View};
 use super::health::Health;
-use crate::control::testing::decided_on;
+use crate::control::legacy::decided_on;
 use crate::control::{Applied, Member, Role, State, command};
 use crate::proto::control as pb;
 use crate::proto::control::command::Kind;

@@ -299,6 +299,7 @@ impl Core {
         }
         // It is decided here and now, and a time that is far ahead would stay in the state. Nobody waits for it.
         (command.at_wall_us, command.by, command.asked) = (self.now.wall_us, from.0, None);
+        command.format = control::FORMAT;
         self.consider(&command);
         Ok(())
     }

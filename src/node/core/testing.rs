@@ -6,7 +6,7 @@ use slog::{Discard, Logger, o};
 
 use super::master::Master;
 use super::{Action, Core, Input, Role, Setup, Timing, start};
-use crate::control::testing::decided_on;
+use crate::control::legacy::decided_on;
 use crate::control::{self, Applied};
 use crate::durus::Limits;
 use crate::proto::control::peer_message::Kind;

@@ -1,14 +1,17 @@
-//! For tests that decide on the state as it is: what a command acts on is filled in.
+//! Commands in the logs of programs before commands named the object that they act on.
+//!
+//! Such a command was decided for whatever there was when it was applied: so it is completed with that. A command that names
+//! nothing and is not from such a log is refused by the state.
 
 use super::State;
 use crate::proto::control::Reason;
 use crate::proto::control::command::Kind;
 use crate::replication::wire::put_chain;
 
-/// No command of a test has this index.
-const NO_SUCH: u64 = 999_999;
+/// No object has this identity: Raft indexes are far below.
+const NO_SUCH: u64 = u64::MAX;
 
-/// The command, decided on this state: what it does not say of the object that it acts on is as the state has it.
+/// The command as if decided on this state: what it does not say of the object that it acts on is as the state has it.
 pub(crate) fn decided_on(state: &State, kind: Kind) -> Kind {
     let pack = state.pack().map_or(NO_SUCH, |pack| pack.id.0);
     let or = |said: u64, known: u64| if said == 0 { known } else { said };
